@@ -1,0 +1,21 @@
+"""Shared fixtures: async tests run on asyncio; every test gets a folder and a store path of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def isolated_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run in an empty folder, so that no test reads or writes another's `.agentopt/`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AGENTOPT_DB", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    return tmp_path
