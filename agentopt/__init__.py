@@ -1,1 +1,151 @@
-"""agentopt: record an agent's run as a graph, send feedback backward, keep only edits that are measured to help."""
+"""agentopt: record an agent's run as a graph, send feedback backward, keep only edits that are measured to help.
+
+This module is the public face: every name is loaded from its room on first use, so `import agentopt` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agentopt._api import aevaluate, atune, evaluate, tune
+    from agentopt.errors import AgentoptError, RunError, UserError
+    from agentopt.evaluation import Dataset, EvaluationResult, Example, Judge, Score
+    from agentopt.graph import (
+        Candidate,
+        ExecutionError,
+        Feedback,
+        Module,
+        Node,
+        OpRecord,
+        Subgraph,
+        ThreadPoolExecutor,
+        Trace,
+        agent,
+        backward,
+        bind_context,
+        bundle,
+        choice,
+        demos,
+        load,
+        module,
+        node,
+        number,
+        parameter,
+        prompt,
+        record,
+        report_usage,
+        step,
+        stop_tracing,
+        tool,
+    )
+    from agentopt.models import LM, FunctionLM, LMOptions, ReplayLM, Reply, ScriptedLM, configure, lm
+    from agentopt.search import Budget, Claim, TuneOptions, TuneResult
+
+_ROOMS = {
+    "agentopt._api": ("aevaluate", "atune", "evaluate", "tune"),
+    "agentopt.errors": ("AgentoptError", "RunError", "UserError"),
+    "agentopt.evaluation": ("Dataset", "EvaluationResult", "Example", "Judge", "Score"),
+    "agentopt.graph": (
+        "Candidate",
+        "ExecutionError",
+        "Feedback",
+        "Module",
+        "Node",
+        "OpRecord",
+        "Subgraph",
+        "ThreadPoolExecutor",
+        "Trace",
+        "agent",
+        "backward",
+        "bind_context",
+        "bundle",
+        "choice",
+        "demos",
+        "load",
+        "module",
+        "node",
+        "number",
+        "parameter",
+        "prompt",
+        "record",
+        "report_usage",
+        "step",
+        "stop_tracing",
+        "tool",
+    ),
+    "agentopt.models": ("LM", "FunctionLM", "LMOptions", "ReplayLM", "Reply", "ScriptedLM", "configure", "lm"),
+    "agentopt.search": ("Budget", "Claim", "TuneOptions", "TuneResult"),
+}
+_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LM",
+    "AgentoptError",
+    "Budget",
+    "Candidate",
+    "Claim",
+    "Dataset",
+    "EvaluationResult",
+    "Example",
+    "ExecutionError",
+    "Feedback",
+    "FunctionLM",
+    "Judge",
+    "LMOptions",
+    "Module",
+    "Node",
+    "OpRecord",
+    "ReplayLM",
+    "Reply",
+    "RunError",
+    "Score",
+    "ScriptedLM",
+    "Subgraph",
+    "ThreadPoolExecutor",
+    "Trace",
+    "TuneOptions",
+    "TuneResult",
+    "UserError",
+    "__version__",
+    "aevaluate",
+    "agent",
+    "atune",
+    "backward",
+    "bind_context",
+    "bundle",
+    "choice",
+    "configure",
+    "demos",
+    "evaluate",
+    "lm",
+    "load",
+    "module",
+    "node",
+    "number",
+    "parameter",
+    "prompt",
+    "record",
+    "report_usage",
+    "step",
+    "stop_tracing",
+    "tool",
+    "tune",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its room, once."""
+    room = _HOME.get(name)
+    if room is None:
+        raise AttributeError(f"module 'agentopt' has no attribute {name!r}")
+    value = getattr(importlib.import_module(room), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

