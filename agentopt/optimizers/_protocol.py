@@ -1,0 +1,102 @@
+"""What an optimizer is: an object that looks at one parent and its rollouts and proposes typed edits.
+
+Unit: one call of `propose` for one parent in one iteration. An optimizer never runs the program, never scores anything and
+never decides what is kept; the search loop measures every update it proposes. Everything an optimizer may know is in the
+`ProposeContext`; two equal contexts (and a language model that is a pure function of its request) give equal updates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from agentopt.evaluation import Dataset, Rollout
+    from agentopt.graph import Candidate, Edit, ParameterSpec, Subgraph
+    from agentopt.models import LM
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """A list of edits proposed together: applied to the parent as a whole or not at all."""
+
+    edits: tuple[Edit, ...]
+    rationale: str = ""
+    """Why, in one or two sentences, for the report and for later rounds."""
+    source: str = ""
+    """Which optimizer (and which part of it) made this, for example `instructions.frame`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PastProposal:
+    """What happened to one earlier proposal, with its measured scores."""
+
+    candidate_hash: str
+    parent_hash: str
+    update: Update
+    screen: float | None = None
+    """Mean score on the screening minibatch, or None when it was not reached."""
+    validation: float | None = None
+    """Mean score on the validation rows seen so far, or None when the screen stopped it."""
+    accepted: bool = False
+    reason: str = ""
+    screen_parent: float | None = None
+    """The parent's mean on the same screening minibatch."""
+
+
+@dataclass(frozen=True)
+class ProposeContext:
+    """All that an optimizer may look at when it proposes."""
+
+    program_name: str
+    parent: Candidate
+    """The candidate to edit: a full map of the tunable parameters' values."""
+    specs: Mapping[str, ParameterSpec]
+    """The tunable parameters only; an edit of any other name is illegal."""
+    train: Dataset
+    """The only data demonstrations and data descriptions may come from."""
+    rollouts: Sequence[Rollout] = ()
+    """The parent on the minibatch, with traces where they were kept."""
+    history: Sequence[PastProposal] = ()
+    """Oldest first."""
+    seed: int = 0
+    iteration: int = 0
+    """0-based."""
+    count: int = 1
+    """How many updates are wanted; fewer, or none, is a legal answer."""
+    lm: LM | None = None
+    """The optimizer-role language model, or None when there is none."""
+    optimizer_model: str = ""
+    """The optimizer model's name as the user wrote it; decides how much is asked of it."""
+    program_summary: str = ""
+    metric_name: str = ""
+    budget_left: int | None = None
+    """Rollouts the run may still spend, when known."""
+    notes: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Free remarks of the search loop (for example which parameters were never read)."""
+
+    @cached_property
+    def _subgraphs(self) -> Mapping[str, list[Subgraph]]:
+        from agentopt.optimizers._feedback import subgraphs_of
+
+        return subgraphs_of(self.rollouts)
+
+    def subgraphs(self) -> Mapping[str, list[Subgraph]]:
+        """For each parameter read in the rollouts, one subgraph per rollout in rollout order (computed once)."""
+        return self._subgraphs
+
+
+@runtime_checkable
+class Optimizer(Protocol):
+    """Anything with a name and `propose`, sync or async."""
+
+    @property
+    def name(self) -> str:
+        """Shown in the report and in `Update.source`."""
+        ...
+
+    def propose(self, context: ProposeContext) -> list[Update] | Awaitable[list[Update]]:
+        """Up to `context.count` updates of `context.parent`, best first; an empty list when there is nothing to propose."""
+        ...
