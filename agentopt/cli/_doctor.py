@@ -107,3 +107,52 @@ def _local_extra(argument: str) -> str:
     if argument.startswith("agentopt[") and (root / "pyproject.toml").exists():
         return f"{root}{argument.removeprefix('agentopt')}"
     return argument
+
+
+def doctor_command(*, fix: bool, engine: bool, as_json: bool) -> int:
+    """Print the table, mend it when asked, time the engine; exit code 1 when the main job cannot run."""
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    found = checks()
+    if fix:
+        for check, code in repair(found):
+            if code:
+                Console(stderr=True).print(f"pip could not install {check.name} (exit code {code}); see its output above.")
+        importlib.invalidate_caches()
+        found = checks()
+    broken = [check for check in found if check.status == "missing"]
+    timing = None if not engine or broken else _time_engine()
+    if as_json:
+        print(json.dumps({"checks": [check.to_dict() for check in found], "engine": timing}, indent=2))
+        return int(bool(broken))
+    console = Console()
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    marks = {"ok": "[green]ok[/]", "missing": "[red]missing[/]", "optional": "[yellow]optional[/]"}
+    for check in found:
+        lines = check.detail
+        if check.fix:
+            lines += f"\n[dim]pip install {' '.join(check.fix)}[/]".replace("[local", "\\[local").replace("t[", "t\\[")
+        table.add_row(marks[check.status], check.name, lines)
+    console.print(table)
+    if timing:
+        console.print(f"\nembedded engine: {timing['summary']}")
+    if broken:
+        console.print("\nThe main job cannot run yet: `agentopt doctor --fix` installs what is missing.")
+    return int(bool(broken))
+
+
+def _time_engine() -> dict[str, object]:
+    """Start the embedded engine, run a short load, and say calls per second in words."""
+    from agentopt.errors import AgentoptError
+    from agentopt.models import time_engine
+
+    try:
+        return dict(time_engine())
+    except AgentoptError as error:
+        return {"summary": f"could not start: {error}", "error": str(error)}

@@ -1,0 +1,279 @@
+"""The commands and the one place where an error becomes an exit code.
+
+Exit codes: 0 done, 1 the run failed, 2 bad input, 130 interrupted. A user's mistake is one sentence on stderr; only a
+defect of agentopt itself shows a stack trace. Importing this module must stay under 0.3 s, so every command imports what
+it needs inside its body.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import click
+import typer
+
+from agentopt.errors import AgentoptError, UserError
+
+app = typer.Typer(
+    name="agentopt",
+    help="Record an agent's run, send feedback backward, keep only edits that are measured to help.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+runs_app = typer.Typer(help="Look at recorded runs.", no_args_is_help=True, rich_markup_mode=None)
+trace_app = typer.Typer(help="Look at recorded traces.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(runs_app, name="runs")
+app.add_typer(trace_app, name="trace")
+
+Target = Annotated[str | None, typer.Argument(help="file.py:function or package.module:function", metavar="TARGET")]
+Config = Annotated[str | None, typer.Option("--config", "-c", help="agentopt.toml; found in the current folder by itself")]
+Data = Annotated[str | None, typer.Option(help="JSONL, CSV or Parquet file")]
+Metric = Annotated[str | None, typer.Option("--metric", "-m", help="exact_match, contains, f1, ... or module:function")]
+Columns = Annotated[str | None, typer.Option(help="columns passed to the target, comma-separated")]
+Models = Annotated[list[str] | None, typer.Option("--model", help="role=model, e.g. agent=openai/gpt-4.1-mini; repeatable")]
+Store = Annotated[str | None, typer.Option("--store", help="the SQLite file  [default: .agentopt/agentopt.db]")]
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, nothing else")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
+
+
+def run() -> None:
+    """Run the command line and exit with its code."""
+    try:
+        code = app(args=_spread_models(sys.argv[1:]), standalone_mode=False)
+    except UserError as error:
+        _fail(str(error), error.exit_code)
+    except AgentoptError as error:
+        _fail(str(error), error.exit_code)
+    except click.exceptions.Abort:
+        _fail("interrupted", 130)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _spread_models(arguments: list[str]) -> list[str]:
+    """`--model agent=A optimizer=B` reads as two --model options, the way a person writes it."""
+    spread: list[str] = []
+    after_model = False
+    for argument in arguments:
+        role, sign, _ = argument.partition("=")
+        if after_model and sign and role.isidentifier() and spread[-1] != "--model":
+            spread.append("--model")
+        after_model = argument == "--model" or (after_model and bool(sign) and role.isidentifier())
+        spread.append(argument)
+    return spread
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"agentopt: {message}", err=True)
+    sys.exit(code)
+
+
+def _pairs(items: list[str] | None, option: str) -> dict[str, str]:
+    """`role=model` items; several may stand in one value, separated by spaces or commas."""
+    pairs: dict[str, str] = {}
+    for item in items or []:
+        for part in item.replace(",", " ").split():
+            key, sign, value = part.partition("=")
+            if not sign or not key or not value:
+                raise UserError(f"{option} {part!r}: expected name=value, for example agent=openai/gpt-4.1-mini.")
+            pairs[key] = value
+    return pairs
+
+
+def _commas(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+@app.command()
+def tune(
+    target: Target = None,
+    train: Data = None,
+    val: Data = None,
+    test: Data = None,
+    metric: Metric = None,
+    inputs: Columns = None,
+    label: Annotated[str | None, typer.Option(help="column that holds the expected answer")] = None,
+    output_field: Annotated[str | None, typer.Option(help="field of the output that the metric reads")] = None,
+    config: Config = None,
+    model: Models = None,
+    budget: Annotated[str | None, typer.Option(help="rollouts=600,usd=2,tokens=...,proposals=...,minutes=...")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="auto, optoprime, demonstrations, instructions, or a+b")] = None,
+    driver: Annotated[str | None, typer.Option(help="auto or greedy")] = None,
+    tune: Annotated[list[str] | None, typer.Option("--tune", help="also tune parameters that match this glob")] = None,
+    freeze: Annotated[list[str] | None, typer.Option(help="leave parameters that match this glob alone")] = None,
+    seed: Annotated[int | None, typer.Option(help="every random draw follows from it  [default: 0]")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="examples run at the same time  [default: 8]")] = None,
+    timeout: Annotated[float | None, typer.Option(help="seconds one example may take  [default: 120]")] = None,
+    repeats: Annotated[int | None, typer.Option(help="runs per example  [default: 1]")] = None,
+    screen_size: Annotated[int | None, typer.Option(help="examples a proposal is screened on  [default: 16]")] = None,
+    template: Annotated[str | None, typer.Option(help="file that replaces the optimizer's meta-prompt")] = None,
+    allow_effects: Annotated[bool, typer.Option("--allow-effects", help="let tools with effects run for real")] = False,
+    no_capture: Annotated[bool, typer.Option("--no-capture", help="no loopback endpoint for OpenAI clients")] = False,
+    resume: Annotated[str | None, typer.Option(help="continue this run; nothing already paid for is repeated")] = None,
+    store: Store = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Tune TARGET on your data; keep only edits that are measured to help; report one honest held-out figure."""
+    from agentopt.cli._tune import tune_command
+
+    overrides: dict[str, Any] = {
+        "target": target,
+        "train": train,
+        "val": val,
+        "test": test,
+        "metric": metric,
+        "inputs": _commas(inputs),
+        "label": label,
+        "output_field": output_field,
+        "models": _pairs(model, "--model"),
+        "budget": _pairs([budget], "--budget") if budget else None,
+        "optimizer": optimizer,
+        "driver": driver,
+        "tune": tune,
+        "freeze": freeze,
+        "seed": seed,
+        "concurrency": concurrency,
+        "timeout": timeout,
+        "repeats": repeats,
+        "screen_size": screen_size,
+        "template": template,
+        "allow_effects": True if allow_effects else None,
+        "capture": False if no_capture else None,
+        "store": store,
+    }
+    raise typer.Exit(tune_command(config, overrides, resume=resume, as_json=as_json, quiet=quiet))
+
+
+@app.command()
+def evaluate(
+    target: Target = None,
+    data: Annotated[str | None, typer.Option("--data", "-d", help="JSONL, CSV or Parquet  [default: test of the config]")] = None,
+    metric: Metric = None,
+    inputs: Columns = None,
+    label: Annotated[str | None, typer.Option(help="column that holds the expected answer")] = None,
+    output_field: Annotated[str | None, typer.Option(help="field of the output that the metric reads")] = None,
+    candidate: Annotated[str | None, typer.Option(help="a best.json; default: the declared values")] = None,
+    config: Config = None,
+    model: Models = None,
+    concurrency: Annotated[int | None, typer.Option(help="examples run at the same time  [default: 8]")] = None,
+    timeout: Annotated[float | None, typer.Option(help="seconds one example may take  [default: 120]")] = None,
+    repeats: Annotated[int | None, typer.Option(help="runs per example  [default: 1]")] = None,
+    store: Store = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run TARGET over a data set and print the score with its interval, the errors and the cost."""
+    from agentopt.cli._evaluate import evaluate_command
+
+    overrides: dict[str, Any] = {
+        "target": target,
+        "test": data,
+        "metric": metric,
+        "inputs": _commas(inputs),
+        "label": label,
+        "output_field": output_field,
+        "models": _pairs(model, "--model"),
+        "concurrency": concurrency,
+        "timeout": timeout,
+        "repeats": repeats,
+        "store": store,
+    }
+    raise typer.Exit(evaluate_command(config, overrides, candidate=candidate, as_json=as_json, quiet=quiet))
+
+
+@runs_app.command("ls")
+def runs_ls(store: Store = None, as_json: AsJson = False) -> None:
+    """List the runs in the store, newest first."""
+    from agentopt.cli._runs import list_runs
+
+    list_runs(store, as_json=as_json)
+
+
+@runs_app.command("show")
+def runs_show(run: str, store: Store = None, as_json: AsJson = False) -> None:
+    """Show one run: claim, candidates, spend. A unique prefix of the id is enough."""
+    from agentopt.cli._runs import show_run
+
+    show_run(run, store, as_json=as_json)
+
+
+@runs_app.command("diff")
+def runs_diff(
+    run: str,
+    other: Annotated[str | None, typer.Argument(help="another run; default: this run's baseline")] = None,
+    store: Store = None,
+) -> None:
+    """Show what a run changed, or how the best candidates of two runs differ."""
+    from agentopt.cli._runs import diff_runs
+
+    diff_runs(run, other, store)
+
+
+@runs_app.command("resume")
+def runs_resume(run: str, store: Store = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Continue an interrupted run with the configuration it was started with."""
+    from agentopt.cli._tune import resume_command
+
+    raise typer.Exit(resume_command(run, store, as_json=as_json, quiet=quiet))
+
+
+@trace_app.command("show")
+def trace_show(
+    trace: Annotated[str, typer.Argument(help="a *.trace.jsonl file, or a trace id from the store")],
+    store: Store = None,
+    op: Annotated[int | None, typer.Option(help="show this op in full")] = None,
+    limit: Annotated[int, typer.Option(help="ops printed at most")] = 200,
+    as_json: AsJson = False,
+) -> None:
+    """Print a trace as a tree of calls with inputs, outputs, errors, time and cost."""
+    from agentopt.cli._trace import show_trace
+
+    show_trace(trace, store, op=op, limit=limit, as_json=as_json)
+
+
+@app.command()
+def export(
+    run: str,
+    out: Annotated[str, typer.Option("--out", "-o", help="file to write; .json or .toml")] = "best.json",
+    candidate: Annotated[str, typer.Option(help="best, baseline, or a candidate hash")] = "best",
+    store: Store = None,
+) -> None:
+    """Write a candidate as a plain file that the program loads without a store: ao.load(FILE).install()."""
+    from agentopt.cli._runs import export_candidate
+
+    export_candidate(run, out, candidate, store)
+
+
+@app.command()
+def doctor(
+    fix: Annotated[bool, typer.Option("--fix", help="install what the main job needs and lacks")] = False,
+    no_engine: Annotated[bool, typer.Option("--no-engine", help="do not time the embedded engine")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what is installed, what is missing, the command that fixes it, and time the embedded engine."""
+    from agentopt.cli._doctor import doctor_command
+
+    raise typer.Exit(doctor_command(fix=fix, engine=not no_engine, as_json=as_json))
+
+
+@app.callback(invoke_without_command=True)
+def _root(  # pyright: ignore[reportUnusedFunction]
+    version: Annotated[bool, typer.Option("--version", help="print the version and exit", is_eager=True)] = False,
+) -> None:
+    """Record an agent's run, send feedback backward, keep only edits that are measured to help."""
+    if version:
+        import agentopt
+
+        typer.echo(f"agentopt {agentopt.__version__}")
+        raise typer.Exit(0)

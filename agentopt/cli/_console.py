@@ -1,0 +1,90 @@
+"""What the commands print with: two consoles, and the words for numbers that stand in every table.
+
+Results go to stdout, progress and remarks to stderr, so that `agentopt ... --json | jq` works.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+
+def out() -> Console:
+    """Console on stdout; made anew so that a test's redirected stdout is honoured."""
+    return Console(highlight=False, soft_wrap=False)
+
+
+def err() -> Console:
+    """Console on stderr."""
+    return Console(stderr=True, highlight=False)
+
+
+def short(value: Any, limit: int = 72) -> str:
+    """One line of at most `limit` characters; what was cut is marked."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)
+    text = " ".join(text.split())
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def usd(amount: float | None) -> str:
+    """Dollars, with the cents that matter; unknown is said, never shown as zero."""
+    if amount is None:
+        return "unknown"
+    if amount == 0:
+        return "$0"
+    return f"${amount:.2f}" if amount >= 1 else f"${amount:.4f}"
+
+
+def seconds(duration: float | None) -> str:
+    """A duration in the unit a person would use."""
+    if duration is None:
+        return "-"
+    if duration < 0.001:
+        return f"{duration * 1e6:.0f} us"
+    if duration < 1:
+        return f"{duration * 1e3:.0f} ms"
+    return f"{duration:.1f} s" if duration < 100 else f"{duration / 60:.1f} min"
+
+
+def count(number: float) -> str:
+    """1234567 as 1.2M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if number >= size:
+            return f"{number / (1e3 if unit == 'k' else size):.1f}{unit}"
+    return f"{number:.0f}"
+
+
+def value_lines(value: Any) -> list[str]:
+    """A parameter's value as lines: text as it is, demonstrations one pair a line, anything else as JSON."""
+    if isinstance(value, str):
+        return value.splitlines() or [""]
+    if isinstance(value, list) and all(isinstance(item, Mapping) and "output" in item for item in value):
+        return [f"{short(item.get('input', ''), 100)}  ->  {item['output']}" for item in value]
+    return json.dumps(value, ensure_ascii=False, indent=2).splitlines()
+
+
+def diff_lines(before: Any, after: Any) -> list[tuple[str, str]]:
+    """(sign, line) pairs: '-' only before, '+' only after, ' ' in both."""
+    lines = difflib.ndiff(value_lines(before), value_lines(after))
+    return [(line[0], line[2:]) for line in lines if line[0] in "-+ "]
+
+
+def print_diff(console: Console, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Every changed parameter as a coloured diff; says so when nothing differs."""
+    changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    if not changed:
+        console.print("no parameter differs")
+    for name in changed:
+        console.print(Text(name, style="bold"))
+        if name not in before or name not in after:
+            sign, only, style = ("+", after, "green") if name not in before else ("-", before, "red")
+            for line in value_lines(only[name]):
+                console.print(Text(f"  {sign} {line}", style=style))
+            continue
+        for sign, line in diff_lines(before[name], after[name]):
+            console.print(Text(f"  {sign} {line}", style={"-": "red", "+": "green"}.get(sign, "dim")))
