@@ -9,7 +9,7 @@ class LMError(RunError):
     """A language model call that could not be completed.
 
     `status` is the HTTP status where there was one; `retryable` tells whether the same request may succeed later
-    (transport failure, timeout, 429, 5xx); `retry_after` is the server's wish in seconds; `tries` counts what was spent.
+    (transport failure, timeout, 429, 5xx); `retry_after` is in seconds; `tries` counts what was spent.
     """
 
     def __init__(
