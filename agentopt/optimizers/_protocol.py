@@ -1,8 +1,9 @@
 """What an optimizer is: an object that looks at one parent and its rollouts and proposes typed edits.
 
-Unit: one call of `propose` for one parent in one iteration. An optimizer never runs the program, never scores anything and
-never decides what is kept; the search loop measures every update it proposes. Everything an optimizer may know is in the
-`ProposeContext`; two equal contexts (and a language model that is a pure function of its request) give equal updates.
+Unit: one call of `propose` for one parent in one iteration. An optimizer never runs the program, never scores
+anything and never decides what is kept; the search loop measures every update it proposes. Everything an optimizer may
+know is in the `ProposeContext`; two equal contexts (and a language model that is a pure function of its request) give
+equal updates.
 """
 
 from __future__ import annotations
@@ -46,6 +47,15 @@ class PastProposal:
     """The parent's mean on the same screening minibatch."""
 
 
+@dataclass(frozen=True, slots=True)
+class DroppedEdit:
+    """A proposal that was given up before anything was measured, and why; the search loop may report it."""
+
+    source: str
+    problem: str
+    tries: int = 1
+
+
 @dataclass(frozen=True)
 class ProposeContext:
     """All that an optimizer may look at when it proposes."""
@@ -74,8 +84,10 @@ class ProposeContext:
     metric_name: str = ""
     budget_left: int | None = None
     """Rollouts the run may still spend, when known."""
-    notes: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Free remarks of the search loop (for example which parameters were never read)."""
+    objective: str = ""
+    """What "better" means beyond the score, in the user's words."""
+    dropped: list[DroppedEdit] = field(default_factory=list[DroppedEdit], compare=False)
+    """Written by the optimizer: what it gave up on in this call."""
 
     @cached_property
     def _subgraphs(self) -> Mapping[str, list[Subgraph]]:
@@ -98,5 +110,5 @@ class Optimizer(Protocol):
         ...
 
     def propose(self, context: ProposeContext) -> list[Update] | Awaitable[list[Update]]:
-        """Up to `context.count` updates of `context.parent`, best first; an empty list when there is nothing to propose."""
+        """Up to `context.count` updates of `context.parent`, best first; an empty list when there is nothing left."""
         ...

@@ -62,7 +62,8 @@ def resolve_optimizer(spec: str | object, *, template: str | Path | None = None)
     """Turn `spec` into an optimizer.
 
     Args:
-        spec: a name of `OPTIMIZER_NAMES`, several joined with `+` (they take turns), or any object with `propose(context)`.
+        spec: a name of `OPTIMIZER_NAMES`, several joined with `+` (they take turns), or any object
+            with `propose(context)`.
         template: a meta-prompt file that overrides fragments of the shipped ones; checked here, before anything runs.
 
     Raises:
@@ -78,8 +79,8 @@ def resolve_optimizer(spec: str | object, *, template: str | Path | None = None)
         for name in names:
             if name not in _BY_NAME:
                 raise UserError(
-                    f"Unknown optimizer {name!r}: expected one of {', '.join(_BY_NAME)}, several joined with '+', or an object "
-                    "with propose(context)."
+                    f"Unknown optimizer {name!r}: expected one of {', '.join(_BY_NAME)}, several joined with '+', or an "
+                    "object with propose(context)."
                 )
         parts = [_BY_NAME[name](path) for name in names]
         if len(parts) == 1:
@@ -91,7 +92,8 @@ def resolve_optimizer(spec: str | object, *, template: str | Path | None = None)
         raise UserError(f"optimizer={spec.__name__} is a class: pass an instance, {spec.__name__}().")
     if not callable(getattr(spec, "propose", None)):
         raise UserError(
-            f"optimizer={spec!r} has no propose(context) method: pass a name ({', '.join(_BY_NAME)}) or an object with one."
+            f"optimizer={spec!r} has no propose(context) method: pass a name ({', '.join(_BY_NAME)}) or an object that "
+            "has one."
         )
     if not hasattr(spec, "name"):
         from agentopt.optimizers._auto import Named
