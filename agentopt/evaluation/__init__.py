@@ -1,0 +1,60 @@
+"""Data, programs, metrics, the evaluator, and the statistics that may be claimed from its rows."""
+
+from __future__ import annotations
+
+from agentopt.evaluation._data import MIN_TEST_ROWS, Dataset, Example, content_hash, overlap, split_dataset
+from agentopt.evaluation._evaluator import Evaluator
+from agentopt.evaluation._judge import Judge
+from agentopt.evaluation._metrics import Metric, MetricSpec, resolve_metric
+from agentopt.evaluation._program import Program, load_program
+from agentopt.evaluation._readers import Source, load_dataset
+from agentopt.evaluation._rows import (
+    EvaluationOptions,
+    EvaluationResult,
+    EvaluationRow,
+    KeepTraces,
+    Rollout,
+    Score,
+)
+from agentopt.evaluation._statistics import (
+    TestResult,
+    binomial_lower_bound,
+    bootstrap_interval,
+    mcnemar_exact,
+    paired_test,
+    sign_flip_test,
+    smallest_detectable_difference,
+    wilcoxon,
+)
+
+__all__ = [
+    "MIN_TEST_ROWS",
+    "Dataset",
+    "EvaluationOptions",
+    "EvaluationResult",
+    "EvaluationRow",
+    "Evaluator",
+    "Example",
+    "Judge",
+    "KeepTraces",
+    "Metric",
+    "MetricSpec",
+    "Program",
+    "Rollout",
+    "Score",
+    "Source",
+    "TestResult",
+    "binomial_lower_bound",
+    "bootstrap_interval",
+    "content_hash",
+    "load_dataset",
+    "load_program",
+    "mcnemar_exact",
+    "overlap",
+    "paired_test",
+    "resolve_metric",
+    "sign_flip_test",
+    "smallest_detectable_difference",
+    "split_dataset",
+    "wilcoxon",
+]
