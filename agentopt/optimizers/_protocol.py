@@ -90,14 +90,19 @@ class ProposeContext:
     """Written by the optimizer: what it gave up on in this call."""
 
     @cached_property
-    def _subgraphs(self) -> Mapping[str, list[Subgraph]]:
-        from agentopt.optimizers._feedback import subgraphs_of
+    def graphs(self) -> Sequence[Mapping[str, Subgraph]]:
+        """For each rollout: parameter name → subgraph of its feedback; empty for a rollout without a trace."""
+        from agentopt.optimizers._feedback import graphs_of
 
-        return subgraphs_of(self.rollouts)
+        return graphs_of(self.rollouts)
 
-    def subgraphs(self) -> Mapping[str, list[Subgraph]]:
-        """For each parameter read in the rollouts, one subgraph per rollout in rollout order (computed once)."""
-        return self._subgraphs
+    def subgraphs(self) -> dict[str, list[Subgraph]]:
+        """For each parameter its subgraphs, one for every rollout that read it, in rollout order."""
+        found: dict[str, list[Subgraph]] = {}
+        for graph in self.graphs:
+            for name, subgraph in graph.items():
+                found.setdefault(name, []).append(subgraph)
+        return found
 
 
 @runtime_checkable

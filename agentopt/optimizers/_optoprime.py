@@ -1,0 +1,217 @@
+"""OptoPrime: a language model reads the recorded problem and suggests new parameter values (arXiv 2406.16218).
+
+The unit is one proposal: a conversation of at most one question, one repair of an unreadable answer, and three repairs
+of illegal values. What is still illegal then is dropped and recorded; the legal rest of the proposal is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agentopt.errors import UserError
+from agentopt.models import LMOptions
+from agentopt.optimizers._ask import ask, text_of
+from agentopt.optimizers._draws import seed_number
+from agentopt.optimizers._feedback import cut
+from agentopt.optimizers._legal import Proposals, current_value, edit_for, problems_of
+from agentopt.optimizers._memory import render_memory
+from agentopt.optimizers._problem import cases_of, render_problem
+from agentopt.optimizers._protocol import ProposeContext, Update
+from agentopt.optimizers._reply import Parsed, parse_reply
+from agentopt.optimizers._templates import load_templates
+
+if TYPE_CHECKING:
+    from agentopt.graph import Edit
+    from agentopt.models import LM, Message
+
+EDITABLE = frozenset({"prompt", "knowledge", "tool_text", "code", "number", "choice", "value"})
+_OBJECTIVE = "Change the variables so that the program's outputs get better feedback."
+
+
+@dataclass(frozen=True, slots=True)
+class OptoPrimeOptions:
+    """Settings of `OptoPrime`. Token numbers are estimates (a quarter of the bytes)."""
+
+    problem_tokens: int = 3000
+    memory_tokens: int = 800
+    reply_tokens: int = 2048
+    """Upper bound of generated tokens."""
+    temperature: float = 0.7
+    """Of the second and later proposals of one call; the first is asked at temperature 0."""
+    repairs: int = 3
+    """Times that illegal values are sent back."""
+    memory: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("problem_tokens", "reply_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"OptoPrimeOptions: {name} must be at least 1, found {getattr(self, name)!r}.")
+
+
+class OptoPrime:
+    """Proposes new values for every text, code, number and choice parameter from the trace and its feedback."""
+
+    name = "optoprime"
+
+    def __init__(self, options: OptoPrimeOptions | None = None, *, template: str | Path | None = None) -> None:
+        """`template` is a file that overrides fragments of the shipped meta-prompts.
+
+        Raises:
+            UserError: the template file cannot be used.
+        """
+        self.options = options or OptoPrimeOptions()
+        self.templates = load_templates(None if template is None else Path(template))
+
+    async def propose(self, context: ProposeContext) -> list[Update]:
+        """Up to `context.count` updates; [] without a model, without rollouts or without an editable parameter.
+
+        Raises:
+            LMError: the model could not be reached and nothing was proposed.
+        """
+        names = [name for name, spec in context.specs.items() if spec.kind in EDITABLE]
+        if context.lm is None or not names or not context.rollouts:
+            return []
+        proposals = Proposals(context)
+        for place in range(context.count):
+            update = await self._one(context, context.lm, names, proposals, place)
+            if update is not None:
+                proposals.offer(update)
+        return proposals.updates
+
+    def messages(self, context: ProposeContext) -> list[Message]:
+        """The conversation's first two turns: what this optimizer knows, as text. A pure function of the context."""
+        specs = {name: spec for name, spec in context.specs.items() if spec.kind in EDITABLE}
+        values = {name: current_value(context, spec) for name, spec in specs.items()}
+        objective = context.objective or _OBJECTIVE
+        problem = render_problem(
+            cases_of(context.rollouts, context.graphs, specs),
+            values,
+            specs,
+            template=self.templates["optoprime.problem"],
+            instruction=objective,
+            budget=self.options.problem_tokens,
+        )
+        memory = render_memory(context.history, self.options.memory_tokens) if self.options.memory else ""
+        names = ", ".join(specs)
+        output_format = self.templates["optoprime.output_format"].fill({"names": names})
+        fields = {
+            "problem": problem,
+            "memory": memory,
+            "output_format": output_format,
+            "summary": cut(context.program_summary, 1200),
+            "objective": objective,
+            "names": names,
+        }
+        system = self.templates["optoprime.system"].fill({"objective": objective})
+        return [
+            {"role": "system", "content": system},
+            {"role": "user", "content": _tidy(self.templates["optoprime.task"].fill(fields))},
+        ]
+
+    async def _one(
+        self, context: ProposeContext, lm: LM, names: list[str], proposals: Proposals, place: int
+    ) -> Update | None:
+        messages = self.messages(context)
+        options = LMOptions(
+            temperature=0.0 if place == 0 else self.options.temperature,
+            max_tokens=self.options.reply_tokens,
+            seed=seed_number("optoprime", context.seed, context.iteration, context.parent.hash, place),
+            sample=place,
+        )
+        schema = reply_schema(context, names)
+        reply = await ask(lm, messages, options=options, schema=schema)
+        parsed = parse_reply(reply, names)
+        if parsed.problem is not None:
+            turn = self.templates["optoprime.unreadable"].fill({"error": parsed.problem, "names": ", ".join(names)})
+            messages = _continued(messages, reply, turn)
+            reply = await ask(lm, messages, options=options, schema=schema)
+            parsed = parse_reply(reply, names)
+            if parsed.problem is not None:
+                proposals.drop(self.name, f"the answer could not be read twice: {parsed.problem}", 2)
+                return None
+        edits, reasoning = await self._legal(context, lm, (messages, reply, parsed), options, proposals)
+        return Update(tuple(edits), cut(reasoning, 600), self.name) if edits else None
+
+    async def _legal(
+        self,
+        context: ProposeContext,
+        lm: LM,
+        state: tuple[list[Message], Any, Parsed],
+        options: LMOptions,
+        proposals: Proposals,
+    ) -> tuple[list[Edit], str]:
+        """Edits that pass their checks; illegal ones are sent back at most `repairs` times, then dropped."""
+        messages, reply, parsed = state
+        wanted: dict[str, Any] = dict(parsed.suggestion)
+        reasoning = parsed.reasoning
+        names = list(wanted)
+        for attempt in range(self.options.repairs + 1):
+            good, bad = _judge(context, wanted)
+            if not bad:
+                return good, reasoning
+            if attempt == self.options.repairs:
+                break
+            lines = "\n".join(f"- {line}" for line in bad.values())
+            turn = self.templates["optoprime.illegal"].fill({"problems": lines, "names": ", ".join(names)})
+            messages = _continued(messages, reply, turn)
+            reply = await ask(lm, messages, options=replace(options, sample=options.sample))
+            again = parse_reply(reply, names)
+            if again.problem is None and not again.suggestion:
+                break  # the model takes the values back
+            wanted.update({name: value for name, value in again.suggestion.items() if name in bad})
+        good, bad = _judge(context, wanted)
+        for line in bad.values():
+            proposals.drop(self.name, line, self.options.repairs + 1)
+        return good, reasoning
+
+
+def _judge(context: ProposeContext, wanted: Mapping[str, Any]) -> tuple[list[Edit], dict[str, str]]:
+    """Legal edits, and for each illegal one what is wrong. Values equal to the present ones are left out."""
+    good: list[Edit] = []
+    bad: dict[str, str] = {}
+    for name, value in wanted.items():
+        spec = context.specs[name]
+        if value is None or (isinstance(value, str) and not value.strip() and spec.kind != "value"):
+            continue
+        edit = edit_for(spec, value)
+        problems = problems_of(context, [edit])
+        if problems:
+            bad[name] = "; ".join(problems)
+        elif edit_for(spec, current_value(context, spec)) != edit:
+            good.append(edit)
+    return good, bad
+
+
+def reply_schema(context: ProposeContext, names: list[str]) -> dict[str, Any]:
+    """JSON schema of the answer: reasoning, and a value for any of the parameters."""
+    kinds = {"number": {"type": "number"}, "choice": {}, "value": {}}
+    properties: dict[str, Any] = {}
+    for name in names:
+        spec = context.specs[name]
+        properties[name] = {"enum": list(spec.options)} if spec.options else kinds.get(spec.kind, {"type": "string"})
+    return {
+        "type": "object",
+        "properties": {
+            "reasoning": {"type": "string"},
+            "suggestion": {"type": "object", "properties": properties, "additionalProperties": False},
+        },
+        "required": ["reasoning", "suggestion"],
+        "additionalProperties": False,
+    }
+
+
+def _continued(messages: list[Message], reply: Any, turn: str) -> list[Message]:
+    said = cut(text_of(reply), 6000) or "(no answer)"
+    return [*messages, {"role": "assistant", "content": said}, {"role": "user", "content": turn}]
+
+
+def _tidy(text: str) -> str:
+    """Blank lines that empty sections left behind are folded."""
+    lines: list[str] = []
+    for line in text.split("\n"):
+        if line.strip() or (lines and lines[-1].strip()):
+            lines.append(line)
+    return "\n".join(lines).strip()
