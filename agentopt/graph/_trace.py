@@ -15,6 +15,7 @@ from typing import Any, Final, Self
 from agentopt.errors import UserError
 from agentopt.graph._live import LiveOp, Rec, entry_of
 from agentopt.graph._records import EdgeKind, ErrorRecord, OpRecord, TracedParameter, Usage
+from agentopt.graph._values import freeze
 
 FORMAT: Final = "agentopt.trace"
 VERSION: Final = 1
@@ -247,7 +248,7 @@ def _gather(start: Iterable[Rec | LiveOp], found: dict[int, Rec | LiveOp]) -> No
 
 def _plain_record(number: int, entry: Rec, place: dict[int, int], opened: dict[int, int]) -> OpRecord:
     op = entry.op
-    record = OpRecord(number, op.name, op.kind, output=entry.value)
+    record = OpRecord(number, op.name, op.kind, output=freeze(entry.value))
     if entry.inputs:
         _set_inputs(record, op.names, entry.inputs, place)
         record.parents = tuple(
@@ -267,9 +268,9 @@ def _set_inputs(record: OpRecord, names: tuple[str, ...], inputs: tuple[Any, ...
     for name, value in zip_longest(names[: len(inputs)], inputs, fillvalue="item"):
         if (type(value) is Rec or type(value) is LiveOp) and value.id is not None:
             sources.append((name, place[value.id]))
-            values.append(value.value)
+            values.append(freeze(value.value))
         else:
-            values.append(value)
+            values.append(freeze(value))
     record._input_names = names
     record._input_values = tuple(values)
     record._input_sources = tuple(sources)
@@ -282,7 +283,7 @@ def _op_record(
     opened: dict[int, int],
     edges: Sequence[tuple[Rec | LiveOp, EdgeKind, str | None]] | None = None,
 ) -> OpRecord:
-    record = OpRecord(number, live.op.name, live.op.kind, output=live.value)
+    record = OpRecord(number, live.op.name, live.op.kind, output=freeze(live.value))
     _set_inputs(record, live.op.names, live.inputs, place)
     parents: dict[tuple[int, EdgeKind], None] = {(source, "data"): None for _, source in record._input_sources}
     sources = list(record._input_sources)

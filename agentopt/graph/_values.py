@@ -92,18 +92,20 @@ def freeze(value: Any) -> Any:
             return _copy(value, [MAX_FROZEN_ITEMS], 0)
         except _TooBig:
             return Reference.of(value)
+    if kind is Reference:
+        return value
     frozen = getattr(kind, "__frozen__", None)  # a Node gives the value of its record
     return Reference.of(value) if frozen is None else frozen(value)
 
 
-def thaw(value: Any) -> Any:
-    """Give a working copy of a recorded container, so that who works on it does not change the record."""
-    kind = type(value)
-    if kind in ATOMS:
-        return value
-    if kind in CONTAINERS:
-        return _copy(value, [MAX_FROZEN_ITEMS], 0, keep=True)
-    return value.value if kind is Reference else value
+def settle(value: Any) -> Any:
+    """Return a private copy of a container of at most 1,000 items; everything else, custom objects too, as it is."""
+    if type(value) in CONTAINERS:
+        try:
+            return _copy(value, [MAX_FROZEN_ITEMS], 0, keep=True)
+        except _TooBig:
+            return value
+    return value
 
 
 def _copy(value: Any, left: list[int], depth: int, keep: bool = False) -> Any:
@@ -111,8 +113,8 @@ def _copy(value: Any, left: list[int], depth: int, keep: bool = False) -> Any:
     if kind in ATOMS:
         return value
     if kind not in CONTAINERS:
-        if keep:
-            return value.value if kind is Reference else value
+        if keep or kind is Reference:
+            return value
         frozen = getattr(kind, "__frozen__", None)
         return Reference.of(value) if frozen is None else frozen(value)
     if kind is bytearray:
