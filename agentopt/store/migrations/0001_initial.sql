@@ -21,7 +21,6 @@ CREATE INDEX events_of_run ON events (run_id, seq);
 CREATE TABLE candidates (
     run_id   TEXT NOT NULL,
     hash     TEXT NOT NULL,
-    position INTEGER NOT NULL,         -- the order in which candidates were made
     payload  TEXT NOT NULL,
     PRIMARY KEY (run_id, hash)
 );
@@ -40,7 +39,7 @@ CREATE TABLE evaluations (
 
 -- The cache of language model replies: key = sha256 of the canonical request.
 CREATE TABLE replies (
-    key      BLOB PRIMARY KEY,
+    key      BLOB PRIMARY KEY,         -- 32 bytes
     created  REAL NOT NULL,
     model    TEXT NOT NULL,
     reply    TEXT NOT NULL,
