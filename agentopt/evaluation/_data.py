@@ -1,8 +1,8 @@
 """Examples and datasets as values: what is asked, what is expected, and a content id that follows the content.
 
-The unit is one `Example`; a `Dataset` is an ordered, named, immutable sequence of them. Ids are hashes of the content, so
-the same row has the same id in every file and no two different rows share one: a cache keyed by them never crosses two
-datasets (gepa PR #425). Reading files is in `_readers`; nothing here does I/O.
+The unit is one `Example`; a `Dataset` is an ordered, named, immutable sequence of them. Ids are hashes of the content,
+so the same row has the same id in every file and no two different rows share one: a cache keyed by them never crosses
+two datasets (gepa PR #425). Reading files is in `_readers`; nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def plain(value: object) -> object:
 
 @dataclass(frozen=True)
 class Example:
-    """One row: keyword arguments for the program, the expected answer (None when there is none), and what else came along.
+    """One row: keyword arguments for the program, the expected answer (None when there is none), and other columns.
 
     `id` is a hash of inputs and expected answer unless one is given. In a `Dataset` a repeated row gets `-2`, `-3`, ...
     appended, so ids are unique there.
@@ -191,6 +191,6 @@ def split_dataset(
 
 
 def overlap(a: Sequence[Example], b: Sequence[Example]) -> list[str]:
-    """Ids of the examples of `b` whose inputs also occur in `a`, whatever their label: these leak from one to the other."""
+    """Ids of the examples of `b` whose inputs also occur in `a`, whatever their label: these leak."""
     known = {content_hash(example.inputs) for example in a}
     return [example.id for example in b if content_hash(example.inputs) in known]

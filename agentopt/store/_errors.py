@@ -23,7 +23,7 @@ def store_error(error: sqlite3.Error, path: str) -> StoreError:
         return StoreError(f"The disk that holds the store {path} is full; free some space, then resume the run.")
     if code.startswith("SQLITE_IOERR") or "disk I/O" in text:
         return StoreError(
-            f"The store {path} could not be written ({text}); check the disk's free space and quota, then resume the run."
+            f"The store {path} could not be written ({text}); check the disk's free space and quota, then resume."
         )
     if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")) or "locked" in text:
         return StoreError(
@@ -40,9 +40,7 @@ def store_error(error: sqlite3.Error, path: str) -> StoreError:
             f"`sqlite3 {path} .recover | sqlite3 recovered.db`, or move it away and start anew."
         )
     if code.startswith("SQLITE_READONLY") or "readonly" in text:
-        return StoreError(
-            f"The store {path} cannot be written: the file or its folder is read-only; change its permissions."
-        )
+        return StoreError(f"The store {path} cannot be written: the file or its folder is read-only.")
     if code.startswith("SQLITE_CANTOPEN") or "unable to open" in text:
         return StoreError(f"The store {path} cannot be opened; check that its folder exists and can be written.")
     return StoreError(f"The store {path} failed: {text}.")

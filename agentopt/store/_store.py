@@ -1,9 +1,9 @@
 """The store: runs, events, candidates, evaluations, language model replies, traces, capsules. One SQLite file.
 
 Speaks plain JSON dicts only and knows nothing of what they mean. Every write goes through one thread per open store;
-`put_reply`, `append_event`, `create_run` and `update_run` return when the row is durable, the others are queued and durable in order
-(`flush` waits). A read sees everything this store object has queued before. Any number of processes may read while one
-writes; writers take turns. `kill -9` at any moment leaves a readable file without the rows that were still queued.
+`put_reply`, `append_event`, `create_run` and `update_run` return when the row is durable, the others are queued and
+durable in order (`flush` waits). A read sees everything this store object has queued before. Any number of processes may
+read while one writes; writers take turns. `kill -9` at any moment leaves a readable file without the rows still queued.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PUT_RUN = Statement("INSERT INTO runs (id, created, updated, status, config, su
 _UPDATE_RUN = Statement(
     "UPDATE runs SET updated = ?, status = coalesce(?, status), summary = coalesce(?, summary) WHERE id = ?"
 )
-_PUT_EVENT = Statement("INSERT INTO events (run_id, time, kind, payload)", 4)
+_PUT_EVENT = Statement("INSERT INTO events (run_id, time, kind, payload)", 4, numbered=True)
 _PUT_CANDIDATE = Statement(
     "INSERT INTO candidates (run_id, hash, payload)",
     3,

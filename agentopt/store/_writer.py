@@ -27,11 +27,13 @@ Row = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """An INSERT up to `VALUES` (many rows go in by one call), with an optional tail; or, with `width` 0, any statement."""
+    """An INSERT up to `VALUES` (many rows go in by one call) and its tail; or, with `width` 0, any statement."""
 
     sql: str
     width: int = 0
     tail: str = ""
+    numbered: bool = False
+    """True when callers want the row ids, which forces one call per row."""
 
     def text(self, rows: int) -> str:
         """The statement for this many rows."""
@@ -42,7 +44,7 @@ class Statement:
 
 
 class _Entry:
-    __slots__ = ("done", "prepare", "rows", "statement")
+    __slots__ = ("done", "last", "prepare", "rows", "statement")
 
     def __init__(
         self,
@@ -55,6 +57,7 @@ class _Entry:
         self.rows = rows
         self.done = done
         self.prepare = prepare
+        self.last = 0
 
 
 class Writer:
@@ -85,7 +88,7 @@ class Writer:
     def put_wait(
         self, statement: Statement | None, rows: Sequence[Row] = (), *, prepare: Callable[[Row], Row] | None = None
     ) -> int:
-        """Queue rows and return, once they and everything queued before are durable, the last row id."""
+        """Queue rows and return, once they and everything queued before are durable, the last row id (if numbered)."""
         done: Future[int] = Future()
         self._submit(_Entry(statement, rows, done, prepare))
         return done.result()
@@ -112,13 +115,10 @@ class Writer:
     def close(self) -> None:
         """Write what is queued, stop the thread, close the connection; a second call does nothing."""
         with self._ready:
-            if self._closing:
-                return
             self._closing = True
             self._ready.notify_all()
-        self._thread.join()
-        with self._guard:
-            self._connection.close()
+        if threading.current_thread() is not self._thread:  # a garbage collection may run this anywhere
+            self._thread.join()
 
     def _submit(self, entry: _Entry, *, wait: bool = True) -> None:
         with self._ready:
@@ -136,6 +136,13 @@ class Writer:
     # ---- the writer's thread
 
     def _work(self) -> None:
+        try:
+            self._work_until_closed()
+        finally:
+            with self._guard:
+                self._connection.close()
+
+    def _work_until_closed(self) -> None:
         while True:
             with self._ready:
                 while not self._entries:
@@ -149,63 +156,62 @@ class Writer:
                     rows += max(1, len(entry.rows))
                     batch.append(entry)
             failure = self._failure
-            last = 0
             if failure is None:
                 try:
-                    last = self._write(batch)
+                    self._write(batch)
                 except sqlite3.Error as error:
                     failure = self._failure = store_error(error, self._path)
                 except Exception as error:  # noqa: BLE001 - a row that cannot be written must reach whoever waits
-                    failure = self._failure = StoreError(
-                        f"The store {self._path} failed: {type(error).__name__}: {error}."
-                    )
+                    text = f"The store {self._path} failed: {type(error).__name__}: {error}."
+                    failure = self._failure = StoreError(text)
             with self._ready:
                 self._queued -= rows
                 self._ready.notify_all()
-            _answer(batch, last, failure)
+            _answer(batch, failure)
 
-    def _write(self, batch: Iterable[_Entry]) -> int:
-        groups: dict[Statement, list[Row]] = {}
+    def _write(self, batch: Iterable[_Entry]) -> None:
+        groups: dict[Statement, list[_Entry]] = {}
         for entry in batch:
             if entry.statement is not None:
-                rows = entry.rows if entry.prepare is None else [entry.prepare(row) for row in entry.rows]
-                groups.setdefault(entry.statement, []).extend(rows)
+                if entry.prepare is not None:
+                    entry.rows = [entry.prepare(row) for row in entry.rows]
+                groups.setdefault(entry.statement, []).append(entry)
         if not groups:
-            return 0
-        last = 0
+            return
         with self._guard:
             execute = self._connection.execute
             execute("BEGIN IMMEDIATE")
             try:
-                for statement, rows in groups.items():
-                    last = _insert(execute, statement, rows)
+                for statement, entries in groups.items():
+                    if statement.numbered:
+                        for entry in entries:
+                            entry.last = execute(statement.text(1), entry.rows[0]).lastrowid or 0
+                    else:
+                        _insert(execute, statement, [row for entry in entries for row in entry.rows])
                 execute("COMMIT")
             except BaseException:
                 if self._connection.in_transaction:
                     execute("ROLLBACK")
                 raise
-        return last
 
 
-def _insert(execute: Callable[..., sqlite3.Cursor], statement: Statement, rows: list[Row]) -> int:
+def _insert(execute: Callable[..., sqlite3.Cursor], statement: Statement, rows: list[Row]) -> None:
     """Write rows with few calls: each call gives the interpreter lock away and has to win it back."""
-    last = 0
     start = 0
     while start < len(rows):
         count = next(size for size in _CHUNKS if size <= len(rows) - start) if statement.width else 1
         values = [value for row in rows[start : start + count] for value in row]
-        last = execute(statement.text(count), values).lastrowid or 0
+        execute(statement.text(count), values)
         start += count
-    return last
 
 
-def _answer(batch: Iterable[_Entry], last: int, failure: StoreError | None) -> None:
+def _answer(batch: Iterable[_Entry], failure: StoreError | None) -> None:
     waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
     for entry in batch:
         done = entry.done
         if isinstance(done, Future):
             if failure is None:
-                done.set_result(last)
+                done.set_result(entry.last)
             else:
                 done.set_exception(StoreError(*failure.args))
         elif done is not None:
