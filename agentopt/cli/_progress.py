@@ -1,0 +1,138 @@
+"""The live view of a tuning run: what is running, done of total, score so far, spend so far, time left.
+
+Unit: one typed event in, a few words out. In a terminal one line moves at the bottom and each finished stage leaves one
+line above it; piped into a file only the finished stages are written. Everything goes to stderr.
+"""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from agentopt.cli._console import count, err, seconds, short, usd
+
+
+class LiveRun:
+    """Prints a run as its events arrive; use as a context manager."""
+
+    def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
+        self.console = console or err()
+        self.quiet = quiet
+        self.best: float | None = None
+        self.start = time.monotonic()
+        self.progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=18),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+            disable=quiet or not self.console.is_terminal,
+        )
+        self.task: TaskID | None = None
+        self.total: int | None = None
+        self.first_rollouts: int | None = None
+
+    def __enter__(self) -> LiveRun:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def __call__(self, event: Any) -> None:
+        """Take one event; unknown kinds are ignored, so a newer loop does not break an older view."""
+        handler = getattr(self, f"on_{event.kind}", None)
+        if handler is not None:
+            handler(event)
+
+    def say(self, *parts: str | tuple[str, str]) -> None:
+        """One permanent line."""
+        if not self.quiet:
+            self.progress.console.print(Text.assemble(*parts))
+
+    def show(self, description: str, *, done: int | None = None, total: int | None = None, note: str = "") -> None:
+        """Move the bottom line."""
+        if self.task is None:
+            self.task = self.progress.add_task(description, total=total, note=note)
+        self.progress.update(self.task, description=description, completed=done, total=total, note=note)
+
+    # One method per event kind.
+
+    def on_run_started(self, event: Any) -> None:
+        self.say(("run ", "dim"), (event.run_id, "bold"), (f"  {event.program}", ""))
+        self.say((f"  optimizer {event.optimizer}, driver {event.driver}: {event.driver_reason}", "dim"))
+        if text := event.plan.get("text"):
+            self.say((f"  {text}", "dim"))
+        self.show("baseline on validation")
+
+    def on_baseline_done(self, event: Any) -> None:
+        self.best = event.mean
+        errors = f", {event.errors} failed" if event.errors else ""
+        self.say(("baseline ", "bold"), f"{event.mean:.3f} on {event.rows} validation rows{errors}")
+        self.say((f"  tunes {', '.join(event.tunable)}", "dim"))
+        if event.tools:
+            calls = ", ".join(f"{name} ({mean:.1f} per run)" for name, mean in event.tools.items())
+            self.say((f"  calls tools: {calls}", "dim"))
+        if text := event.plan.get("text"):
+            self.say((f"  {text}", "dim"))
+        self.total = event.plan.get("search")
+        self.show("asking the optimizer")
+
+    def on_proposal_made(self, event: Any) -> None:
+        number = len(event.updates)
+        if event.outcome != "ok":
+            self.say(
+                (f"round {event.iteration + 1}: ", "bold"),
+                (f"no proposal ({event.outcome}: {short(event.detail, 80)})", "yellow"),
+            )
+        self.show(f"round {event.iteration + 1}: screening {number} proposals", note=self.score())
+
+    def on_screen_done(self, event: Any) -> None:
+        self.say(
+            (f"round {event.iteration + 1}: ", "bold"),
+            f"{len(event.passed)} of {len(event.scores)} proposals beat their parent on {event.rows} examples",
+        )
+        self.show(f"round {event.iteration + 1}: racing on validation", note=self.score())
+
+    def on_gate_progress(self, event: Any) -> None:
+        note = f"{len(event.live)} left, leader {event.leader_mean:.3f}"
+        self.show(f"round {event.iteration + 1}: racing on validation", done=event.rows, total=event.total, note=note)
+
+    def on_candidate_accepted(self, event: Any) -> None:
+        self.best = max(self.best or event.validation, event.validation)
+        self.say(
+            ("  accepted ", "green"),
+            f"{event.candidate[:8]} {event.previous_best:.3f} -> {event.validation:.3f} (selection estimate)",
+            (f"  {event.source}", "dim"),
+        )
+
+    def on_spend(self, event: Any) -> None:
+        spent = event.totals
+        rollouts = int(spent.get("rollouts", 0))
+        if self.first_rollouts is None:
+            self.first_rollouts = rollouts
+        note = f"{self.score()}  {count(rollouts)} rollouts  {usd(spent.get('usd'))}"
+        if event.left is not None and rollouts > self.first_rollouts:
+            pace = (time.monotonic() - self.start) / max(1, rollouts)
+            note += f"  ~{seconds(pace * event.left)} left"
+        total = None if event.left is None else rollouts + event.left
+        self.show("searching", done=rollouts, total=total, note=note)
+
+    def on_warning(self, event: Any) -> None:
+        self.say(("warning: ", "yellow"), event.message)
+
+    def on_test_done(self, event: Any) -> None:
+        self.show("writing the report", done=1, total=1)
+
+    def score(self) -> str:
+        """Best validation mean so far."""
+        return "" if self.best is None else f"best {self.best:.3f}"

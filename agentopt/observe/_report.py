@@ -1,0 +1,283 @@
+"""report.html: one self-contained page that says what was found, what changed, what it cost and how it was run.
+
+Made from the store alone, so it can be written again at any time. User text is escaped by jinja2's autoescape.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agentopt.observe._charts import Point, interval_chart, search_chart
+from agentopt.observe._proposals import ProposalRow, proposals_of
+
+if TYPE_CHECKING:
+    from agentopt.evaluation import Dataset
+    from agentopt.store import RunRow, Store
+
+HEADLINES = {
+    "improved": "Improved",
+    "not_improved": "No improvement shown",
+    "worse": "Worse on the test set",
+    "no_claim": "No claim",
+    "kept_baseline": "Baseline kept",
+}
+SHOWN_PROPOSALS = 60
+SHOWN_FLIPS = 12
+
+
+@dataclass(frozen=True)
+class Cells:
+    """One line of a small table."""
+
+    title: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Flip:
+    """A test row whose outcome changed between baseline and best."""
+
+    fixed: bool
+    input: str
+    expected: str
+    before: str
+    after: str
+
+
+@dataclass
+class Report:
+    """What the template reads."""
+
+    run_id: str
+    target: str
+    date: str
+    metric: str
+    models: dict[str, str]
+    status: str
+    headline: str
+    sentence: str
+    cards: list[Cells]
+    changes: list[dict[str, Any]]
+    costs: list[Cells]
+    stop_reason: str
+    plan: str
+    config: str
+    candidates: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    hidden: int = 0
+    warnings: list[str] = field(default_factory=list[str])
+    flips: list[Flip] = field(default_factory=list[Flip])
+    fixed: int = 0
+    broken: int = 0
+    interval_svg: str = ""
+    curve_svg: str = ""
+
+
+def render(report: Report) -> str:
+    """The page."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates", encoding="utf-8"),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("report.html.j2").render(r=report)
+
+
+def write_report(store: Store, run_id: str, path: Path, *, test: Dataset | None = None) -> Path:
+    """Build the report of a finished run and write it atomically; `test` lets it quote the rows that changed.
+
+    Raises:
+        KeyError: the store has no such run.
+    """
+    run = store.run(run_id)
+    if run is None:
+        raise KeyError(run_id)
+    events = [event.payload for event in store.events(run.id)]
+    page = render(build_report(run, events, store.evaluations(run.id), test=test))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def build_report(
+    run: RunRow,
+    events: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    test: Dataset | None = None,
+) -> Report:
+    """Gather the page's content; missing parts stay empty."""
+    summary, config = run.summary, run.config
+    claim: Mapping[str, Any] = summary.get("claim") or {}
+    status = str(claim.get("status", run.status))
+    proposals = proposals_of(events)
+    baseline: Mapping[str, Any] = summary.get("baseline") or {}
+    best: Mapping[str, Any] = summary.get("best") or {}
+    flips = _flips(rows, str(baseline.get("hash", "")), str(best.get("hash", "")), test)
+    plan = next(
+        (event["plan"].get("text", "") for event in reversed(events) if event.get("kind") == "baseline_done"), ""
+    )
+    interval = claim.get("interval")
+    start = next((event["mean"] for event in events if event.get("kind") == "baseline_done"), 0.0)
+    return Report(
+        run_id=run.id,
+        target=str(config.get("program", run.id)),
+        date=datetime.fromtimestamp(run.created).strftime("%Y-%m-%d %H:%M"),
+        metric=str(config.get("metric", "")),
+        models={str(role): str(name) for role, name in (config.get("models") or {}).items()},
+        status=status,
+        headline=HEADLINES.get(status, status.replace("_", " ").capitalize()),
+        sentence=str(claim.get("text", "This run has not finished.")),
+        cards=_cards(summary, claim),
+        changes=_changes(baseline.get("values") or {}, best.get("values") or {}),
+        costs=_costs(summary),
+        stop_reason=str(summary.get("stop_reason", "")),
+        plan=plan,
+        config=json.dumps(config, indent=2, ensure_ascii=False, default=str),
+        candidates=[_proposal(row) for row in _interesting(proposals)],
+        hidden=max(0, len(proposals) - SHOWN_PROPOSALS),
+        warnings=[str(event["message"]) for event in events if event.get("kind") == "warning"],
+        flips=_balanced(flips),
+        fixed=sum(flip.fixed for flip in flips),
+        broken=sum(not flip.fixed for flip in flips),
+        interval_svg=interval_chart(claim["difference"], *interval) if interval else "",
+        curve_svg=search_chart(_points(proposals, start), start),
+    )
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return "" if value is None else f"{value:{sign}.3f}"
+
+
+def _cards(summary: Mapping[str, Any], claim: Mapping[str, Any]) -> list[Cells]:
+    validation: Mapping[str, Any] = summary.get("validation") or {}
+    cards: list[Cells] = []
+    if claim.get("baseline_mean") is not None:
+        cards.append(Cells("Baseline, test", _number(claim["baseline_mean"]), f"{claim['n']} untouched rows"))
+    if claim.get("tuned_mean") is not None and claim.get("status") != "kept_baseline":
+        cards.append(Cells("Tuned, test", _number(claim["tuned_mean"]), f"{claim['n']} untouched rows"))
+    if claim.get("difference") is not None:
+        low, high = claim["interval"]
+        cards.append(Cells("Difference", _number(claim["difference"], "+"), f"95 % interval {low:+.3f} to {high:+.3f}"))
+        cards.append(Cells("p-value", f"{claim['p_value']:.2g}", str(claim.get("test", ""))))
+    if validation.get("best") is not None:
+        note = f"baseline {_number(validation.get('baseline'))}; selection estimate"
+        cards.append(Cells("Best, validation", _number(validation["best"]), note))
+    return cards
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, Any]]:
+    changes: list[dict[str, Any]] = []
+    for name in after:
+        if before.get(name) != after[name]:
+            lines = difflib.ndiff(_lines(before.get(name, "")), _lines(after[name]))
+            changes.append({"name": name, "lines": [(line[0], line[2:]) for line in lines if line[0] in "-+ "]})
+    return changes
+
+
+def _lines(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return value.splitlines()
+    if isinstance(value, list):
+        return [
+            f"{item['input']}  →  {item['output']}" if isinstance(item, dict) and "output" in item else str(item)
+            for item in value
+        ]
+    return [json.dumps(value, ensure_ascii=False)]
+
+
+def _usd(amount: Any) -> str:
+    return "unknown" if amount is None else f"${float(amount):.4f}".rstrip("0").rstrip(".") or "$0"
+
+
+def _costs(summary: Mapping[str, Any]) -> list[Cells]:
+    cost: Mapping[str, Any] = summary.get("cost") or {}
+    rows: list[Cells] = []
+    if "usd" in cost:
+        note = f"{int(cost.get('rollouts', 0))} rollouts, {int(cost.get('tokens', 0))} tokens"
+        rows.append(Cells("Tuning, everything included", _usd(cost["usd"]), note))
+    for key, title in (("per_run_before", "One run before"), ("per_run_after", "One run after")):
+        per: Mapping[str, Any] | None = cost.get(key)
+        if per:
+            note = (
+                f"{per.get('tokens', 0):.0f} tokens, {per.get('calls', 0):.1f} LM calls, {per.get('latency', 0):.2f} s"
+            )
+            rows.append(Cells(title, _usd(per.get("usd")), note))
+    return rows
+
+
+def _interesting(rows: Sequence[ProposalRow]) -> list[ProposalRow]:
+    """Accepted first, then how far they came; the page stays readable when a run had hundreds."""
+    ranked = sorted(
+        rows, key=lambda row: (not row.accepted, row.validation is None, -(row.validation or 0), -(row.screen or -9))
+    )
+    return ranked[:SHOWN_PROPOSALS]
+
+
+def _proposal(row: ProposalRow) -> dict[str, Any]:
+    return {
+        "hash": row.candidate[:8],
+        "source": row.source,
+        "screen": _number(row.screen, "+"),
+        "round": str(row.iteration + 1),
+        "validation": _number(row.validation),
+        "accepted": row.accepted,
+        "reason": row.reason,
+    }
+
+
+def _points(rows: Sequence[ProposalRow], start: float) -> list[Point]:
+    points: list[Point] = []
+    for row in rows:
+        score = row.validation if row.validation is not None else None if row.screen is None else start + row.screen
+        if score is not None:
+            points.append(Point(float(row.rollouts), score, row.accepted, row.candidate[:8]))
+    return points
+
+
+def _flips(rows: Sequence[Mapping[str, Any]], baseline: str, best: str, test: Dataset | None) -> list[Flip]:
+    """Test rows (first repeat) on which baseline and best scored differently."""
+    if test is None or baseline == best:
+        return []
+    by_candidate: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["dataset_id"] == test.id and row["repeat"] == 0:
+            by_candidate.setdefault(row["candidate_hash"], {})[row["example_id"]] = row
+    before, after = by_candidate.get(baseline, {}), by_candidate.get(best, {})
+    flips: list[Flip] = []
+    for example in test:
+        old, new = before.get(example.id), after.get(example.id)
+        if old is not None and new is not None and new["score"] != old["score"]:
+            shown = next(iter(example.inputs.values())) if len(example.inputs) == 1 else dict(example.inputs)
+            flips.append(
+                Flip(
+                    fixed=new["score"] > old["score"],
+                    input=_clip(shown),
+                    expected=_clip(example.expected, 60),
+                    before=_clip(old.get("error") or old.get("output"), 60),
+                    after=_clip(new.get("error") or new.get("output"), 60),
+                )
+            )
+    return flips
+
+
+def _balanced(flips: Sequence[Flip]) -> list[Flip]:
+    """As many broken rows as fixed ones, so the page does not only show what went well."""
+    fixed = [flip for flip in flips if flip.fixed][: SHOWN_FLIPS // 2]
+    return fixed + [flip for flip in flips if not flip.fixed][: SHOWN_FLIPS // 2]
+
+
+def _clip(value: Any, limit: int = 160) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
