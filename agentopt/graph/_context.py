@@ -102,10 +102,9 @@ def active_value(spec: ParameterSpec) -> JSONValue:
     if type(value) is not str:
         value = copied(value)
     frame = current.get()
-    if frame is None:
-        if spec.import_time_read is None:
-            _note_import_time(spec, overlay_active=overlay.get() is not None)
-    else:
+    if spec.import_time_read is None:
+        _note_import_time(spec, running=frame is not None or candidate is not None or spec.read_normally)
+    if frame is not None:
         note_parameter_read(
             name,
             value,
@@ -124,7 +123,7 @@ def peek_value(spec: ParameterSpec) -> JSONValue:
     return candidate._values[spec.name]
 
 
-def _note_import_time(spec: ParameterSpec, *, overlay_active: bool) -> None:
+def _note_import_time(spec: ParameterSpec, *, running: bool) -> None:
     """Note the place when this read happens while a module is being imported: it freezes the value it gets."""
     frame = _user_frame()
     if frame is None:
@@ -138,10 +137,11 @@ def _note_import_time(spec: ParameterSpec, *, overlay_active: bool) -> None:
         ):
             spec.import_time_read = place
             return
-        if overlay_active:
-            return  # inside rollouts only a module's own line is looked at, to keep reads cheap
+        if running:
+            return  # while a program runs only the reading line itself is looked at, to keep reads cheap
         current_frame = current_frame.f_back
         depth += 1
+    spec.read_normally = True
 
 
 def _user_frame() -> FrameType | None:
@@ -211,6 +211,16 @@ def current_rollout() -> RolloutScope | None:
     return rollout_scope.get()
 
 
+def rollouts_active() -> bool:
+    """Whether any rollout runs in this process."""
+    return bool(_active_scopes)
+
+
+def nothing_active() -> bool:
+    """Whether no candidate is active here and no rollout runs in this process: only then is a tool a plain function."""
+    return _installed is None and not _active_scopes and overlay.get() is None
+
+
 def enter_op_path(scope: RolloutScope, name: str) -> Token[str]:
     """Go one op down in the call tree of a rollout; undo with `op_path.reset(token)`."""
     parent = op_path.get()
@@ -233,6 +243,11 @@ def draw_seed(label: str = "") -> int:
         key = [scope.run_seed, scope.candidate_hash, scope.example_id, scope.repeat, path, label, number]
     digest = hashlib.sha256(json.dumps(key, separators=(",", ":")).encode("ascii")).digest()
     return int.from_bytes(digest[:4], "big") >> 1
+
+
+def reset_path(token: Token[str]) -> None:
+    """Undo `enter_op_path`, also when a coroutine is closed from another context."""
+    _reset(op_path, token)
 
 
 @contextmanager

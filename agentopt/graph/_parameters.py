@@ -33,9 +33,9 @@ class ParameterSpec:
     ValueError does too. `projection` is a callable `value -> value` that is applied to every proposed value before it
     is checked. `frozen` parameters are tuned only when `--tune` names them.
 
-    Two fields are notes taken while the program runs: `import_time_read` is `file:line` of the first read made while a
-    module was being imported (such a read freezes the default), and `formatted` tells that the text went through
-    `.format`, so every later text must be a valid template.
+    Three fields are notes taken while the program runs. `import_time_read` is `file:line` of the first read made while
+    a module was being imported (such a read freezes the default), `read_normally` tells that another read was seen, and
+    `formatted` that the text went through `.format`, so every later text must be a valid template.
     """
 
     name: str
@@ -57,6 +57,7 @@ class ParameterSpec:
     frozen: bool = False
     import_time_read: str | None = None
     formatted: bool = False
+    read_normally: bool = False
     check_code: Callable[[str], list[str]] | None = None
     _template_fields: tuple[_templates.Field, ...] = field(default=(), init=False, repr=False)
     _is_template: bool = field(default=False, init=False, repr=False)
