@@ -7,6 +7,7 @@ from agentopt.graph._bundle import bundle
 from agentopt.graph._calls import EffectsRefused, StepInfo, Tool, agent, step, step_info, tool
 from agentopt.graph._candidate import Candidate, load
 from agentopt.graph._code import (
+    ALLOWED_MODULES,
     CodeError,
     CodeRunner,
     CodeTimeout,
@@ -40,7 +41,7 @@ from agentopt.graph._context import (
     rollout,
     uninstall,
 )
-from agentopt.graph._crossing import register_dataclass
+from agentopt.graph._crossing import decode_crossing, encode_crossing, register_dataclass
 from agentopt.graph._edits import (
     AddDemo,
     DropDemo,
@@ -90,6 +91,7 @@ from agentopt.graph._trace import Trace
 from agentopt.graph._values import Reference
 
 __all__ = [
+    "ALLOWED_MODULES",
     "AddDemo",
     "Candidate",
     "Choice",
@@ -156,11 +158,13 @@ __all__ = [
     "current_rollout",
     "declare_code",
     "declared_parameters",
+    "decode_crossing",
     "demos",
     "describe_code",
     "draw_seed",
     "edit_from_dict",
     "effects_allowed",
+    "encode_crossing",
     "equal",
     "find_parameter",
     "handle_for",

@@ -1,4 +1,4 @@
-"""Feedback backward through a trace: for each parameter the minimal subgraph that links it to what the feedback is about.
+"""Feedback backward through a trace: the minimal subgraph that links a parameter to what the feedback is about.
 
 The subgraph of a parameter is every record on a path from it to a target, plus the direct inputs of those records as a
 frontier (Trace's minimal subgraph, arXiv 2406.16218, section 3). One reverse sweep marks what the targets depend on; a
@@ -92,7 +92,7 @@ class Subgraph:
 
     @cached_property
     def inputs(self) -> Sequence[OpRecord]:
-        """The frontier: direct inputs of the ops that do not depend on the parameter; other parameters are among them."""
+        """The frontier: direct inputs of the ops that do not depend on the parameter, other parameters included."""
         members = set(self._members)
         frontier = {parent for op in self.ops for parent, _ in op.parents if parent not in members}
         return tuple(self.trace.ops[number] for number in sorted(frontier))

@@ -1,4 +1,4 @@
-"""How a call of the call grain is linked to what ran before it: `data`, `same`, `text`, and `after` when nothing else is known.
+"""How a call is linked to what ran before it: `data`, `same`, `text`, and `after` when nothing else is known.
 
 Parameter reads and nesting need no guess and are noted where they happen (`agentopt.graph._live`).
 """
@@ -31,7 +31,7 @@ def link(op: LiveOp, originals: Iterable[Any]) -> None:
     for name, value in zip(op.op.names, op.inputs, strict=True):
         if type(value) is not Rec and type(value) is not LiveOp:
             _link_texts(op, name, value, siblings, seen)
-    if not seen:
+    if not seen and op.op.kind != "op":  # bundles get their data as Nodes; "after" would only be noise
         op.edges.append((siblings[-1], "after", None))
 
 

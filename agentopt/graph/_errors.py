@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import linecache
 import os
 import sys
@@ -30,10 +31,10 @@ _MAX_TRACE_FRAMES: Final = 12
 
 
 class ExecutionError(AgentoptError):
-    """A traced operation failed. It is also an instance of the original exception's class wherever Python allows that.
+    """A traced operation failed. It is an instance of the original exception's class too, wherever Python allows that.
 
-    `node` stands for the failed operation: `error.node.backward(error.feedback)` sends the error to the parameters behind
-    it. `record` tells which op, which line and which inputs; `original` is the exception itself.
+    `node` stands for the failed operation: `error.node.backward(error.feedback)` sends the error to the parameters
+    behind it. `record` tells which op, which line and which inputs; `original` is the exception itself.
     """
 
     node: Node
@@ -52,8 +53,12 @@ class ExecutionError(AgentoptError):
 _raised_classes: dict[type[BaseException], type[ExecutionError]] = {}
 
 
-def execution_error(node: Node, record: ErrorRecord, original: BaseException) -> ExecutionError:
-    """Make the error to raise, such that `except ValueError` still catches what was a ValueError."""
+def execution_error(node: Node, original: BaseException) -> ExecutionError:
+    """Make the error to raise for the failed op behind `node`; `except ValueError` still catches a ValueError."""
+    live = node._rec
+    record = live.error if isinstance(live, LiveOp) else None
+    if record is None or not isinstance(live, LiveOp):
+        raise TypeError("execution_error needs the Node of a failed op")
     if isinstance(original, ExecutionError):
         original = original.original
     kind = type(original)
@@ -70,11 +75,12 @@ def execution_error(node: Node, record: ErrorRecord, original: BaseException) ->
     error = raised.__new__(raised)
     error.args = original.args
     error.node, error.record, error.original = node, record, original
+    remember(error, record, live.failed_at or live)
     return error
 
 
 def describe(error: BaseException, op: LiveOp) -> tuple[ErrorRecord, LiveOp]:
-    """Make the record of `error` leaving `op`; an error that already left an inner op keeps that op as the place it failed."""
+    """Make the record of `error` leaving `op`; an error that already left an inner op keeps that op as its place."""
     known: tuple[ErrorRecord, LiveOp] | None = getattr(error, _ATTRIBUTE, None)
     if known is not None:
         return known
@@ -92,10 +98,8 @@ def describe(error: BaseException, op: LiveOp) -> tuple[ErrorRecord, LiveOp]:
         notes=_notes(error),
         trace_text=text,
     )
-    try:
-        setattr(error, _ATTRIBUTE, (record, op))
-    except (AttributeError, TypeError):  # an exception class with slots: an outer op will describe it again
-        pass
+    with contextlib.suppress(AttributeError, TypeError):  # one with slots: outer ops describe it again
+        remember(error, record, op)
     return record, op
 
 

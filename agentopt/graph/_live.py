@@ -1,8 +1,8 @@
 """Live records: what exists while a program runs, before a trace is made of it.
 
-One context variable holds the innermost open op (the frame). It is what makes recordings, threads, tasks and stop_tracing
-blocks independent of each other: there is no registry. Records refer to their parents and never the other way round,
-so dropping the last Node or the Recording frees everything behind it.
+One context variable holds the innermost open op (the frame). It is what makes recordings, threads, tasks and
+stop_tracing blocks independent of each other: there is no registry. Records refer to their parents and never the other
+way round, so dropping the last Node or the Recording frees everything behind it.
 """
 
 from __future__ import annotations

@@ -308,8 +308,9 @@ def _active(spec: ParameterSpec) -> Any:
         if _context._active_scopes:
             raise _context._lost(spec)
         candidate = _context._installed
-    if spec.import_time_read is None and _current() is None:
-        _context._note_import_time(spec, overlay_active=candidate is not None)
+    if spec.import_time_read is None:
+        running = _current() is not None or candidate is not None or spec.read_normally
+        _context._note_import_time(spec, running=running)
     if candidate is None or spec.name not in candidate._values:
         return _MISSING
     return copied(candidate._values[spec.name])
@@ -422,7 +423,7 @@ def failed(op: Op, inputs: tuple[Any, ...], error: Exception) -> ExecutionError:
     live = LiveOp(op, inputs, frame, None if frame is None else frame.recording)
     live.error, live.failed_at = describe(error, live)
     live.finish(None)
-    return execution_error(from_record(live, None), live.error, error)
+    return execution_error(from_record(live, None), error)
 
 
 def tracing() -> bool:

@@ -83,7 +83,7 @@ class Recording:
 
 
 def record(name: str | None = None) -> Recording:
-    """Start a recording: `with record() as recording: ...`, then `recording.trace`."""
+    """Give a new recording, to be used as `with record() as recording: ...`; then read `recording.trace`."""
     return Recording(name)
 
 
@@ -212,10 +212,10 @@ _ops: dict[tuple[str, str, tuple[str, ...]], Op] = {}
 def operation(
     op: str, *, kind: str = "op", inputs: Mapping[str, Any] | None = None, description: str | None = None
 ) -> Operation:
-    """Open a call in the active recording: `with operation("search", kind="tool", inputs={"query": q}) as op: ...`.
+    """Open a call in the active recording; outside one, give an object whose methods do nothing.
 
-    Outside a recording this returns an object whose methods do nothing. Inputs are copied now; the edges to earlier calls
-    are found now.
+    To be used as `with operation("search", kind="tool", inputs={"query": q}) as op: ...; op.set_output(found)`. Inputs
+    are copied now, and the edges to earlier calls are found now.
     """
     frame = current.get()
     if frame is None or frame.recording is None:

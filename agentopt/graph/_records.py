@@ -15,13 +15,14 @@ EdgeKind = Literal["parameter", "nested", "same", "text", "after", "data"]
 """How one record depends on another.
 
 `parameter` (read a parameter) · `nested` (called the other inside itself) · `data` (a Node was an input or was read) ·
-`same` (got the very object the other returned) · `text` (got a text the other returned) · `after` (ran next, nothing else known).
+`same` (got the very object the other returned) · `text` (got a text the other returned) · `after` (ran next, nothing
+else known).
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens and calls. Cached calls are counted apart and cost nothing; `tries` counts every request sent, retries too."""
+    """Tokens and calls. Cached calls are counted apart and cost nothing; `tries` counts requests sent, retries too."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -127,8 +128,8 @@ class OpRecord:
     """One call in a finished trace.
 
     `inputs` maps input names to recorded values; `sources` maps those inputs that are known to come from another record
-    to its id. `parents` are `(id, edge kind)` pairs, always with smaller ids. `parent_op` is the id of the enclosing op.
-    `started` is seconds since the epoch (0.0 and `duration=None` for operators, which are not timed); `duration` is
+    to its id. `parents` are `(id, edge kind)` pairs with smaller ids. `parent_op` is the id of the enclosing op. `started`
+    is seconds since the epoch (0.0 and `duration=None` for operators, which are not timed); `duration` is
     seconds; `cost` is USD, None when unknown.
     """
 

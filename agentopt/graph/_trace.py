@@ -22,7 +22,7 @@ VERSION: Final = 1
 
 
 class Trace:
-    """One run as data. Record ids are 0, 1, 2 … in topological order: parents always come before what depends on them."""
+    """One run as data. Record ids are 0, 1, 2 … in topological order: parents come before what depends on them."""
 
     def __init__(
         self,
@@ -152,7 +152,8 @@ class Trace:
         """
         if data.get("format") != FORMAT or data.get("version") != VERSION:
             raise UserError(
-                f"expected format {FORMAT!r} version {VERSION}, found {data.get('format')!r} version {data.get('version')!r}"
+                f"expected format {FORMAT!r} version {VERSION}, "
+                f"found {data.get('format')!r} version {data.get('version')!r}"
             )
         try:
             ops = [OpRecord.from_dict(item) for item in data["ops"]]

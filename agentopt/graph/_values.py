@@ -1,8 +1,8 @@
 """What a record may hold: frozen copies of built-in containers, references to everything else, and their JSON form.
 
-Atoms are kept as they are. Built-in containers are copied, nested ones too, while they have at most 1,000 items together,
-so a recorded value cannot change afterwards. Anything else is kept by reference with its type and a digest taken at
-that moment, and is marked mutable.
+Atoms are kept as they are. Built-in containers are copied, nested ones too, while they have at most 1,000 items
+together, so a recorded value cannot change afterwards. Anything else is kept by reference with its type and a digest
+taken at that moment, and is marked mutable.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def strings_in(value: Any, limit: int = 64) -> Iterator[str]:
             stack.extend((child, depth + 1) for child in children)
 
 
-# --- JSON form -----------------------------------------------------------------------------------------------------------
+# --- JSON form -------------------------------------------------------------------------------------------------------
 # A dict with one key that starts with "$" is ours; a user's dict with such a key is written as "$dict".
 
 
