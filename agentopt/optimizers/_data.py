@@ -84,9 +84,7 @@ def _with_answers(base: DataDescription, answers: Sequence[Any]) -> DataDescript
     size, inputs, median = base.size, base.inputs, base.median_words
     if all(isinstance(answer, Mapping) for answer in answers):
         keys = dict.fromkeys(str(key) for answer in answers for key in cast("Mapping[str, Any]", answer))
-        fields = {
-            key: _labels([cast("Mapping[str, Any]", answer).get(key) for answer in answers])[0] for key in keys
-        }
+        fields = {key: _labels([cast("Mapping[str, Any]", answer).get(key) for answer in answers])[0] for key in keys}
         return DataDescription(size, inputs, "json", fields=fields, median_words=median)
     labels, counts = _labels(answers)
     if labels:
@@ -125,7 +123,7 @@ def input_text(inputs: Mapping[str, Any]) -> str:
 
 
 def label_of(expected: Any, labels: Iterable[str]) -> str | None:
-    """Which of `labels` the expected answer names: itself, or the one among a JSON object's values; None when unclear."""
+    """Which of `labels` is expected: the answer itself, or the one among an object's values; None when unclear."""
     known = set(labels)
     if isinstance(expected, Mapping):
         found = {label_text(value) for value in cast("Mapping[str, Any]", expected).values()} & known
@@ -135,7 +133,7 @@ def label_of(expected: Any, labels: Iterable[str]) -> str | None:
 
 
 def cue_words(data: Dataset, labels: Sequence[str], per_label: int = 4) -> dict[str, tuple[str, ...]]:
-    """For each label the words that speak for it: smoothed log odds over examples that hold the word, at least 3 of them.
+    """For each label the words that speak for it: smoothed log odds over the examples that hold the word, at least 3.
 
     Single words only, so that no phrase of a training row can pass into a prompt. A label without such words is left
     out. Words equal to a label are skipped.

@@ -1,7 +1,7 @@
 """What is said about one rollout, and the graphs backward makes of it.
 
-The unit is one rollout. Feedback is text built from facts only: score, what came out, what was expected, the metric's own
-words, the error with the op and line it came from.
+The unit is one rollout. Feedback is text built from facts only: score, what came out, what was expected, the metric's
+own words, the error with the op and line it came from.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import ast
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from agentopt.errors import UserError
 from agentopt.graph import Candidate, IllegalEdit, apply_edits, set_value
@@ -188,5 +188,5 @@ def text_values(context: ProposeContext) -> Mapping[str, str]:
     for name, spec in context.specs.items():
         value = current_value(context, spec)
         if spec.kind in TEXT_KINDS and isinstance(value, str):
-            found[name] = cast("str", value)
+            found[name] = value
     return found

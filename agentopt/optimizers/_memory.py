@@ -40,7 +40,9 @@ def render_memory(history: Sequence[PastProposal], budget: int) -> str:
     if not history or budget <= 0:
         return ""
     scored = [(place, measured(past)) for place, past in enumerate(history)]
-    best = sorted(((score, place) for place, score in scored if score is not None), key=lambda item: (-item[0], item[1]))
+    best = sorted(
+        ((score, place) for place, score in scored if score is not None), key=lambda item: (-item[0], item[1])
+    )
     places = {place for _, place in best[:_BEST]} | set(range(max(0, len(history) - _RECENT), len(history)))
     for limit in (1200, 500, 240, 120, 60):
         text = "Earlier rounds, with what they scored:\n" + "\n".join(

@@ -71,9 +71,7 @@ _LEVELS = (
 )
 
 
-def cases_of(
-    rollouts: Sequence[Rollout], graphs: Sequence[Mapping[str, Subgraph]], names: Iterable[str]
-) -> list[Case]:
+def cases_of(rollouts: Sequence[Rollout], graphs: Sequence[Mapping[str, Subgraph]], names: Iterable[str]) -> list[Case]:
     """Rollouts as cases, most informative first: errors, then low scores, then taking turns over what was expected."""
     wanted = list(names)
     cases: list[Case] = []
@@ -189,7 +187,7 @@ def _mean(cases: Sequence[Case]) -> float:
     return sum(case.rollout.row.score for case in cases) / len(cases)
 
 
-# --- one trace as code -------------------------------------------------------------------------------------------------
+# --- one trace as code -----------------------------------------------------------------------------------------------
 
 
 class _Names:
@@ -304,7 +302,9 @@ def _line(op: OpRecord, names: _Names) -> str:
             arguments.append(f"{name}={cut(shown(value), 60)}")
     reads = [names.of(number) for number, kind in op.parents if number not in used and kind == "parameter"]
     calls = [names.of(number) for number, kind in op.parents if number not in used and kind == "nested"]
-    others = [names.of(number) for number, kind in op.parents if number not in used and kind in ("same", "text", "data")]
+    others = [
+        names.of(number) for number, kind in op.parents if number not in used and kind in ("same", "text", "data")
+    ]
     arguments.extend(f"reads {name}" for name in reads)
     arguments.extend(f"from {name}" for name in others)
     line = f"{names.of(op.id)} = {op.op}({', '.join(arguments)})"
@@ -337,7 +337,7 @@ def _others(case: Case, level: Level) -> list[str]:
     return lines
 
 
-# --- parameters --------------------------------------------------------------------------------------------------------
+# --- parameters ------------------------------------------------------------------------------------------------------
 
 
 def _variable(spec: ParameterSpec, value: Any, level: Level) -> str:
@@ -349,7 +349,9 @@ def _variable(spec: ParameterSpec, value: Any, level: Level) -> str:
 def _constraint(spec: ParameterSpec) -> str:
     rules: list[str] = []
     if spec.variables:
-        rules.append("must contain " + ", ".join("{" + name + "}" for name in spec.variables) + " and no other placeholder")
+        rules.append(
+            "must contain " + ", ".join("{" + name + "}" for name in spec.variables) + " and no other placeholder"
+        )
     if spec.low is not None or spec.high is not None:
         rules.append(f"a number from {spec.low} to {spec.high}")
     if spec.options:

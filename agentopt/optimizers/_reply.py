@@ -21,7 +21,8 @@ _REASONS = ("reasoning", "rationale", "analysis", "explanation", "thought")
 _NO_CHANGE = re.compile(r"^\W*(TERMINATE|NO[ _]CHANGE)\W*$", re.IGNORECASE)
 _PAIR_TAGS = re.compile(r"<name>\s*(.*?)\s*</name>\s*<(value|data|text)>\n?(.*?)\n?</\2>", re.DOTALL | re.IGNORECASE)
 _VARIABLE_TAG = re.compile(
-    r"<(variable|parameter|suggestion)\s+name\s*=\s*[\"']?([^\"'>]+)[\"']?\s*>\n?(.*?)\n?</\1>", re.DOTALL | re.IGNORECASE
+    r"<(variable|parameter|suggestion)\s+name\s*=\s*[\"']?([^\"'>]+)[\"']?\s*>\n?(.*?)\n?</\1>",
+    re.DOTALL | re.IGNORECASE,
 )
 _VALUE_INSIDE = re.compile(r"^\s*<(value|data|text)>\n?(.*?)\n?</\1>\s*$", re.DOTALL | re.IGNORECASE)
 _REASON_TAG = re.compile(r"<(reasoning|rationale|analysis)>(.*?)(?:</\1>|$)", re.DOTALL | re.IGNORECASE)
@@ -93,7 +94,7 @@ def _last(name: str) -> str:
     return _bare(_folded(name).rsplit(".", 1)[-1])
 
 
-# --- JSON --------------------------------------------------------------------------------------------------------------
+# --- JSON ------------------------------------------------------------------------------------------------------------
 
 
 def _objects(text: str) -> Iterator[Mapping[str, Any]]:
@@ -173,7 +174,7 @@ def _value(value: Any) -> Any:
     return value
 
 
-# --- tags and pairs ----------------------------------------------------------------------------------------------------
+# --- tags and pairs --------------------------------------------------------------------------------------------------
 
 
 def _from_tags(text: str, names: Sequence[str]) -> dict[str, Any]:
@@ -242,7 +243,7 @@ def _why_unreadable(text: str) -> str:
     return "the JSON object has no suggestion and no known name"
 
 
-# --- one text ----------------------------------------------------------------------------------------------------------
+# --- one text --------------------------------------------------------------------------------------------------------
 
 _REFUSAL = re.compile(
     r"^\W*(i'?m sorry|i am sorry|sorry|i can(no|')t|i am unable|i'm unable|as an ai|unfortunately|error\b|null\b|none\b|"

@@ -124,12 +124,12 @@ def parse_fragments(text: str, place: str, *, known: frozenset[str] | None = Non
         if match is None and _LOOKS_LIKE_HEADER.match(line):
             raise UserError(f"{place}:{number}: {line.strip()!r} is no fragment header: write '=== name ==='.")
         if match is not None:
-            current = match["name"]
-            if current in lines:
-                raise UserError(f"{place}:{number}: the fragment {current!r} stands twice in this file.")
-            _check_name(current, f"{place}:{number}", known)
-            lines[current] = []
-            starts[current] = (number, float(match["prior"] or 0.0))
+            name = current = str(match["name"])
+            if name in lines:
+                raise UserError(f"{place}:{number}: the fragment {name!r} stands twice in this file.")
+            _check_name(name, f"{place}:{number}", known)
+            lines[name] = []
+            starts[name] = (number, float(match["prior"] or 0.0))
         elif current is not None:
             lines[current].append(line)
     if not found and not lines:

@@ -1,0 +1,289 @@
+"""Optimizers that share the work between optimizers: `Auto` decides by itself, `Together` takes turns.
+
+The unit is one `propose` call, whose wanted proposals are dealt out to arms. `Auto` looks at what there is to tune, how
+much data there is, how strong the optimizer's model is by its name, and which arm's proposals were accepted so far
+(Thompson sampling on acceptance, seeded). No arm's failure hurts the others: it is recorded, and its share is dealt out
+again.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from agentopt.models import BudgetExhausted, LMError
+from agentopt.optimizers._demonstrations import Demonstrations
+from agentopt.optimizers._draws import seeded
+from agentopt.optimizers._instructions import Instructions
+from agentopt.optimizers._legal import Proposals, merged
+from agentopt.optimizers._memory import gain
+from agentopt.optimizers._optoprime import EDITABLE, OptoPrime
+from agentopt.optimizers._protocol import DroppedEdit, Optimizer, ProposeContext, Update
+from agentopt.optimizers._values import KINDS, Values
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_SIZE = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", re.IGNORECASE)
+_WEAK_BELOW = 4e9
+"""Models with fewer parameters rarely write usable proposals (reports of 1.5B to 3B reflectors emitting junk)."""
+_SMALL_DATA = 30
+
+
+def is_weak(model: str) -> bool:
+    """Whether a model's name says that it is too small to write proposals; an unknown name counts as strong."""
+    sizes = [float(number) * (1e9 if unit in "bB" else 1e6) for number, unit in _SIZE.findall(model)]
+    if sizes:
+        return max(sizes) < _WEAK_BELOW
+    return model.startswith("embedded")
+
+
+def model_name(context: ProposeContext) -> str:
+    """The optimizer model's name: as given by the search loop, else the client's own."""
+    if context.optimizer_model or context.lm is None:
+        return context.optimizer_model
+    client = getattr(context.lm, "client", context.lm)
+    return str(getattr(client, "name", ""))
+
+
+class Named:
+    """Gives a name to an object that has only `propose`."""
+
+    def __init__(self, inner: Optimizer, name: str) -> None:
+        self.name = name
+        self._inner = inner
+
+    def propose(self, context: ProposeContext) -> list[Update] | Awaitable[list[Update]]:
+        """What the object proposes."""
+        return self._inner.propose(context)
+
+
+async def call(optimizer: Optimizer, context: ProposeContext) -> list[Update]:
+    """`optimizer.propose`, whether it is sync or async."""
+    result = optimizer.propose(context)
+    return await result if inspect.isawaitable(result) else cast("list[Update]", result)
+
+
+class Together:
+    """Several optimizers; the wanted proposals are dealt out evenly, starting with another one each iteration."""
+
+    def __init__(self, parts: Sequence[Optimizer]) -> None:
+        self.name = "+".join(part.name for part in parts)
+        self._parts = tuple(parts)
+
+    async def propose(self, context: ProposeContext) -> list[Update]:
+        """Up to `context.count` updates.
+
+        Raises:
+            LMError: every part that proposed nothing failed, and nothing was proposed.
+        """
+        deal = _Deal(context)
+        size = len(self._parts)
+        order = [self._parts[(context.iteration + turn) % size] for turn in range(size)]
+        shares = [context.count // size + (1 if turn < context.count % size else 0) for turn in range(size)]
+        for part, share in zip(order, shares, strict=True):
+            await deal.ask(part, share)
+        for part in order:
+            await deal.ask(part, deal.missing)
+        return deal.finish()
+
+
+class _Deal:
+    """Collects one round's updates from several optimizers."""
+
+    def __init__(self, context: ProposeContext) -> None:
+        self._context = context
+        self.proposals = Proposals(context)
+        self.failed: list[str] = []
+        self._error: LMError | None = None
+
+    @property
+    def missing(self) -> int:
+        return self._context.count - len(self.proposals.updates)
+
+    async def ask(self, part: Optimizer, count: int, source: str = "") -> int:
+        """Take up to `count` updates from `part` and return how many; a model that failed is not asked again."""
+        if count <= 0 or part.name in self.failed or self.missing <= 0:
+            return 0
+        # Ask for some more than wanted: several parts may have the same idea.
+        context = replace(self._context, count=count + min(len(self.proposals.updates), count))
+        try:
+            updates = await call(part, context)
+        except BudgetExhausted:
+            raise
+        except LMError as error:
+            self.failed.append(part.name)
+            self._error = error
+            self._context.dropped.append(DroppedEdit(part.name, f"the language model failed: {error}"))
+            return 0
+        taken = 0
+        for update in updates:
+            if taken >= count:
+                break
+            taken += self.proposals.offer(replace(update, source=source or update.source))
+        return taken
+
+    def finish(self) -> list[Update]:
+        """The updates; the last failure when there are none because of it."""
+        if not self.proposals.updates and self._error is not None:
+            raise self._error
+        return self.proposals.updates
+
+
+class Joint:
+    """An instruction from frames and a demonstration set in one update."""
+
+    name = "joint"
+
+    def __init__(self, instructions: Instructions, demonstrations: Demonstrations) -> None:
+        self._instructions = instructions
+        self._demonstrations = demonstrations
+
+    async def propose(self, context: ProposeContext) -> list[Update]:
+        """Up to `context.count` pairs, best instruction with first set, and so on."""
+        wide = replace(context, count=context.count + 2)
+        texts = await call(self._instructions, wide)
+        sets = self._demonstrations.propose(wide)
+        proposals = Proposals(context)
+        for text, demos in zip(texts, sets, strict=False):
+            update = merged((text, demos), self.name)
+            if update is not None:
+                proposals.offer(update)
+        return proposals.updates
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way to propose, and how promising it is before anything was measured (pseudo-counts of a Beta)."""
+
+    optimizer: Optimizer
+    good: float
+    bad: float
+
+
+class Auto:
+    """The default optimizer: a portfolio that needs no setting.
+
+    Args:
+        template: a file that overrides fragments of the shipped meta-prompts and frames.
+        max_written: proposals one round may ask a language model for.
+
+    Raises:
+        UserError: the template file cannot be used.
+    """
+
+    name = "auto"
+
+    def __init__(self, *, template: str | Path | None = None, max_written: int = 4) -> None:
+        self._free = Instructions(lm=False, template=template)
+        self._written = Instructions(lm=True, template=template, max_calls=max_written)
+        self._optoprime = OptoPrime(template=template)
+        self._demonstrations = Demonstrations()
+        self._joint = Joint(self._free, self._demonstrations)
+        self._values = Values()
+        self._max_written = max_written
+
+    def arms(self, context: ProposeContext) -> list[Arm]:
+        """The ways to propose that fit this program, data and model, with their prior odds."""
+        kinds = {spec.kind for spec in context.specs.values()}
+        weak = context.lm is None or is_weak(model_name(context))
+        plenty = len(context.train) >= _SMALL_DATA
+        arms: list[Arm] = []
+        if "prompt" in kinds:
+            arms.append(Arm(self._free, 3.0, 3.0) if weak else Arm(self._free, 1.5, 4.0))
+        if "demos" in kinds:
+            arms.append(Arm(self._demonstrations, 2.0 if plenty else 1.0, 4.0))
+            if "prompt" in kinds:
+                arms.append(Arm(self._joint, 2.0 if plenty else 1.0, 4.0))
+        if context.lm is not None and not weak:
+            if "prompt" in kinds:
+                arms.append(Arm(self._written, 3.0, 3.0))
+            if kinds & EDITABLE:
+                arms.append(Arm(self._optoprime, 4.0, 3.0))
+        elif context.lm is not None and kinds & (EDITABLE - KINDS) and "prompt" not in kinds:
+            # Texts and code that no frame fits: even a small model is better than leaving them untouched.
+            arms.append(Arm(self._optoprime, 1.0, 4.0))
+        if kinds & KINDS:
+            arms.append(Arm(self._values, 1.5, 4.0))
+        return arms
+
+    def shares(self, context: ProposeContext) -> list[tuple[Optimizer, int]]:
+        """How many proposals each arm is asked for. A pure function of the context."""
+        arms = self.arms(context)
+        if not arms:
+            return []
+        results = _results(context)
+        counts = dict.fromkeys(range(len(arms)), 0)
+        for place in range(context.count):
+            rng = seeded("auto", context.seed, context.iteration, context.parent.hash, place)
+
+            draws: list[float] = []
+            for arm in arms:
+                good, bad = results.get(arm.optimizer.name, (0.0, 0.0))
+                draws.append(rng.betavariate(arm.good + good, arm.bad + bad))
+            counts[draws.index(max(draws))] += 1
+        self._spread(context, arms, counts)
+        return [(arm.optimizer, counts[at]) for at, arm in enumerate(arms)]
+
+    def _spread(self, context: ProposeContext, arms: Sequence[Arm], counts: dict[int, int]) -> None:
+        """A round of several proposals gives every arm one; asking a model is limited; nothing stays untouched."""
+        by_share = sorted(counts, key=lambda at: -counts[at])
+        for at, arm in enumerate(arms):
+            written = arm.optimizer in (self._written, self._optoprime)
+            if written and counts[at] > self._max_written:
+                rest = counts[at] - self._max_written
+                counts[at] = self._max_written
+                other = next((o for o in by_share if arms[o].optimizer not in (self._written, self._optoprime)), None)
+                if other is not None:
+                    counts[other] += rest
+        if context.count >= 2 * len(arms):
+            for at in counts:
+                if counts[at] == 0:
+                    counts[max(counts, key=lambda other: counts[other])] -= 1
+                    counts[at] = 1
+        elif self._values_due(context, arms):
+            at = next(at for at, arm in enumerate(arms) if arm.optimizer is self._values)
+            if counts[at] == 0 and context.count:
+                counts[max(counts, key=lambda other: counts[other])] -= 1
+                counts[at] = 1
+
+    def _values_due(self, context: ProposeContext, arms: Sequence[Arm]) -> bool:
+        touched = {edit.name for past in context.history for edit in past.update.edits}
+        waiting = any(spec.kind in KINDS and spec.name not in touched for spec in context.specs.values())
+        return waiting and context.iteration % 3 == 2 and any(arm.optimizer is self._values for arm in arms)
+
+    async def propose(self, context: ProposeContext) -> list[Update]:
+        """Up to `context.count` updates, arms taking turns.
+
+        Raises:
+            LMError: a language model failed and no other arm had anything to propose.
+        """
+        deal = _Deal(context)
+        shares = self.shares(context)
+        for optimizer, share in shares:
+            await deal.ask(optimizer, share)
+        cheap = [optimizer for optimizer, _ in shares if optimizer not in (self._written, self._optoprime)]
+        for optimizer in cheap:
+            await deal.ask(optimizer, deal.missing)
+        if not deal.proposals.updates:
+            for optimizer, _ in shares:
+                await deal.ask(optimizer, min(deal.missing, self._max_written))
+        return deal.finish()
+
+
+def _results(context: ProposeContext) -> Mapping[str, tuple[float, float]]:
+    """Per source: how much of its past counts as success and how much as failure.
+
+    An accepted proposal is a success; a rejected one that beat its parent on the minibatch is half of one.
+    """
+    found: dict[str, tuple[float, float]] = {}
+    for past in context.history:
+        better = gain(past)
+        good = 1.0 if past.accepted else (0.5 if better is not None and better > 0 else 0.0)
+        before = found.get(past.update.source, (0.0, 0.0))
+        found[past.update.source] = (before[0] + good, before[1] + 1.0 - good)
+    return found
