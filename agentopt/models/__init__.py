@@ -12,9 +12,11 @@ from agentopt.models._errors import (
     LMUnavailable,
     UnknownModel,
 )
+from agentopt.models._lm import LM, LMSettings, reply_watch, spend_guard
 from agentopt.models._protocol import Client, LMOptions, Message, Reply, ReplyCache, Request, ToolCall
 
 __all__ = [
+    "LM",
     "BudgetExhausted",
     "Client",
     "LMBadReply",
@@ -22,6 +24,7 @@ __all__ = [
     "LMOptions",
     "LMRateLimit",
     "LMRefused",
+    "LMSettings",
     "LMTimeout",
     "LMUnavailable",
     "Message",
@@ -30,4 +33,6 @@ __all__ = [
     "Request",
     "ToolCall",
     "UnknownModel",
+    "reply_watch",
+    "spend_guard",
 ]

@@ -177,8 +177,8 @@ class Client(Protocol):
         """One try."""
         ...
 
-    def stream(self, request: Request) -> AsyncIterator[str]:
-        """Text pieces as they come (an async generator); one try."""
+    def stream(self, request: Request) -> AsyncIterator[str | Reply]:
+        """Text pieces as they come (an async generator); one try. A `Reply` may come last: usage, finish reason."""
         ...
 
     async def aclose(self) -> None:
@@ -195,4 +195,13 @@ class ReplyCache(Protocol):
 
     def put_reply(self, key: str, reply: dict[str, Any], *, model: str, request: dict[str, Any] | None) -> None:
         """Store a reply under its request's key."""
+        ...
+
+
+@runtime_checkable
+class AsyncReplyCache(Protocol):
+    """A `ReplyCache` that can also store without holding up the event loop (concurrent callers share one commit)."""
+
+    async def aput_reply(self, key: str, reply: dict[str, Any], *, model: str, request: dict[str, Any] | None) -> None:
+        """`put_reply` for coroutines."""
         ...

@@ -7,7 +7,7 @@ what the next requests get, `server.requests` is what arrived. As a process of i
 Steps of a script (plain dicts, one a request; when they run out the default applies):
     {"text": "..."}                  a normal reply                     {"status": 429, "retry_after": 1}   an error
     {"hang": True}                   never answers                      {"malformed": True}                 200, no JSON
-    {"drop": True}                   closes the connection              {"body": {...}}                     200, this body
+    {"drop": True}                   closes the connection              {"body": {...}}                     200, this
     {"tool_calls": [...]}            OpenAI tool calls                  any of them with "latency": seconds
 A callable default receives the request's JSON and returns such a dict (or just the reply text).
 """

@@ -1,0 +1,192 @@
+"""The embedded client: a GGUF model run in-process by llama.cpp, with no server, no key and no network.
+
+Forms: `embedded/smollm2-135m-instruct` (the packaged weights), any `.gguf` path, `hf:owner/repo/file.gguf`. Calls are
+free, deterministic (a pure function of the request) and run one at a time in a worker thread. `choices=` is answered by
+scoring the labels (see `_embedded_choices`), not by generating text.
+
+`LMOptions.extra`: `{"calibrate": "content_free"}` divides the label probabilities by those the same prompt gives to
+inputs without content (contextual calibration, Zhao et al. 2021, arXiv 2102.09690); everything else is passed to
+llama.cpp (`grammar`, `min_p`, `repeat_penalty`, ...).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+from agentopt.graph import Usage
+from agentopt.models._embedded_choices import score_choices
+from agentopt.models._embedded_engine import Loaded, Stop, close_engine, engine, engine_threads, stopped_error
+from agentopt.models._embedded_files import (
+    INSTALL_ENGINE,
+    INSTALL_WEIGHTS,
+    PACKAGED,
+    engine_installed,
+    fetch,
+    is_embedded_spec,
+    packaged_file,
+    resolve,
+)
+from agentopt.models._errors import LMBadReply, LMRefused
+from agentopt.models._protocol import LMOptions, Message, Reply, Request, ToolCall
+
+__all__ = ["EmbeddedClient", "close_engine", "embedded_available", "engine_info", "is_embedded_spec", "time_engine"]
+
+_CONTENT_FREE = ("N/A", "", "[MASK]")
+"""Inputs without content, as in section 3 of arXiv 2102.09690."""
+
+
+class EmbeddedClient:
+    """A `Client` for one GGUF file. Several clients share the process's one engine.
+
+    Raises:
+        UnknownModel: the spec names no file, the weights package is absent, or (at the first call) the engine is.
+    """
+
+    deterministic = True
+
+    def __init__(self, spec: str = PACKAGED) -> None:
+        self.name, self._path = resolve(spec)
+        self._priors: dict[tuple[Any, ...], dict[str, float]] = {}
+
+    async def send(self, request: Request) -> Reply:
+        """One call; the timeout counts from the moment the engine begins with it."""
+        path = await self._file()
+        _refuse_images(request.messages)
+        if request.choices:
+            return await self._run(path, request, lambda model, stop: self._choose(model, request))
+        if request.tools:
+            body = {**_body(request), "tools": list(request.tools)}
+            return await self._run(path, request, lambda model, stop: self._reply(model.chat_once(body)))
+        return await self._run(path, request, lambda model, stop: self._generate(model, request, stop, None))
+
+    async def stream(self, request: Request) -> AsyncIterator[str]:
+        """Text pieces as they come. Leaving the iterator stops the generation."""
+        path = await self._file()
+        _refuse_images(request.messages)
+        loop = asyncio.get_running_loop()
+        pieces: asyncio.Queue[str | None] = asyncio.Queue()
+
+        def push(piece: str | None) -> None:
+            with suppress(RuntimeError):  # the reader's loop is closed: nobody listens any more
+                loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+        stop = Stop(request.options.timeout)
+        future = engine().submit(path, lambda model: self._generate(model, request, stop, push), stop)
+        future.add_done_callback(lambda _: push(None))
+        try:
+            while (piece := await pieces.get()) is not None:
+                yield piece
+            future.result()
+        finally:
+            stop.ask()
+            future.cancel()
+
+    async def aclose(self) -> None:
+        """Nothing to do: the engine is shared, is closed at exit, and `close_engine()` closes it earlier."""
+
+    async def _file(self) -> Path:
+        if self._path is None:
+            import anyio.to_thread
+
+            self._path = await anyio.to_thread.run_sync(fetch, self.name)
+        return self._path
+
+    async def _run(self, path: Path, request: Request, work: Any) -> Reply:
+        stop = Stop(request.options.timeout)
+        future = engine().submit(path, lambda model: cast("Reply", work(model, stop)), stop)
+        try:
+            return await asyncio.wrap_future(future)  # cancelling it drops the job while it is queued
+        finally:
+            stop.ask()  # and ends it at its next token when it runs
+
+    def _generate(self, model: Loaded, request: Request, stop: Stop, push: Any) -> Reply:
+        texts: list[str] = []
+        last: dict[str, Any] = {}
+
+        def on_chunk(chunk: dict[str, Any]) -> bool:
+            if "error" in chunk:
+                last["error"] = chunk
+                return True
+            if chunk.get("usage"):
+                last["usage"] = chunk["usage"]
+            for choice in chunk.get("choices") or ():
+                if choice.get("finish_reason"):
+                    last["finish"] = choice["finish_reason"]
+                piece = (choice.get("delta") or {}).get("content")
+                if piece:
+                    texts.append(piece)
+                    if push is not None:
+                        push(piece)
+            return bool(stop) or engine().closing
+
+        model.chat({**_body(request), "stream_options": {"include_usage": True}}, on_chunk)
+        if "error" in last:
+            model.checked(last["error"])
+        if "finish" not in last:
+            raise stopped_error(stop)
+        return self._finished("".join(texts), last.get("usage") or {}, last["finish"])
+
+    def _reply(self, reply: dict[str, Any]) -> Reply:
+        choice = reply["choices"][0]
+        message = choice["message"]
+        calls = tuple(ToolCall.from_openai(call) for call in ()) if not message.get("tool_calls") else _calls(message)
+        return self._finished(message.get("content") or "", reply["usage"], choice["finish_reason"], calls)
+
+    def _finished(self, text: str, usage: Mapping[str, Any], finish: str, calls: tuple[ToolCall, ...] = ()) -> Reply:
+        counted = Usage(
+            input_tokens=int(usage.get("prompt_tokens", 0)),
+            output_tokens=int(usage.get("completion_tokens", 0)),
+            calls=1,
+            tries=1,
+        )
+        return Reply(text, tool_calls=calls, usage=counted, cost=0.0, finish_reason=finish, model=self.name)
+
+    def _choose(self, model: Loaded, request: Request) -> Reply:
+        labels = request.choices or ()
+        scores, prompt_tokens = _scores(model, request.messages, labels)
+        calibrate = request.options.extra.get("calibrate", "none")
+        if calibrate == "content_free":
+            scores = _calibrated(scores, self._prior(model, request.messages, labels))
+        elif calibrate != "none":
+            raise LMRefused(f'extra["calibrate"]: expected "none" or "content_free", found {calibrate!r}', status=400)
+        text = max(labels, key=lambda label: scores[label])  # the first of equals
+        usage = Usage(input_tokens=prompt_tokens, output_tokens=1, calls=1, tries=1)
+        return Reply(text, usage=usage, cost=0.0, logprobs=scores, model=self.name)
+
+    def _prior(self, model: Loaded, messages: Sequence[Message], labels: tuple[str, ...]) -> dict[str, float]:
+        """Mean label probability when the last user turn has no content; computed once per prompt."""
+        last = max((i for i, turn in enumerate(messages) if turn["role"] == "user"), default=0)
+        key = (labels, repr([(turn["role"], turn["content"]) for i, turn in enumerate(messages) if i != last]))
+        found = self._priors.get(key)
+        if found is None:
+            total = dict.fromkeys(labels, 0.0)
+            for text in _CONTENT_FREE:
+                blank = [{**turn, "content": text} if i == last else turn for i, turn in enumerate(messages)]
+                for label, logprob in _scores(model, blank, labels)[0].items():
+                    total[label] += math.exp(logprob) / len(_CONTENT_FREE)
+            found = self._priors[key] = total
+        return found
+
+
+def _scores(model: Loaded, messages: Sequence[Message], labels: Sequence[str]) -> tuple[dict[str, float], int]:
+    text = model.prompt_text(messages)
+    prompt = model.tokens(text, special=True)
+    # After an answer prefix such as "Sentiment:" the label is the next word, so it begins with a space.
+    space = "" if text[-1:].isspace() or messages[-1]["role"] != "assistant" else " "
+    tokens = {label: model.label_tokens(space + label) for label in labels}
+    return score_choices(
+        tokens, model.end_token, lambda done, candidates: model.next_logprobs((*prompt, *done), candidates)
+    ), len(prompt)
+
+
+def _calibrated(scores: Mapping[str, float], prior: Mapping[str, float]) -> dict[str, float]:
+    raw = {label: score - math.log(max(prior[label], 1e-9)) for label, score in scores.items()}
+    top = max(raw.values())
+    norm = top + math.log(sum(math.exp(value - top) for value in raw.values()))
+    return {label: value - norm for label, value in raw.items()}

@@ -1,0 +1,477 @@
+"""`LM`: what agents, judges and optimizers call. One client, wrapped in everything a client must not care about.
+
+Order of the layers, outermost first: record of the call → structured output with one repair round → single-flight →
+cache → spend guard → throttle → retries → timeout → client. Invariants: a cached reply spends nothing and is never
+counted as a paid call; every try is metered when it ends, so a budget sees a storm of 429 while it lasts; nothing here
+is bound to an event loop, so one `LM` serves several loops and threads at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import anyio
+
+from agentopt import graph
+from agentopt.errors import UserError
+from agentopt.graph import Usage
+from agentopt.models._background import run_sync
+from agentopt.models._cache import keep, look_up, shared_flights
+from agentopt.models._errors import LMBadReply, LMError, LMRateLimit, LMTimeout
+from agentopt.models._messages import Prompt, build
+from agentopt.models._prices import PriceTable, default_prices
+from agentopt.models._protocol import Client, LMOptions, Reply, ReplyCache, Request
+from agentopt.models._retry import Clock, RetryPolicy, SystemClock
+from agentopt.models._structured import Output, match_choice, output_of, repair_turn
+from agentopt.models._throttle import ThrottleTable, shared_throttles
+
+spend_guard: ContextVar[Callable[[Request], None] | None] = ContextVar("agentopt_spend_guard", default=None)
+"""Called before each try that is sent to a client (never for cached replies); raises BudgetExhausted to forbid it."""
+
+reply_watch: ContextVar[Callable[[Request, Reply], None] | None] = ContextVar("agentopt_reply_watch", default=None)
+"""Called after each reply, cached ones included (they carry `saved_usage` and `saved_cost`)."""
+
+
+@dataclass(slots=True)
+class Call:
+    """One `complete` under way."""
+
+    request: Request
+    prompt: Prompt
+    output: Output | None
+    usage: Usage = field(default_factory=Usage)
+    cost: float | None = 0.0
+
+    def add(self, usage: Usage, cost: float | None) -> None:
+        """Count towards this call's record and, at once, towards every meter of the context."""
+        self.usage = self.usage + usage
+        self.cost = None if cost is None or self.cost is None else self.cost + cost
+        graph.meter_add(usage, cost)
+
+
+@dataclass(frozen=True, slots=True)
+class LMSettings:
+    """What surrounds a client; None means the process's shared or default one."""
+
+    cache: ReplyCache | None = None
+    options: LMOptions = field(default_factory=LMOptions)
+    """Used by calls that give none."""
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    throttle: ThrottleTable | None = None
+    prices: PriceTable | None = None
+    clock: Clock | None = None
+
+
+class LM:
+    """A language model with cache, throttle, retries, prices and recording around one client.
+
+    Calls raise `LMError` (or a subclass), `BudgetExhausted` from the spend guard, and UserError for unusable arguments.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        role: str = "agent",
+        cache: ReplyCache | None = None,
+        settings: LMSettings | None = None,
+    ) -> None:
+        settings = settings or LMSettings()
+        self.role = role
+        self.settings = settings if cache is None else replace(settings, cache=cache)
+        self._client = client
+        self._clock = settings.clock or SystemClock()
+        self._prices = settings.prices or default_prices()
+        self._throttle = (settings.throttle or shared_throttles).of(client.name)
+        self._keyed = bool(getattr(client, "cacheable", True))
+
+    @property
+    def client(self) -> Client:
+        """The client behind it."""
+        return self._client
+
+    @property
+    def name(self) -> str:
+        """The client's name: provider, endpoint, model."""
+        return self.client.name
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether replies are a pure function of the request."""
+        return self.client.deterministic
+
+    def _target(self) -> LM:
+        return self
+
+    # ---- the three calls
+
+    async def complete(
+        self,
+        messages: Any = None,
+        *,
+        system: Any = None,
+        user: Any = None,
+        demos: Any = (),
+        tools: Sequence[dict[str, Any]] = (),
+        output: Any = None,
+        choices: Sequence[str] | None = None,
+        options: LMOptions | None = None,
+    ) -> Reply:
+        """Ask once and return the reply.
+
+        Args:
+            messages: chat messages in OpenAI form, or a text.
+            system: text or handle; alone it is sent as the user turn.
+            user: text, handle, or content parts (`agentopt.models.image(...)`).
+            demos: `{"input", "output"}` pairs (or a demos handle), shown as turns before the last user turn.
+            tools: OpenAI function-tool objects.
+            output: pydantic class, type or JSON schema; `Reply.parsed` has the value. One repair round.
+            choices: `Reply.text` is exactly one of them. One repair round.
+            options: how to sample; the LM's own options when None.
+        """
+        lm = self._target()
+        call = lm._prepare((messages, system, user, demos), tools, output, choices, options)
+        with graph.operation("lm", kind="lm", inputs=call.prompt.inputs) as op:
+            lm._note(op, call)
+            try:
+                reply = await lm._checked(call)
+            finally:
+                op.report(call.usage, call.cost)
+            op.annotate(cached=reply.cached, finish_reason=reply.finish_reason)
+            op.set_output(_recorded(reply))
+        return reply
+
+    def complete_sync(
+        self,
+        messages: Any = None,
+        *,
+        system: Any = None,
+        user: Any = None,
+        demos: Any = (),
+        tools: Sequence[dict[str, Any]] = (),
+        output: Any = None,
+        choices: Sequence[str] | None = None,
+        options: LMOptions | None = None,
+    ) -> Reply:
+        """`complete` for synchronous code; also works where a loop is running (it blocks that loop meanwhile)."""
+        lm = self._target()
+        return run_sync(
+            lambda: lm.complete(
+                messages,
+                system=system,
+                user=user,
+                demos=demos,
+                tools=tools,
+                output=output,
+                choices=choices,
+                options=options,
+            )
+        )
+
+    async def stream(
+        self,
+        messages: Any = None,
+        *,
+        system: Any = None,
+        user: Any = None,
+        demos: Any = (),
+        tools: Sequence[dict[str, Any]] = (),
+        options: LMOptions | None = None,
+    ) -> AsyncGenerator[str, None]:
+        """The reply's text in pieces. A cached reply comes in one piece; a finished stream is cached and recorded.
+
+        Retries happen before the first piece only; `timeout` bounds the wait for each piece.
+        """
+        lm = self._target()
+        call = lm._prepare((messages, system, user, demos), tools, None, None, options)
+        queue: asyncio.Queue[str | None] = asyncio.Queue()
+        # The record must be open around the work and never across a yield, so the work has a task of its own.
+        task = asyncio.create_task(lm._pump(call, queue))
+        try:
+            while (piece := await queue.get()) is not None:
+                yield piece
+            await task
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+
+    # ---- one call, step by step
+
+    def _prepare(
+        self,
+        content: tuple[Any, Any, Any, Any],
+        tools: Sequence[dict[str, Any]],
+        output: Any,
+        choices: Sequence[str] | None,
+        options: LMOptions | None,
+    ) -> Call:
+        if output is not None and choices is not None:
+            raise UserError("a call takes output= or choices=, not both")
+        if choices is not None and not choices:
+            raise UserError("choices=: expected at least one text, found none")
+        prompt = build(*content)
+        options = options or self.settings.options
+        if options.temperature > 0 and options.seed is None:
+            options = replace(options, seed=graph.draw_seed("lm"))
+        wanted = None if output is None else output_of(output)
+        request = Request(
+            model=self._client.name,
+            messages=prompt.messages,
+            tools=tuple(tools),
+            schema=None if wanted is None else wanted.schema,
+            choices=None if choices is None else tuple(choices),
+            options=options,
+        )
+        return Call(request, prompt, wanted)
+
+    def _note(self, op: graph.Operation, call: Call) -> None:
+        for spec in call.prompt.specs:
+            graph.active_value(spec)  # the read belongs to this call
+        if not op.recorded:
+            return
+        request = call.request
+        options = request.options
+        op.annotate(
+            role=self.role,
+            model=request.model,
+            key=request.key(),
+            messages=list(request.messages),
+            choices=None if request.choices is None else list(request.choices),
+            temperature=options.temperature,
+            seed=options.seed,
+        )
+
+    async def _checked(self, call: Call) -> Reply:
+        """The reply in the wanted form, after at most one repair round."""
+        request = call.request
+        reply = await self._reply(call, request)
+        try:
+            return self._in_form(call, reply)
+        except ValueError as error:
+            if reply.tool_calls:
+                return self._whole(call, reply)
+            turn = repair_turn(str(error), schema=request.schema, choices=request.choices)
+        repair = replace(
+            request,
+            messages=(
+                *request.messages,
+                {"role": "assistant", "content": reply.text},
+                {"role": "user", "content": turn},
+            ),
+        )
+        second = await self._reply(call, repair)
+        try:
+            return self._in_form(call, second)
+        except ValueError as error:
+            raise LMBadReply(
+                f"{request.model} gave no usable reply, also after one repair round: {error}; "
+                f"it said {second.text!r:.200}"
+            ) from error
+
+    def _in_form(self, call: Call, reply: Reply) -> Reply:
+        choices = call.request.choices
+        if choices is not None:
+            text = match_choice(reply.text, choices)
+            if text is None:
+                raise ValueError(f"{reply.text!r:.80} is none of the choices {', '.join(map(repr, choices))}")
+            reply = replace(reply, text=text)
+        elif call.output is not None:
+            reply = replace(reply, parsed=call.output.parse(reply.text))
+        return self._whole(call, reply)
+
+    @staticmethod
+    def _whole(call: Call, reply: Reply) -> Reply:
+        """The reply with what the whole call spent: failed tries and the repair round included."""
+        return replace(reply, usage=call.usage, cost=call.cost, cached=reply.cached and not call.usage.tries)
+
+    async def _reply(self, call: Call, request: Request) -> Reply:
+        cache = self.settings.cache
+        reply = None
+        if not self._keyed:
+            reply = await self._paid(call, request)
+        while reply is None:
+            reply = await self._shared(call, request, cache)
+        if reply.cached:
+            call.add(reply.usage, reply.cost)
+        watch = reply_watch.get()
+        if watch is not None:
+            watch(request, reply)
+        return reply
+
+    async def _shared(self, call: Call, request: Request, cache: ReplyCache | None) -> Reply | None:
+        """From the cache, from an equal request under way, or paid; None when the one who was paying gave up."""
+        key = request.key()
+        leader, flight = shared_flights.join(cache, key)
+        if not leader:
+            return await shared_flights.wait(flight)
+        outcome: Reply | LMError | None = None
+        try:
+            outcome = None if cache is None else look_up(cache, key)
+            if outcome is None:
+                paid = await self._paid(call, request)
+                if cache is not None:
+                    await keep(cache, request, paid)
+                outcome = paid
+            return outcome
+        except LMError as error:
+            outcome = error
+            raise
+        finally:
+            shared_flights.land(cache, key, outcome)
+
+    async def _paid(self, call: Call, request: Request) -> Reply:
+        """Tries until one succeeds or the retry policy says stop."""
+        reply: Reply | None = None
+        attempt = _Attempts(self, call, request)
+        while reply is None:
+            attempt.begin()
+            try:
+                reply = await self._once(request)
+            except LMError as error:
+                await attempt.failed(error)
+        return attempt.succeeded(reply)
+
+    async def _once(self, request: Request) -> Reply:
+        client = self._client
+        if client.deterministic:  # in this process: nothing to discover, and the engine has its own queue
+            return await _within(request, client.send)
+        throttle = self._throttle
+        async with throttle.slot():
+            try:
+                reply = await _within(request, client.send)
+            except LMRateLimit as error:
+                throttle.limited(error.retry_after)
+                raise
+        throttle.succeeded()
+        return reply
+
+    # ---- streaming
+
+    async def _pump(self, call: Call, queue: asyncio.Queue[str | None]) -> None:
+        try:
+            with graph.operation("lm", kind="lm", inputs=call.prompt.inputs) as op:
+                self._note(op, call)
+                try:
+                    reply = await self._streamed(call, queue)
+                finally:
+                    op.report(call.usage, call.cost)
+                op.annotate(cached=reply.cached, streamed=True)
+                op.set_output(reply.text)
+        finally:
+            queue.put_nowait(None)
+
+    async def _streamed(self, call: Call, queue: asyncio.Queue[str | None]) -> Reply:
+        request, cache = call.request, self.settings.cache if self._keyed else None
+        reply = None if cache is None else look_up(cache, request.key())
+        if reply is not None:
+            queue.put_nowait(reply.text)
+            call.add(reply.usage, reply.cost)
+        else:
+            reply = await self._paid_stream(call, queue)
+            if cache is not None:
+                await keep(cache, request, reply)
+        watch = reply_watch.get()
+        if watch is not None:
+            watch(request, reply)
+        return reply
+
+    async def _paid_stream(self, call: Call, queue: asyncio.Queue[str | None]) -> Reply:
+        request = call.request
+        attempt = _Attempts(self, call, request)
+        while True:
+            attempt.begin()
+            pieces: list[str] = []
+            final = Reply("", usage=Usage(calls=1, tries=1), model=request.model)
+            try:
+                async with self._throttle.slot(), aclosing(_closable(self._client.stream(request))) as source:
+                    while (item := await _within(request, lambda _, source=source: _next(source))) is not None:
+                        if isinstance(item, Reply):
+                            final = item
+                            break
+                        pieces.append(item)
+                        queue.put_nowait(item)
+            except LMError as error:
+                if isinstance(error, LMRateLimit):
+                    self._throttle.limited(error.retry_after)
+                if pieces:
+                    error.retryable = False
+                await attempt.failed(error)
+                continue
+            self._throttle.succeeded()
+            return attempt.succeeded(replace(final, text="".join(pieces)))
+
+
+class _Attempts:
+    """The tries of one request: guard before, count after, pause between."""
+
+    def __init__(self, lm: LM, call: Call, request: Request) -> None:
+        self._lm = lm
+        self._call = call
+        self._request = request
+        self._tries = 0
+        self._failures = 0
+        self._waited = 0.0
+
+    def begin(self) -> None:
+        """Ask the spend guard, count the try."""
+        guard = spend_guard.get()
+        if guard is not None:
+            guard(self._request)
+        self._tries += 1
+
+    async def failed(self, error: LMError) -> None:
+        """Wait until the next try, or raise `error` when there is none."""
+        self._call.add(Usage(tries=1), 0.0)
+        self._failures += not isinstance(error, LMRateLimit)
+        pause = self._lm.settings.retry.pause(
+            error, failures=self._failures, tries=self._tries, waited=self._waited, key=self._request.key()
+        )
+        if pause is None:
+            error.tries = self._tries
+            if self._tries > 1:
+                error.args = (f"{error} (after {self._tries} tries and {self._waited:.0f} s of waiting)",)
+            raise error
+        self._waited += pause
+        await self._lm._clock.sleep(pause)
+
+    def succeeded(self, reply: Reply) -> Reply:
+        """The reply with its price, counted."""
+        cost = reply.cost
+        if cost is None:
+            cost = self._lm._prices.cost(self._request.model, reply.usage)
+            reply = replace(reply, cost=cost)
+        self._call.add(reply.usage, cost)
+        return reply
+
+
+async def _within(request: Request, send: Callable[[Request], Any]) -> Any:
+    """`send(request)`, or LMTimeout after the request's timeout."""
+    seconds = request.options.timeout
+    with anyio.move_on_after(seconds):
+        return await send(request)
+    raise LMTimeout(f"{request.model} gave no reply within {seconds:g} s", retryable=True)
+
+
+async def _next(source: AsyncIterator[str | Reply]) -> str | Reply | None:
+    return await anext(source, None)
+
+
+async def _closable(source: AsyncIterator[str | Reply]) -> AsyncGenerator[str | Reply, None]:
+    try:
+        async for item in source:
+            yield item
+    finally:
+        if isinstance(source, AsyncGenerator):
+            await source.aclose()
+
+
+def _recorded(reply: Reply) -> Any:
+    if reply.tool_calls:
+        return {"text": reply.text, "tool_calls": [call.to_dict() for call in reply.tool_calls]}
+    return reply.text

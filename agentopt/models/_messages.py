@@ -1,0 +1,145 @@
+"""From what a caller gives (`system=`, `user=`, `demos=`, `messages=`, handles, images) to plain chat messages.
+
+Handles (`agentopt.prompt(...)`, `agentopt.demos(...)`) are looked up here without being recorded; the `LM` records the
+reads once the call's own record is open, so the parameter edges belong to the call.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import mimetypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from agentopt import graph
+from agentopt.errors import UserError
+from agentopt.models._protocol import Message
+
+_PLAIN = (str, int, float, bool, type(None))
+
+
+@dataclass(slots=True)
+class Prompt:
+    """Resolved messages, what to record as the call's inputs, and the parameters that were read for them."""
+
+    messages: tuple[Message, ...]
+    inputs: dict[str, Any]
+    specs: list[graph.ParameterSpec] = field(default_factory=list[graph.ParameterSpec])
+
+
+def image(source: str | bytes | Path, *, mime: str | None = None) -> dict[str, Any]:
+    """A content part with an image: an `https:`/`data:` URL, a file, or bytes (then give `mime`, default image/png).
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
+        return {"type": "image_url", "image_url": {"url": source}}
+    if isinstance(source, bytes):
+        data = source
+    else:
+        try:
+            data = Path(source).read_bytes()
+        except OSError as error:
+            raise UserError(f"image {str(source)!r}: {error.strerror or error}") from error
+        mime = mime or mimetypes.guess_type(str(source))[0]
+    url = f"data:{mime or 'image/png'};base64,{base64.b64encode(data).decode('ascii')}"
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def build(messages: Any, system: Any, user: Any, demos: Any) -> Prompt:
+    """Plain messages: system first, then the given messages, then the user turn; demos stand before the last user turn.
+
+    `system` alone is sent as the only user turn: a template that holds the whole prompt is common, and many chat
+    templates reject a conversation without a user turn.
+
+    Raises:
+        UserError: nothing was given, or a message or demo has another form than expected.
+    """
+    specs: list[graph.ParameterSpec] = []
+    system, user = _plain(system, specs), _plain(user, specs)
+    turns = _turns(_plain(messages, specs))
+    examples = _plain(demos, specs)
+    inputs: dict[str, Any] = {}
+    for name, value in (("system", system), ("user", user), ("messages", turns or None), ("demos", examples or None)):
+        if value is not None:
+            inputs[name] = value
+    if user is not None:
+        turns.append({"role": "user", "content": _content("user", user)})
+    if system is not None:
+        only = not turns
+        turns.insert(0, {"role": "user" if only else "system", "content": _content("system", system)})
+    if not turns:
+        raise UserError("a language model call needs messages=, user= or system=; none was given")
+    if examples:
+        turns = _with_demos(turns, examples)
+    return Prompt(tuple(turns), inputs, specs)
+
+
+def _plain(value: Any, specs: list[graph.ParameterSpec]) -> Any:
+    """`value` with every handle in it replaced by its active value."""
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, graph.Handle):
+        specs.append(value.spec)
+        return graph.peek_value(value.spec)
+    if isinstance(value, Mapping):
+        return {key: _plain(item, specs) for key, item in cast("Mapping[str, Any]", value).items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, specs) for item in cast("Sequence[Any]", value)]
+    return value
+
+
+def _turns(messages: Any) -> list[Message]:
+    if messages is None:
+        return []
+    if isinstance(messages, str):
+        return [{"role": "user", "content": messages}]
+    if isinstance(messages, Mapping):
+        messages = [messages]
+    if not isinstance(messages, list):
+        raise UserError(f"messages: expected a list of chat messages, found {type(messages).__name__}")
+    turns: list[Message] = []
+    for index, turn in enumerate(cast("list[Any]", messages)):
+        if not isinstance(turn, dict) or not isinstance(cast("dict[str, Any]", turn).get("role"), str):
+            raise UserError(f'messages[{index}]: expected {{"role": "...", "content": ...}}, found {turn!r:.80}')
+        turns.append(cast("Message", turn))
+    return turns
+
+
+def _content(name: str, value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        parts = cast("list[Any]", value)
+        if all(isinstance(part, (str, dict)) for part in parts):
+            return [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
+    raise UserError(f"{name}: expected text, a handle, or a list of content parts, found {type(value).__name__}")
+
+
+def _with_demos(turns: list[Message], examples: Any) -> list[Message]:
+    shown: list[Message] = []
+    for index, item in enumerate(cast("Sequence[Any]", examples)):
+        if not isinstance(item, dict) or not {"input", "output"} <= cast("dict[str, Any]", item).keys():
+            raise UserError(f'demos[{index}]: expected {{"input": ..., "output": ...}}, found {item!r:.80}')
+        demo = cast("dict[str, Any]", item)
+        shown.append({"role": "user", "content": _text(demo["input"])})
+        shown.append({"role": "assistant", "content": _text(demo["output"])})
+    last = max((index for index, turn in enumerate(turns) if turn["role"] == "user"), default=len(turns))
+    return [*turns[:last], *shown, *turns[last:]]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def text_of(message: Message) -> str:
+    """The text of one message, its text parts joined by newlines."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    parts = cast("list[dict[str, Any]]", content or [])
+    return "\n".join(str(part["text"]) for part in parts if part.get("type") == "text")
