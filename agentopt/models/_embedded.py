@@ -12,16 +12,26 @@ llama.cpp (`grammar`, `min_p`, `repeat_penalty`, ...).
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 from agentopt.graph import Usage
 from agentopt.models._embedded_choices import score_choices
-from agentopt.models._embedded_engine import Loaded, Stop, close_engine, engine, engine_threads, stopped_error
+from agentopt.models._embedded_engine import (
+    Loaded,
+    Stop,
+    close_engine,
+    engine,
+    engine_threads,
+    physical_cores,
+    stopped_error,
+)
 from agentopt.models._embedded_files import (
     INSTALL_ENGINE,
     INSTALL_WEIGHTS,
@@ -32,7 +42,8 @@ from agentopt.models._embedded_files import (
     packaged_file,
     resolve,
 )
-from agentopt.models._errors import LMBadReply, LMRefused
+from agentopt.models._embedded_lock import default_lock_path
+from agentopt.models._errors import LMRefused
 from agentopt.models._protocol import LMOptions, Message, Reply, Request, ToolCall
 
 __all__ = ["EmbeddedClient", "close_engine", "embedded_available", "engine_info", "is_embedded_spec", "time_engine"]
@@ -49,6 +60,7 @@ class EmbeddedClient:
     """
 
     deterministic = True
+    own_timeout = True
 
     def __init__(self, spec: str = PACKAGED) -> None:
         self.name, self._path = resolve(spec)
@@ -57,13 +69,22 @@ class EmbeddedClient:
     async def send(self, request: Request) -> Reply:
         """One call; the timeout counts from the moment the engine begins with it."""
         path = await self._file()
-        _refuse_images(request.messages)
-        if request.choices:
-            return await self._run(path, request, lambda model, stop: self._choose(model, request))
-        if request.tools:
-            body = {**_body(request), "tools": list(request.tools)}
-            return await self._run(path, request, lambda model, stop: self._reply(model.chat_once(body)))
-        return await self._run(path, request, lambda model, stop: self._generate(model, request, stop, None))
+        stop, future = self._submit(path, request)
+        try:
+            return await asyncio.wrap_future(future)  # cancelling it drops the job while it is queued
+        finally:
+            stop.ask()  # and ends it at its next token when it runs
+
+    def send_sync(self, request: Request) -> Reply:
+        """`send` for a thread without an event loop."""
+        if self._path is None:
+            self._path = fetch(self.name)
+        stop, future = self._submit(self._path, request)
+        try:
+            return future.result()
+        finally:
+            stop.ask()
+            future.cancel()
 
     async def stream(self, request: Request) -> AsyncIterator[str]:
         """Text pieces as they come. Leaving the iterator stops the generation."""
@@ -97,13 +118,18 @@ class EmbeddedClient:
             self._path = await anyio.to_thread.run_sync(fetch, self.name)
         return self._path
 
-    async def _run(self, path: Path, request: Request, work: Any) -> Reply:
+    def _submit(self, path: Path, request: Request) -> tuple[Stop, Future[Reply]]:
+        _refuse_images(request.messages)
         stop = Stop(request.options.timeout)
-        future = engine().submit(path, lambda model: cast("Reply", work(model, stop)), stop)
-        try:
-            return await asyncio.wrap_future(future)  # cancelling it drops the job while it is queued
-        finally:
-            stop.ask()  # and ends it at its next token when it runs
+
+        def work(model: Loaded) -> Reply:
+            if request.choices:
+                return self._choose(model, request)
+            if request.tools:
+                return self._reply(model.chat_once({**_body(request), "tools": list(request.tools)}))
+            return self._generate(model, request, stop, None)
+
+        return stop, engine().submit(path, work, stop)
 
     def _generate(self, model: Loaded, request: Request, stop: Stop, push: Any) -> Reply:
         texts: list[str] = []
@@ -135,7 +161,7 @@ class EmbeddedClient:
     def _reply(self, reply: dict[str, Any]) -> Reply:
         choice = reply["choices"][0]
         message = choice["message"]
-        calls = tuple(ToolCall.from_openai(call) for call in ()) if not message.get("tool_calls") else _calls(message)
+        calls = tuple(_tool_call(call) for call in message.get("tool_calls") or ())
         return self._finished(message.get("content") or "", reply["usage"], choice["finish_reason"], calls)
 
     def _finished(self, text: str, usage: Mapping[str, Any], finish: str, calls: tuple[ToolCall, ...] = ()) -> Reply:
@@ -190,3 +216,92 @@ def _calibrated(scores: Mapping[str, float], prior: Mapping[str, float]) -> dict
     top = max(raw.values())
     norm = top + math.log(sum(math.exp(value - top) for value in raw.values()))
     return {label: value - norm for label, value in raw.items()}
+
+
+def _body(request: Request) -> dict[str, Any]:
+    options: LMOptions = request.options
+    body: dict[str, Any] = {
+        "messages": list(request.messages),
+        "max_tokens": options.max_tokens,
+        "temperature": options.temperature,
+        "seed": ((options.seed or 0) * 1_000_003 + options.sample) % 2**32,
+        "cache_prompt": True,
+        **{name: value for name, value in options.extra.items() if name != "calibrate"},
+    }
+    if options.temperature <= 0:
+        body["top_k"] = 1
+    if options.stop:
+        body["stop"] = list(options.stop)
+    if options.top_p is not None:
+        body["top_p"] = options.top_p
+    if request.schema is not None:
+        body["response_format"] = {"type": "json_schema", "json_schema": {"name": "reply", "schema": request.schema}}
+    return body
+
+
+def _refuse_images(messages: Sequence[Message]) -> None:
+    for turn in messages:
+        content = turn.get("content")
+        parts: list[Any] = cast("list[Any]", content) if isinstance(content, list) else []
+        if any(isinstance(part, dict) and cast("dict[str, Any]", part).get("type") != "text" for part in parts):
+            raise LMRefused("the embedded model reads text only; a message has an image or audio part", status=400)
+
+
+def _tool_call(call: Mapping[str, Any]) -> ToolCall:
+    function, raw = call["function"], call["function"].get("arguments") or "{}"
+    try:
+        arguments = json.loads(raw)
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        return ToolCall(str(call.get("id") or ""), str(function["name"]), {}, raw)
+    return ToolCall(str(call.get("id") or ""), str(function["name"]), cast("dict[str, Any]", arguments))
+
+
+def embedded_available() -> bool:
+    """Whether `embedded/smollm2-135m-instruct` can run here: engine and weights are installed."""
+    return engine_installed() and packaged_file() is not None
+
+
+def engine_info() -> dict[str, Any]:
+    """For `agentopt doctor`; imports nothing heavy. Keys: engine (installed?), weights (path or None), threads, cores,
+    lock (path), missing (the commands that install what is absent).
+    """
+    weights = packaged_file()
+    missing = [] if engine_installed() else [INSTALL_ENGINE]
+    if weights is None:
+        missing.append(INSTALL_WEIGHTS)
+    return {
+        "engine": engine_installed(),
+        "weights": None if weights is None else str(weights),
+        "threads": engine_threads(),
+        "cores": physical_cores(),
+        "lock": str(default_lock_path()),
+        "missing": missing,
+    }
+
+
+def time_engine(calls: int = 20) -> dict[str, float]:
+    """Time short label calls (a shared instruction and about ten new tokens each).
+
+    Keys: load_s (first call, model load included), calls_per_second.
+    Raises UnknownModel when engine or weights are missing.
+    """
+    client = EmbeddedClient()
+    instruction = "Classify the support ticket as billing, technical or account."
+    subjects = ("invoice", "login page", "password", "refund", "error message", "address", "mobile app", "card")
+
+    def once(number: int) -> float:
+        ticket = f"Question {number} about my {subjects[number % len(subjects)]}"
+        messages: tuple[Message, ...] = (
+            {"role": "system", "content": instruction},
+            {"role": "user", "content": ticket},
+        )
+        request = Request(client.name, messages, choices=("billing", "technical", "account"))
+        started = time.perf_counter()
+        client.send_sync(request)
+        return time.perf_counter() - started
+
+    load = once(0)
+    seconds = sum(once(number) for number in range(1, calls + 1))
+    return {"load_s": load, "calls_per_second": calls / seconds}

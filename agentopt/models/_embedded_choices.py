@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 NextLogprobs = Callable[[Sequence[int], Sequence[int]], Mapping[int, float]]
-"""(tokens after the prompt, candidate next tokens) → natural-log probability of each, renormalised over the candidates."""
+"""(tokens after the prompt, candidate next tokens) → log-probability of each, renormalised over the candidates."""
 
 
 def score_choices(choices: Mapping[str, Sequence[int]], end: int, next_logprobs: NextLogprobs) -> dict[str, float]:
     """Natural-log probability of each choice, summing to one. `choices` maps a label to its tokens; `end` is the
-    end-of-turn token, which is a candidate where one label is the beginning of another ("no" and "not sure")."""
+    end-of-turn token, which is a candidate where one label is the beginning of another ("no" and "not sure").
+    """
     scores = dict.fromkeys(choices, 0.0)
 
     def descend(labels: list[str], depth: int) -> None:

