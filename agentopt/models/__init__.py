@@ -1,7 +1,15 @@
-"""Language models: one contract (`LM`) over any provider, with cache, throttle, retries, prices and recording."""
+"""Language models: one contract (`LM`) over any provider, with cache, throttle, retries, prices and recording.
+
+The unit is one call. `LM` adds everything around a `Client`; `lm(role)` finds the LM that plays a role here and now;
+`connect(spec)` makes a client from a text. Importing this opens no socket and loads no provider library.
+"""
 
 from __future__ import annotations
 
+from agentopt.models._cache import CacheWarning
+from agentopt.models._config import ModelsConfig, ModelSpec, as_lm, configure, current_config, lm, reset, resolve, use
+from agentopt.models._connect import connect, openai_base_url
+from agentopt.models._doubles import FunctionLM, ReplayLM, ScriptedLM
 from agentopt.models._errors import (
     BudgetExhausted,
     LMBadReply,
@@ -12,13 +20,22 @@ from agentopt.models._errors import (
     LMUnavailable,
     UnknownModel,
 )
+from agentopt.models._litellm import LiteLLMClient
 from agentopt.models._lm import LM, LMSettings, reply_watch, spend_guard
+from agentopt.models._messages import image
+from agentopt.models._openai import OpenAICompatible, OpenAIOptions
+from agentopt.models._prices import Price, PriceTable, default_prices, load_prices
 from agentopt.models._protocol import Client, LMOptions, Message, Reply, ReplyCache, Request, ToolCall
+from agentopt.models._retry import Clock, RetryPolicy
+from agentopt.models._throttle import Throttle, ThrottleLimits, ThrottleTable
 
 __all__ = [
     "LM",
     "BudgetExhausted",
+    "CacheWarning",
     "Client",
+    "Clock",
+    "FunctionLM",
     "LMBadReply",
     "LMError",
     "LMOptions",
@@ -27,12 +44,37 @@ __all__ = [
     "LMSettings",
     "LMTimeout",
     "LMUnavailable",
+    "LiteLLMClient",
     "Message",
+    "ModelSpec",
+    "ModelsConfig",
+    "OpenAICompatible",
+    "OpenAIOptions",
+    "Price",
+    "PriceTable",
+    "ReplayLM",
     "Reply",
     "ReplyCache",
     "Request",
+    "RetryPolicy",
+    "ScriptedLM",
+    "Throttle",
+    "ThrottleLimits",
+    "ThrottleTable",
     "ToolCall",
     "UnknownModel",
+    "as_lm",
+    "configure",
+    "connect",
+    "current_config",
+    "default_prices",
+    "image",
+    "lm",
+    "load_prices",
+    "openai_base_url",
     "reply_watch",
+    "reset",
+    "resolve",
     "spend_guard",
+    "use",
 ]

@@ -9,11 +9,13 @@ function that runs on it and calls back) gets a short-lived loop in another thre
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextvars
 import os
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -32,9 +34,25 @@ def _loop() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
             loop = asyncio.new_event_loop()
             thread = threading.Thread(target=loop.run_forever, name="agentopt-lm", daemon=True)
             thread.start()
+            if not _started:
+                atexit.register(_stop)
             _started.clear()
             _started[os.getpid()] = (loop, thread)
         return _started[os.getpid()]
+
+
+def _stop() -> None:
+    """At interpreter exit: close warm connections and the loop, waiting briefly for either."""
+    found = _started.pop(os.getpid(), None)
+    if found is None:
+        return
+    loop, thread = found
+    with suppress(TimeoutError, RuntimeError):
+        asyncio.run_coroutine_threadsafe(loop.shutdown_asyncgens(), loop).result(1)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(1)
+        if not thread.is_alive():
+            loop.close()
 
 
 def submit(call: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:

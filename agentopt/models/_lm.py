@@ -89,6 +89,7 @@ class LM:
         self._prices = settings.prices or default_prices()
         self._throttle = (settings.throttle or shared_throttles).of(client.name)
         self._keyed = bool(getattr(client, "cacheable", True))
+        self._timed = not getattr(client, "own_timeout", client.deterministic)
 
     @property
     def client(self) -> Client:
@@ -340,16 +341,25 @@ class LM:
     async def _once(self, request: Request) -> Reply:
         client = self._client
         if client.deterministic:  # in this process: nothing to discover, and the engine has its own queue
-            return await _within(request, client.send)
+            return await self._timely(request, client.send)
         throttle = self._throttle
         async with throttle.slot():
             try:
-                reply = await _within(request, client.send)
+                reply = await self._timely(request, client.send)
             except LMRateLimit as error:
                 throttle.limited(error.retry_after)
                 raise
         throttle.succeeded()
         return reply
+
+    async def _timely(self, request: Request, send: Callable[[Request], Any]) -> Any:
+        """`send(request)`, or LMTimeout after the request's timeout."""
+        if not self._timed:
+            return await send(request)
+        seconds = request.options.timeout
+        with anyio.move_on_after(seconds):
+            return await send(request)
+        raise LMTimeout(f"{request.model} gave no reply within {seconds:g} s", retryable=True)
 
     # ---- streaming
 
@@ -390,7 +400,7 @@ class LM:
             final = Reply("", usage=Usage(calls=1, tries=1), model=request.model)
             try:
                 async with self._throttle.slot(), aclosing(_closable(self._client.stream(request))) as source:
-                    while (item := await _within(request, lambda _, source=source: _next(source))) is not None:
+                    while (item := await self._timely(request, lambda _, source=source: _next(source))) is not None:
                         if isinstance(item, Reply):
                             final = item
                             break
@@ -448,14 +458,6 @@ class _Attempts:
             reply = replace(reply, cost=cost)
         self._call.add(reply.usage, cost)
         return reply
-
-
-async def _within(request: Request, send: Callable[[Request], Any]) -> Any:
-    """`send(request)`, or LMTimeout after the request's timeout."""
-    seconds = request.options.timeout
-    with anyio.move_on_after(seconds):
-        return await send(request)
-    raise LMTimeout(f"{request.model} gave no reply within {seconds:g} s", retryable=True)
 
 
 async def _next(source: AsyncIterator[str | Reply]) -> str | Reply | None:

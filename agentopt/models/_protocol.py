@@ -166,6 +166,9 @@ class Client(Protocol):
     `send` makes exactly one try and raises `LMError` (with `retryable` and `retry_after` set) or returns a reply whose
     `usage` has `calls=1, tries=1` and the token counts it knows. It leaves `cost` None unless it knows better than the
     price table (an in-process model: 0.0).
+
+    A client may also define `cacheable` (default True; False for doubles whose replies are code) and `own_timeout`
+    (default: `deterministic`; True when it obeys `options.timeout` itself, counting from when its queue is over).
     """
 
     name: str
