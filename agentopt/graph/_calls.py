@@ -152,9 +152,10 @@ def tool(fn: Any = None, *, name: str | None = None, effects: bool = False, uses
 
 
 def _decorator(fn: Any, name: str | None, kind: Literal["step", "agent"]) -> Any:
-    if fn is None:
-        return lambda function: _wrap(_info(function, name, kind))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
-    return _wrap(_info(fn, name, kind))
+    def decorate(function: Any) -> Any:
+        return _wrap(_info(function, name, kind))
+
+    return decorate if fn is None else decorate(fn)
 
 
 def _info(fn: Any, name: str | None, kind: Literal["step", "tool", "agent"]) -> StepInfo:

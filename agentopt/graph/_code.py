@@ -24,7 +24,7 @@ from types import FrameType
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 from agentopt.errors import RunError, UserError
-from agentopt.graph._crossing import annotation_problem, dataclass_form, encode, is_registered
+from agentopt.graph._crossing import annotation_problem, dataclass_form, encode_crossing, is_registered
 from agentopt.graph._parameters import ParameterSpec, declare
 
 # fmt: off
@@ -285,11 +285,11 @@ def _used(use: object, fn: Callable[..., Any], where: str) -> Used:
         if not is_registered(value):
             raise UserError(f"{where}: uses {name!r}, a dataclass that is not registered; add @ao.register_dataclass.")
         return Used(name, "dataclass", dataclass_form(value))
-    value = inspect.unwrap(value) if callable(value) else value
+    value = inspect.unwrap(cast("Callable[..., Any]", value)) if callable(value) else cast("object", value)
     if isinstance(value, types.FunctionType):
         return Used(name, "function", _definition(value, f"{where}: uses {name!r}")[1])
     try:
-        return Used(name, "value", encode(value, f"{where}: uses {name!r}, which"))
+        return Used(name, "value", encode_crossing(value, f"{where}: uses {name!r}, which"))
     except UserError as error:
         raise UserError(str(error)) from None
 

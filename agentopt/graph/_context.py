@@ -403,7 +403,7 @@ class InContext(Generic[T]):
 
     def __await__(self) -> Generator[Any, Any, T]:
         run = self._context.run
-        steps = cast("Generator[Any, Any, T]", run(self._awaitable.__await__))
+        steps = run(self._awaitable.__await__)
         sent: Any = None
         thrown: BaseException | None = None
         while True:

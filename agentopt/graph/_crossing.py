@@ -102,11 +102,12 @@ def annotation_problem(annotation: Any) -> str | None:
             return None
         if dataclasses.is_dataclass(annotation):
             return f"{annotation.__qualname__} is a dataclass that is not registered; add @ao.register_dataclass"
-        return f"values of type {annotation.__qualname__} are neither JSON values nor registered dataclasses"
+        name = cast("type", annotation).__qualname__
+        return f"values of type {name} are neither JSON values nor registered dataclasses"
     return None
 
 
-def encode(value: object, where: str, depth: int = 0) -> Any:
+def encode_crossing(value: object, where: str, depth: int = 0) -> Any:
     """Return the JSON form of a value that crosses.
 
     Raises:
@@ -119,13 +120,14 @@ def encode(value: object, where: str, depth: int = 0) -> Any:
         return value
     if isinstance(value, (list, tuple)):
         items = cast("Sequence[object]", value)
-        return [encode(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(items)]
+        return [encode_crossing(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(items)]
     if isinstance(value, dict):
         return _encode_dict(cast("dict[object, object]", value), where, depth)
     if is_registered(kind):
         fields = dataclasses.fields(cast("Any", value))
         content = {
-            field.name: encode(getattr(value, field.name), f"{where}.{field.name}", depth + 1) for field in fields
+            field.name: encode_crossing(getattr(value, field.name), f"{where}.{field.name}", depth + 1)
+            for field in fields
         }
         return {_DATACLASS: f"{kind.__module__}.{kind.__qualname__}", "fields": content}
     if isinstance(value, (str, int, float)):  # an enum with a plain base, numpy's float64: the plain value crosses
@@ -141,24 +143,24 @@ def _encode_dict(value: dict[object, object], where: str, depth: int) -> Any:
     for key, item in value.items():
         if not isinstance(key, str):
             raise UserError(f"{where} has a key of type {type(key).__qualname__}; keys that cross are strings.")
-        encoded[key] = encode(item, f"{where}[{key!r}]", depth + 1)
+        encoded[key] = encode_crossing(item, f"{where}[{key!r}]", depth + 1)
     if any(key.startswith("$") for key in encoded):
         return {_ESCAPED: [[key, item] for key, item in encoded.items()]}
     return encoded
 
 
-def decode(value: Any) -> Any:
+def decode_crossing(value: Any) -> Any:
     """Return the value whose JSON form is `value`; registered dataclasses become real instances again."""
     if isinstance(value, list):
-        return [decode(item) for item in cast("list[Any]", value)]
+        return [decode_crossing(item) for item in cast("list[Any]", value)]
     if not isinstance(value, dict):
         return value
     data = cast("dict[str, Any]", value)
     if _ESCAPED in data:
-        return {key: decode(item) for key, item in data[_ESCAPED]}
+        return {key: decode_crossing(item) for key, item in data[_ESCAPED]}
     if _DATACLASS in data:
         cls = _registered.get(data[_DATACLASS])
         if cls is None:
             raise UserError(f"the dataclass {data[_DATACLASS]!r} is not registered in this process.")
-        return cls(**{key: decode(item) for key, item in data["fields"].items()})
-    return {key: decode(item) for key, item in data.items()}
+        return cls(**{key: decode_crossing(item) for key, item in data["fields"].items()})
+    return {key: decode_crossing(item) for key, item in data.items()}

@@ -202,7 +202,7 @@ def _complete(item: object) -> JSONValue:
 
 
 def _items(value: JSONValue) -> list[JSONValue]:
-    return list(cast("list[JSONValue]", value)) if isinstance(value, list) else []
+    return list(value) if isinstance(value, list) else []
 
 
 @dataclass(frozen=True, slots=True)

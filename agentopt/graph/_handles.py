@@ -143,7 +143,7 @@ class Handle:
         from pydantic_core import core_schema  # imported when a model is built, not with agentopt
 
         def validate(value: Any) -> Handle:
-            handle = handle_from_json(value) if isinstance(value, dict) else value
+            handle = handle_from_json(cast("object", value)) if isinstance(value, dict) else value
             if not isinstance(handle, cls):
                 raise ValueError(f"expected a parameter handle ({cls.__name__}), found {type(handle).__name__}")
             return handle

@@ -59,7 +59,7 @@ def copied(value: JSONValue) -> JSONValue:
     if isinstance(value, Mapping):
         return {key: copied(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [copied(item) for item in cast("list[JSONValue]", value)]
+        return [copied(item) for item in value]
     return value
 
 

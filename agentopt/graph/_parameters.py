@@ -89,7 +89,7 @@ class ParameterSpec:
             case "choice":
                 return _project_choice(self.options, value)
             case "demos" if isinstance(value, list) and self.max_items is not None:
-                return cast("list[JSONValue]", value)[: self.max_items]
+                return value[: self.max_items]
             case "prompt" if self._is_template and isinstance(value, str):
                 return _templates.escape_braces(value, self._template_fields)
             case _:
@@ -229,7 +229,7 @@ def _same_atom(one: JSONValue, other: JSONValue) -> bool:
 def _demos_problems(value: JSONValue, max_items: int | None) -> list[str]:
     if not isinstance(value, list):
         return [f"expected a list of demonstrations, found {_short(value)}"]
-    items = cast("list[JSONValue]", value)
+    items = value
     if max_items is not None and len(items) > max_items:
         return [f"has {len(items)} demonstrations, at most {max_items} are allowed"]
     return [f"demonstration {index}: {problem}" for index, item in enumerate(items) for problem in demo_problems(item)]
