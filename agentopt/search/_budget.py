@@ -1,9 +1,10 @@
 """What a run may spend, and what it has spent so far.
 
-A `Budget` bounds five things: USD, tokens, rollouts (one rollout = one run of the program on one example), proposals and
-wall-clock minutes. It covers the whole run: baseline, search and the final test. `Ledger` counts. Rows count once, the
-first time a run uses them, whether they were computed just now or come back from the store on a resume, so that a resumed
-run makes the same decisions as an uninterrupted one. Replies from the LM cache cost nothing, because nothing was paid.
+A `Budget` bounds five things: USD, tokens, rollouts (one rollout = one run of the program on one example), proposals
+and wall-clock minutes. It covers the whole run: baseline, search and the final test. `Ledger` counts. Rows count
+once, the first time a run uses them, whether they were computed just now or come back from the store on a resume, so
+that a resumed run makes the same decisions as an uninterrupted one. Replies from the LM cache cost nothing, because
+nothing was paid.
 """
 
 from __future__ import annotations

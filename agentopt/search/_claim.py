@@ -1,7 +1,7 @@
 """The one statement that a run makes about the test set.
 
 `improved` needs both: p < .05 two-sided on the paired test (exact McNemar for 0/1 scores, sign-flip permutation
-otherwise) and a BCa interval that lies above zero. Below 30 test rows nothing is claimed, whatever the numbers look like.
+otherwise) and a BCa interval that lies above zero. Below 30 test rows nothing is claimed.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def make_claim(baseline: Sequence[float], tuned: Sequence[float], *, seed: int =
     low, high = result.interval
     figures = (
         f"{_score(result.mean_a)} → {_score(result.mean_b)} on {result.n} untouched test rows "
-        f"(difference {result.difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}, p = {_p(result.p_value)}, {result.test})"
+        f"(difference {result.difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}, p = {_p(result.p_value)}, "
+        f"{result.test})"
     )
     text = {
         "improved": f"Improved: {figures}.",

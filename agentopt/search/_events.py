@@ -153,7 +153,7 @@ class Spend(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class Warning_(Event):  # noqa: N801  (the builtin's name, with an underscore)
+class Warning_(Event):
     """Something the user should know; the run goes on."""
 
     kind: ClassVar[str] = "warning"

@@ -70,7 +70,7 @@ class Sizes:
 
 
 def default_budget(sizes: Sizes) -> Budget:
-    """Without a budget: the baseline, the test, and eight proposals' worth of full evaluations, at least 400 rollouts."""
+    """Without a budget: the baseline, the test, and eight full evaluations (at least 400 rollouts) for the search."""
     search = max(400, 8 * sizes.smallest)
     return Budget(rollouts=sizes.baseline + sizes.claim + search)
 
@@ -84,8 +84,8 @@ def check_before(sizes: Sizes, budget: Budget) -> None:
     needed = sizes.baseline + sizes.claim + sizes.smallest
     if budget.rollouts is not None and budget.rollouts < needed:
         raise UserError(
-            f"budget: rollouts={budget.rollouts} is too small for one proposal: the baseline takes {sizes.baseline}, one "
-            f"proposal {sizes.smallest} and the final test {sizes.claim}; give rollouts={needed} or more, or fewer "
+            f"budget: rollouts={budget.rollouts} is too small for one proposal: the baseline takes {sizes.baseline}, "
+            f"one proposal {sizes.smallest} and the final test {sizes.claim}; give rollouts={needed} or more, or fewer "
             "validation and test rows"
         )
 
@@ -102,7 +102,9 @@ def make_plan(sizes: Sizes, ledger: Ledger) -> Plan:
     usd = ledger.rollout_usd if spent else None
     tokens = ledger.rollout_tokens if spent else None
     if proposals is None:
-        bounded = f"within {budget.minutes:g} minutes" if budget.minutes is not None else "until nothing improves any more"
+        bounded = (
+            f"within {budget.minutes:g} minutes" if budget.minutes is not None else "until nothing improves any more"
+        )
         text = f"No bound on rollouts: the search goes on {bounded}."
     else:
         text = f"This budget ({budget}) buys about {proposals} proposals"
@@ -134,18 +136,18 @@ def check_after(plan: Plan, ledger: Ledger) -> list[str]:
     budget = ledger.budget
     if budget.usd is not None and ledger.calls == 0 and ledger.tokens == 0 and ledger.usd == 0:
         raise UserError(
-            f"budget: usd={budget.usd:g} cannot be enforced, because the baseline run showed no language-model usage; report "
-            "it with ao.report_usage(tokens=..., usd=...), leave capture on, or give --budget rollouts=N instead"
+            f"budget: usd={budget.usd:g} cannot be enforced, because the baseline run showed no language-model usage; "
+            "report it with ao.report_usage(tokens=..., usd=...), leave capture on, or give --budget rollouts=N instead"
         )
     if budget.usd is not None and ledger.usd == 0 and ledger.unpriced:
         raise UserError(
-            f"budget: usd={budget.usd:g} cannot be enforced, because no price is known for the model the program called; "
-            "configure its price, or give --budget tokens=N or rollouts=N instead"
+            f"budget: usd={budget.usd:g} cannot be enforced, because no price is known for the model the program "
+            "called; configure its price, or give --budget tokens=N or rollouts=N instead"
         )
     if budget.tokens is not None and ledger.calls == 0 and ledger.tokens == 0:
         raise UserError(
-            f"budget: tokens={budget.tokens} cannot be enforced, because the baseline run showed no language-model usage; "
-            "report it with ao.report_usage(tokens=...), leave capture on, or give --budget rollouts=N instead"
+            f"budget: tokens={budget.tokens} cannot be enforced, because the baseline run showed no language-model "
+            "usage; report it with ao.report_usage(tokens=...), leave capture on, or give --budget rollouts=N instead"
         )
     if plan.search is not None and plan.search < plan.smallest:
         raise UserError(

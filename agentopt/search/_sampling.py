@@ -34,8 +34,8 @@ def draw(seed: int, *parts: object) -> np.random.Generator:
 def balanced_order(rows: Sequence[LabelledRow], rng: np.random.Generator) -> list[str]:
     """All row ids, shuffled, labels taking turns, so that every prefix is nearly balanced.
 
-    A prefix of eight rows of one label says nothing about a classifier that always answers that label. With more than 12
-    distinct labels, or labels that are no plain values, the order is a plain shuffle.
+    A prefix of eight rows of one label says nothing about a classifier that always answers that label. With more than
+    12 distinct labels, or labels that are no plain values, the order is a plain shuffle.
     """
     shuffled = [rows[i] for i in rng.permutation(len(rows))]
     groups: dict[str, list[str]] = {}

@@ -1,0 +1,135 @@
+"""What `tune` gives back, and the same as JSON in the run's row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from agentopt.evaluation import EvaluationRow
+from agentopt.graph import Candidate
+from agentopt.optimizers import PastProposal
+from agentopt.search._board import Board
+from agentopt.search._budget import usage_tokens
+from agentopt.search._claim import Claim
+from agentopt.search._loop import Outcome
+from agentopt.search._propose import update_to_dict
+
+
+@dataclass(frozen=True, slots=True)
+class TuneResult:
+    """A finished run. `best` is the baseline when nothing beat it.
+
+    `validation` holds the means on which the choice was made: selection estimates, too good by nature. `cost` holds
+    the totals of tuning (`usd`, `tokens`, `rollouts`, `proposals`, ...) and the means per run of the program before
+    and after (`per_run_before`, `per_run_after`: `usd`, `tokens`, `input_tokens`, `calls`, `latency` in seconds).
+    """
+
+    run_id: str
+    program: str
+    best: Candidate
+    baseline: Candidate
+    claim: Claim
+    validation: dict[str, Any]
+    cost: dict[str, Any]
+    stop_reason: str
+    plan: dict[str, Any] = field(default_factory=dict[str, Any])
+    history: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    warnings: list[str] = field(default_factory=list[str])
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values: the run's summary."""
+        return {
+            "run_id": self.run_id,
+            "program": self.program,
+            "best": self.best.to_dict(),
+            "baseline": self.baseline.to_dict(),
+            "claim": self.claim.to_dict(),
+            "validation": self.validation,
+            "cost": self.cost,
+            "stop_reason": self.stop_reason,
+            "plan": self.plan,
+            "history": self.history,
+            "warnings": self.warnings,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TuneResult:
+        """The inverse of `to_dict`."""
+        return cls(
+            run_id=data["run_id"],
+            program=data["program"],
+            best=Candidate.from_dict(data["best"]),
+            baseline=Candidate.from_dict(data["baseline"]),
+            claim=Claim.from_dict(data["claim"]),
+            validation=dict(data["validation"]),
+            cost=dict(data["cost"]),
+            stop_reason=data["stop_reason"],
+            plan=dict(data.get("plan") or {}),
+            history=list(data.get("history") or []),
+            warnings=list(data.get("warnings") or []),
+        )
+
+
+def make_result(outcome: Outcome, board: Board, run_id: str, program: str) -> TuneResult:
+    """Gather a finished search's result."""
+    return TuneResult(
+        run_id=run_id,
+        program=program,
+        best=outcome.best,
+        baseline=outcome.baseline,
+        claim=outcome.claim,
+        validation={
+            "n": len(board.splits["validation"]),
+            "baseline": board.mean(outcome.baseline, "validation"),
+            "best": board.mean(outcome.best, "validation"),
+            "note": "selection estimate: the choice was made on these rows",
+        },
+        cost={
+            **board.ledger.to_dict(),
+            "per_run_before": per_run(_rows(board, outcome.baseline)),
+            "per_run_after": per_run(_rows(board, outcome.best)),
+        },
+        stop_reason=outcome.stop_reason,
+        plan=outcome.plan.to_dict(),
+        history=[past_to_dict(past) for past in outcome.history],
+        warnings=list(outcome.warnings),
+    )
+
+
+def past_to_dict(past: PastProposal) -> dict[str, Any]:
+    """JSON form of one entry of the history."""
+    return {
+        "candidate": past.candidate_hash,
+        "parent": past.parent_hash,
+        "update": update_to_dict(past.update),
+        "screen": past.screen,
+        "screen_parent": past.screen_parent,
+        "validation": past.validation,
+        "accepted": past.accepted,
+        "reason": past.reason,
+    }
+
+
+def _rows(board: Board, candidate: Candidate) -> list[EvaluationRow]:
+    return board.rows(candidate, "test") or board.rows(candidate, "validation")
+
+
+def per_run(rows: Sequence[EvaluationRow]) -> dict[str, Any] | None:
+    """Means per run of the program over rows whose calls were not all answered by the cache; None without rows.
+
+    A cached reply costs nothing, so rows made of cached replies alone would show a price that nobody will pay.
+    """
+    paid = [row for row in rows if row.usage.cached_calls == 0] or list(rows)
+    if not paid:
+        return None
+    n = len(paid)
+    costs = [row.cost for row in paid]
+    return {
+        "n": n,
+        "usd": None if any(cost is None for cost in costs) else sum(cost or 0.0 for cost in costs) / n,
+        "tokens": sum(usage_tokens(row.usage) for row in paid) / n,
+        "input_tokens": sum(row.usage.input_tokens for row in paid) / n,
+        "calls": sum(row.usage.calls + row.usage.cached_calls for row in paid) / n,
+        "latency": sum(row.latency for row in paid) / n,
+    }

@@ -1,0 +1,62 @@
+"""The screen: proposals against their parents on the same minibatch, same examples, same seeds.
+
+A pool of more than four is thinned on the first half of the minibatch; who is left runs the whole of it and passes with
+a mean paired difference above zero. Rows that a candidate shows as demonstrations are left out of its comparison.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from agentopt.search._board import Board
+from agentopt.search._propose import Proposal
+from agentopt.search._racing import KEEP, first_look, keep_best
+
+
+@dataclass(slots=True)
+class ScreenResult:
+    """Who passed, best first; mean difference to the parent by hash; why the others did not."""
+
+    passed: list[Proposal] = field(default_factory=list[Proposal])
+    scores: dict[str, float] = field(default_factory=dict[str, float])
+    reasons: dict[str, str] = field(default_factory=dict[str, str])
+
+
+async def screen(board: Board, proposals: Sequence[Proposal], batch: Sequence[str]) -> ScreenResult:
+    """Run the screen.
+
+    Raises:
+        OutOfBudget: the minibatch no longer fits.
+    """
+    result = ScreenResult()
+    by_hash = {proposal.candidate.hash: proposal for proposal in proposals}
+    running = [proposal.candidate for proposal in proposals]
+    look = first_look(len(batch), len(running))
+    if look < len(batch):
+        await board.run_many(running, "train", batch[:look])
+        standing = board.standing(running, "train", batch[:look])
+        count = max(4, math.ceil(len(running) * KEEP))
+        kept = set(keep_best(standing, list(by_hash), count))
+        for candidate in running:
+            if candidate.hash not in kept:
+                result.scores[candidate.hash] = _mean_difference(board, by_hash[candidate.hash], batch[:look])[0]
+                result.reasons[candidate.hash] = f"not among the best {count} of {len(running)} after {look} rows"
+        running = [candidate for candidate in running if candidate.hash in kept]
+    await board.run_many(running, "train", batch)
+    standing = board.standing(running, "train", batch)
+    for key in keep_best(standing, [candidate.hash for candidate in running], len(running)):
+        difference, rows = _mean_difference(board, by_hash[key], batch)
+        result.scores[key] = difference
+        # With most of the minibatch shown as demonstrations there is little left to compare: no loss is enough.
+        if difference > 0 or (rows < len(batch) / 2 and difference >= 0):
+            result.passed.append(by_hash[key])
+        else:
+            result.reasons[key] = f"no gain over its parent on the minibatch ({difference:+.3f} on {rows} rows)"
+    return result
+
+
+def _mean_difference(board: Board, proposal: Proposal, ids: Sequence[str]) -> tuple[float, int]:
+    diffs = board.paired(proposal.parent, proposal.candidate, "train", ids)
+    return (sum(diffs) / len(diffs) if diffs else 0.0), len(diffs)
