@@ -13,7 +13,7 @@ import re
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from agentopt.models import BudgetExhausted, LMError
 from agentopt.optimizers._demonstrations import Demonstrations
@@ -65,7 +65,7 @@ class Named:
 async def call(optimizer: Optimizer, context: ProposeContext) -> list[Update]:
     """`optimizer.propose`, whether it is sync or async."""
     result = optimizer.propose(context)
-    return await result if inspect.isawaitable(result) else cast("list[Update]", result)
+    return await result if inspect.isawaitable(result) else result
 
 
 class Together:

@@ -128,8 +128,8 @@ class Instructions:
             seed=seed_number("instructions", context.seed, context.iteration, spec.name, place),
             sample=place,
         )
-        reply = await ask(lm, self.messages(context, spec, place), options=options, schema=_SCHEMA)
-        text = parse_text(reply, "instruction")
+        answer = await ask(lm, self.messages(context, spec, place), options=options, schema=_SCHEMA)
+        text = parse_text(answer.reply, "instruction")
         if text is None:
             proposals.drop(self.name, f"{spec.name}: the answer holds no instruction")
             return

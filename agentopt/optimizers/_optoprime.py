@@ -7,7 +7,7 @@ of illegal values. What is still illegal then is dropped and recorded; the legal
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,18 +121,18 @@ class OptoPrime:
             seed=seed_number("optoprime", context.seed, context.iteration, context.parent.hash, place),
             sample=place,
         )
-        schema = reply_schema(context, names)
-        reply = await ask(lm, messages, options=options, schema=schema)
-        parsed = parse_reply(reply, names)
-        if parsed.problem is not None:
+        schema = reply_schema(names)
+        answer = await ask(lm, messages, options=options, schema=schema)
+        parsed = parse_reply(answer.reply, names)
+        if parsed.problem is not None and not answer.repaired:
             turn = self.templates["optoprime.unreadable"].fill({"error": parsed.problem, "names": ", ".join(names)})
-            messages = _continued(messages, reply, turn)
-            reply = await ask(lm, messages, options=options, schema=schema)
-            parsed = parse_reply(reply, names)
-            if parsed.problem is not None:
-                proposals.drop(self.name, f"the answer could not be read twice: {parsed.problem}", 2)
-                return None
-        edits, reasoning = await self._legal(context, lm, (messages, reply, parsed), options, proposals)
+            messages = _continued(messages, answer.reply, turn)
+            answer = await ask(lm, messages, options=options, schema=None)
+            parsed = parse_reply(answer.reply, names)
+        if parsed.problem is not None:
+            proposals.drop(self.name, f"the answer could not be read, repair round included: {parsed.problem}", 2)
+            return None
+        edits, reasoning = await self._legal(context, lm, (messages, answer.reply, parsed), options, proposals)
         return Update(tuple(edits), cut(reasoning, 600), self.name) if edits else None
 
     async def _legal(
@@ -157,7 +157,7 @@ class OptoPrime:
             lines = "\n".join(f"- {line}" for line in bad.values())
             turn = self.templates["optoprime.illegal"].fill({"problems": lines, "names": ", ".join(names)})
             messages = _continued(messages, reply, turn)
-            reply = await ask(lm, messages, options=replace(options, sample=options.sample))
+            reply = (await ask(lm, messages, options=options, schema=None)).reply
             again = parse_reply(reply, names)
             if again.problem is None and not again.suggestion:
                 break  # the model takes the values back
@@ -185,19 +185,17 @@ def _judge(context: ProposeContext, wanted: Mapping[str, Any]) -> tuple[list[Edi
     return good, bad
 
 
-def reply_schema(context: ProposeContext, names: list[str]) -> dict[str, Any]:
-    """JSON schema of the answer: reasoning, and a value for any of the parameters."""
-    kinds = {"number": {"type": "number"}, "choice": {}, "value": {}}
-    properties: dict[str, Any] = {}
-    for name in names:
-        spec = context.specs[name]
-        properties[name] = {"enum": list(spec.options)} if spec.options else kinds.get(spec.kind, {"type": "string"})
+def reply_schema(names: list[str]) -> dict[str, Any]:
+    """JSON schema of the answer: reasoning, and name-value pairs; also valid where providers want all keys required."""
+    pair = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "enum": names}, "value": {"type": "string"}},
+        "required": ["name", "value"],
+        "additionalProperties": False,
+    }
     return {
         "type": "object",
-        "properties": {
-            "reasoning": {"type": "string"},
-            "suggestion": {"type": "object", "properties": properties, "additionalProperties": False},
-        },
+        "properties": {"reasoning": {"type": "string"}, "suggestion": {"type": "array", "items": pair}},
         "required": ["reasoning", "suggestion"],
         "additionalProperties": False,
     }

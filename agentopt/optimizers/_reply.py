@@ -171,6 +171,7 @@ def _value(value: Any) -> Any:
         for key in ("value", "new_value", "text"):
             if key in entries and len(entries) <= 3:
                 return entries[key]
+        return dict(entries)
     return value
 
 
@@ -246,8 +247,8 @@ def _why_unreadable(text: str) -> str:
 # --- one text --------------------------------------------------------------------------------------------------------
 
 _REFUSAL = re.compile(
-    r"^\W*(i'?m sorry|i am sorry|sorry|i can(no|')t|i am unable|i'm unable|as an ai|unfortunately|error\b|null\b|none\b|"
-    r"todo\b|n/?a\b|i don'?t)",
+    r"^\W*(i'?m sorry|i am sorry|sorry|i can(no|')t|i am unable|i'm unable|as an ai|unfortunately|error\b|null\b|"
+    r"none\b|todo\b|n/?a\b|i don'?t)",
     re.IGNORECASE,
 )
 _PREAMBLE = re.compile(

@@ -79,8 +79,8 @@ def resolve_optimizer(spec: str | object, *, template: str | Path | None = None)
         for name in names:
             if name not in _BY_NAME:
                 raise UserError(
-                    f"Unknown optimizer {name!r}: expected one of {', '.join(_BY_NAME)}, several joined with '+', or an "
-                    "object with propose(context)."
+                    f"Unknown optimizer {name!r}: expected one of {', '.join(_BY_NAME)}, several joined with '+', or "
+                    "an object with propose(context)."
                 )
         parts = [_BY_NAME[name](path) for name in names]
         if len(parts) == 1:

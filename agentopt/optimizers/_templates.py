@@ -48,7 +48,8 @@ _ALLOWED: Mapping[str, frozenset[str]] = {
     "optoprime.system": frozenset({"objective"}),
     "optoprime.problem": frozenset(
         {
-            "instruction", "code", "documentation", "variables", "constraints", "inputs", "others", "outputs", "feedback",
+            "instruction", "code", "documentation", "variables", "constraints",
+            "inputs", "others", "outputs", "feedback",
         }
     ),
     "optoprime.task": frozenset({"problem", "output_format", "memory", "summary", "objective", "names"}),
