@@ -65,9 +65,7 @@ def test_no_change_is_a_readable_answer(reply: str) -> None:
     assert parsed.suggestion in ({}, {"x": "a"})
 
 
-@pytest.mark.parametrize(
-    "reply", [None, "", "   ", "I'm sorry, I can't help.", "{", "{}", '{"reasoning": "a"', "42"]
-)
+@pytest.mark.parametrize("reply", [None, "", "   ", "I'm sorry, I can't help.", "{", "{}", '{"reasoning": "a"', "42"])
 def test_garbage_is_a_problem_not_an_exception(reply: Any) -> None:
     parsed = parse_reply(reply, NAMES)
     assert parsed.suggestion == {}

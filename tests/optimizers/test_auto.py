@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentopt import graph
+from agentopt.errors import UserError
+from agentopt.graph import SetChoice, SetNumber, SetText, apply_edits
+from agentopt.models import LM, LMRateLimit
+from agentopt.optimizers import (
+    OPTIMIZER_NAMES,
+    Auto,
+    OptoPrime,
+    Optimizer,
+    PastProposal,
+    ProposeContext,
+    Update,
+    Values,
+    load_templates,
+    resolve_optimizer,
+)
+from agentopt.optimizers._auto import is_weak
+
+GOOD = "Sort the support ticket into billing, shipping or technical."
+
+
+def written(_: object) -> str:
+    return json.dumps(
+        {"reasoning": "", "suggestion": [{"name": "toy.instruction", "value": GOOD}], "instruction": GOOD}
+    )
+
+
+def sources(updates: list[Update]) -> set[str]:
+    return {update.source for update in updates}
+
+
+@pytest.mark.parametrize(
+    ("name", "weak"),
+    [
+        ("embedded/smollm2-135m-instruct", True), ("hf:org/Qwen2.5-1.5B-Instruct-GGUF/x.gguf", True), ("model.gguf", False),
+        ("ollama/llama3:8b", False), ("gpt-4o-mini", False), ("", False), ("claude-3-5-haiku", False), ("o3-mini", False),
+        ("embedded/other", True),
+    ],
+)  # fmt: skip
+def test_a_models_strength_is_judged_by_its_name(name: str, weak: bool) -> None:
+    assert is_weak(name) is weak
+
+
+@pytest.mark.anyio
+async def test_a_weak_model_is_not_asked_and_frames_and_demos_come_first(make: Any) -> None:
+    world = make.classifier(demos=True)
+    client = make.client(written)
+    world.lm, world.model = LM(client), "embedded/smollm2-135m-instruct"
+    context = world.context(count=20)
+    updates = await Auto().propose(context)
+    assert len(updates) == 20
+    assert client.requests == []
+    assert sources(updates) == {"instructions-free", "demonstrations", "joint"}
+    assert max(world.score(apply_edits(context.parent, u.edits, context.specs)) for u in updates) == 1.0
+
+
+@pytest.mark.anyio
+async def test_a_strong_model_is_asked_a_bounded_number_of_times(make: Any) -> None:
+    world = make.classifier()
+    client = make.client(written)
+    world.lm = LM(client)
+    updates = await Auto().propose(world.context(count=24))
+    assert "optoprime" in sources(updates)
+    assert len(updates) == 24
+    assert len(client.requests) <= 8
+
+
+@pytest.mark.anyio
+async def test_F6_a_model_at_429_costs_its_share_only(make: Any) -> None:
+    world = make.classifier()
+    world.lm = LM(make.client(lambda _: LMRateLimit("slow down")))
+    context = world.context(count=8)
+    updates = await Auto().propose(context)
+    assert len(updates) == 8
+    assert any("slow down" in item.problem for item in context.dropped)
+
+
+@pytest.mark.anyio
+async def test_when_only_a_failing_model_could_help_its_error_is_raised(make: Any) -> None:
+    world = make.classifier()
+    world.specs = {"toy.text": graph.ParameterSpec("toy.text", "tool_text", "Looks up an order.")}
+    world.lm = LM(make.client(lambda _: LMRateLimit("slow down")))
+    with pytest.raises(LMRateLimit):
+        await Auto().propose(world.context())
+
+
+@pytest.mark.anyio
+async def test_arms_that_were_accepted_get_more(make: Any) -> None:
+    world = make.classifier(demos=True)
+    world.model = "embedded/smollm2-135m-instruct"
+    world.lm = LM(make.client(written))
+
+    def shares(good: str) -> dict[str, int]:
+        history = [
+            PastProposal(f"{source}{n}", "p", Update((), "", source), 0.5, None, source == good)
+            for source in ("instructions-free", "demonstrations", "joint")
+            for n in range(20)
+        ]
+        return {arm.name: count for arm, count in Auto().shares(world.context(count=30, history=history))}
+
+    assert shares("demonstrations")["demonstrations"] > 20
+    assert shares("joint")["joint"] > 20
+
+
+@pytest.mark.anyio
+async def test_no_declared_parameter_is_left_untouched(make: Any) -> None:
+    world = make.classifier(demos=True)
+    graph.number(0.0, 1.0, name="toy.threshold", default=0.5)
+    graph.choice(["a", "b", "c"], name="toy.mode")
+    world.specs.update(graph.declared_parameters())
+    touched: set[str] = set()
+    history: list[PastProposal] = []
+    for iteration in range(12):
+        context = world.context(history=history, iteration=iteration, count=2)
+        for update in await Auto().propose(context):
+            child = apply_edits(context.parent, update.edits, context.specs)
+            history.append(PastProposal(child.hash, context.parent.hash, update, 0.3))
+            touched |= {edit.name for edit in update.edits}
+    assert touched == set(world.specs)
+
+
+@pytest.mark.anyio
+async def test_proposals_are_new_and_the_same_for_the_same_context(make: Any) -> None:
+    world = make.classifier(demos=True)
+    one, two = [await Auto().propose(world.context(count=10)) for _ in range(2)]
+    assert one == two
+    context = world.context(count=10)
+    hashes = [apply_edits(context.parent, update.edits, context.specs).hash for update in one]
+    assert len(set(hashes)) == 10
+    history = [PastProposal(h, context.parent.hash, update) for h, update in zip(hashes, one, strict=True)]
+    later = await Auto().propose(world.context(count=10, history=history))
+    assert not {apply_edits(context.parent, u.edits, context.specs).hash for u in later} & set(hashes)
+
+
+def test_values_tries_neighbours_and_other_options(make: Any) -> None:
+    graph.number(0.0, 1.0, name="v.threshold", default=0.5)
+    graph.choice(["a", "b", "c"], name="v.mode")
+    world = make.classifier()
+    world.specs = {name: spec for name, spec in graph.declared_parameters().items() if name.startswith("v.")}
+    updates = Values().propose(world.context(rollouts=(), count=20))
+    edits = [update.edits[0] for update in updates]
+    assert {edit.value for edit in edits if isinstance(edit, SetChoice)} == {"b", "c"}
+    numbers = [edit.value for edit in edits if isinstance(edit, SetNumber)]
+    assert len(numbers) == len(set(numbers)) >= 4
+    assert all(0.0 <= number <= 1.0 and number != 0.5 for number in numbers)
+
+
+# --- resolving and templates -----------------------------------------------------------------------------------------
+
+
+class Own:
+    def propose(self, context: ProposeContext) -> list[Update]:
+        return [Update((SetText("toy.instruction", GOOD),), "", "own")]
+
+
+@pytest.mark.parametrize("name", OPTIMIZER_NAMES)
+def test_every_name_resolves(name: str) -> None:
+    assert resolve_optimizer(name).name == name
+
+
+@pytest.mark.anyio
+async def test_several_optimizers_take_turns(make: Any) -> None:
+    world = make.classifier(demos=True)
+    both = resolve_optimizer("instructions-free + demonstrations")
+    assert both.name == "instructions-free+demonstrations"
+    updates = both.propose(world.context(count=6))
+    assert not isinstance(updates, list)
+    found = await updates
+    assert [update.source for update in found].count("demonstrations") == 3
+
+
+@pytest.mark.anyio
+async def test_any_object_with_propose_is_an_optimizer(make: Any) -> None:
+    optimizer = resolve_optimizer(Own())
+    assert optimizer.name == "Own"
+    assert isinstance(optimizer, Optimizer)
+    assert optimizer.propose(make.classifier().context()) == Own().propose(make.classifier().context())
+    ready = OptoPrime()
+    assert resolve_optimizer(ready) is ready
+
+
+@pytest.mark.parametrize("wrong", ["optoprim", "auto+", "", 3, object(), OptoPrime])
+def test_what_is_no_optimizer_is_a_user_error(wrong: Any) -> None:
+    with pytest.raises(UserError):
+        resolve_optimizer(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "clause"),
+    [
+        ("", "has no fragment"),
+        ("=== optoprime.nothing ===\nx", "t.txt:1: there is no fragment 'optoprime.nothing'"),
+        ("=== optoprime.task ===\n{problem}", "must contain the placeholder {output_format}"),
+        ("\n=== optoprime.task ===\n{problem} {output_format} {colour}", "t.txt:2: the fragment"),
+        ("=== optoprime.system ===\na\n=== optoprime.system ===\nb", "stands twice"),
+        ("===  ===\n", "is no fragment header"),
+    ],
+)
+def test_a_bad_template_file_is_one_clear_sentence(text: str, clause: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        resolve_optimizer("optoprime", template=path)
+    assert clause in str(error.value)
+
+
+def test_a_missing_template_file_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        resolve_optimizer("auto", template=tmp_path / "none.txt")
+
+
+@pytest.mark.anyio
+async def test_a_template_file_overrides_fragments_and_adds_frames(make: Any, tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    text = (
+        '=== optoprime.task ===\nMY TASK {"json": 1} {problem} {output_format}\n'
+        "=== head.label.mine +0.50 ===\nHere you choose among {labels_comma}.\n"
+    )
+    path.write_text(text, encoding="utf-8")
+    world = make.classifier()
+    optimizer = OptoPrime(template=path)
+    assert 'MY TASK {"json": 1}' in optimizer.messages(world.context())[1]["content"]
+    free = resolve_optimizer("instructions-free", template=path).propose(world.context())
+    assert not isinstance(free, list)
+    [update] = await free
+    assert "Here you choose among" in str(update.edits[0].to_dict()["text"])
+    assert "MY TASK" not in load_templates()["optoprime.task"].text
