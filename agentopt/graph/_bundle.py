@@ -10,17 +10,14 @@ import functools
 import inspect
 import sys
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from typing import Any, Final, ParamSpec, TypeVar, cast, overload
+from typing import Any, Final, cast, overload
 
 from agentopt.graph._edges import link
 from agentopt.graph._errors import describe, execution_error
 from agentopt.graph._live import LiveOp, Op, current, reset
 from agentopt.graph._node import Node, from_record, pack, plain, take
 from agentopt.graph._trainable import Code
-from agentopt.graph._values import ATOMS, CONTAINERS, settle
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from agentopt.graph._values import ATOMS, CONTAINERS, kind_of, settle
 
 _current = current.get
 _UNTRACED: Final = 0
@@ -126,7 +123,7 @@ def _mode(info: BundleInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> in
 
 def _any_nodes(values: tuple[Any, ...]) -> bool:
     for value in values:
-        kind = type(value)
+        kind = kind_of(value)
         if kind in ATOMS:
             continue
         if isinstance(value, Node) or (kind in CONTAINERS and plain(value) is not value):
@@ -221,33 +218,72 @@ def _async(info: BundleInfo) -> Callable[..., Any]:
 class _Stream:
     """The records of a generator: one per item, with what was read since the item before, and that item as parent."""
 
-    __slots__ = ("call", "count", "last")
+    __slots__ = ("call", "count", "last", "mode")
 
-    def __init__(self, call: _Call) -> None:
+    def __init__(self, call: _Call, mode: int) -> None:
         self.call = call
+        self.mode = mode
         self.count = 0
         self.last: LiveOp | None = None
 
-    def open(self) -> LiveOp:
+    def next(self, step: Callable[[], Any]) -> Any:
+        """Run the body to its next item; StopIteration at its end."""
+        live = self._open()
+        token = current.set(live)
+        try:
+            value = step()
+        except StopIteration:
+            self._end(live)
+            raise
+        except BaseException as error:
+            raised = self._failed(live, error)
+            if raised is error:
+                raise
+            raise raised from error
+        finally:
+            reset(token)
+        return self._item(live, value)
+
+    async def anext(self, step: Callable[[], Any]) -> Any:
+        """Run an async body to its next item; StopAsyncIteration at its end."""
+        live = self._open()
+        token = current.set(live)
+        try:
+            value = await step()
+        except StopAsyncIteration:
+            self._end(live)
+            raise
+        except BaseException as error:
+            raised = self._failed(live, error)
+            if raised is error:
+                raise
+            raise raised from error
+        finally:
+            reset(token)
+        return self._item(live, value)
+
+    def _open(self) -> LiveOp:
         live = self.call.open()
         if self.last is not None:
             live.edges.append((self.last, "data", None))
         live.meta = {"item": self.count}
         return live
 
-    def item(self, live: LiveOp, value: Any) -> Node:
+    def _item(self, live: LiveOp, value: Any) -> Any:
         self.count += 1
         self.last = live
-        return _finish(live, value)
+        made = _finish(live, value)
+        return made if self.mode == _NODE else made._live
 
-    def end(self, live: LiveOp) -> None:
+    def _end(self, live: LiveOp) -> None:
         if live.reads or self.count == 0:  # the rest after the last item is kept only when it says something
             live.meta = {"items": self.count}
             live.finish(None)
 
-    def error(self, live: LiveOp, error: Exception) -> Exception:
+    def _failed(self, live: LiveOp, error: BaseException) -> BaseException:
         node = _fail(live, error)
-        return execution_error(node, error) if self.call.info.catch_errors else error
+        catches = self.call.info.catch_errors and isinstance(error, Exception)
+        return execution_error(node, error) if catches else error
 
 
 def _generator(info: BundleInfo) -> Callable[..., Any]:
@@ -257,32 +293,19 @@ def _generator(info: BundleInfo) -> Callable[..., Any]:
     def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         mode = _mode(info, args, kwargs)
         if mode == _UNTRACED:
-            return (yield from _plain_call(info, args, kwargs))
+            untraced: Generator[Any, Any, Any] = _plain_call(info, args, kwargs)
+            return (yield from untraced)
         call = _Call(info, args, kwargs)
-        stream = _Stream(call)
+        stream = _Stream(call, mode)
         body: Generator[Any, Any, Any] = call.run()
         step: Callable[[], Any] = functools.partial(next, body)
         while True:
-            live = stream.open()
-            token = current.set(live)
             try:
-                item = step()
+                item = stream.next(step)
             except StopIteration as stop:
-                stream.end(live)
                 return stop.value
-            except Exception as error:
-                raised = stream.error(live, error)
-                if raised is error:
-                    raise
-                raise raised from error
-            except BaseException as error:
-                _fail(live, error)
-                raise
-            finally:
-                reset(token)
-            made = stream.item(live, item)
             try:
-                sent = yield made if mode == _NODE else made._live
+                sent = yield item
             except GeneratorExit:
                 body.close()
                 raise
@@ -301,33 +324,14 @@ def _async_generator(info: BundleInfo) -> Callable[..., Any]:
     async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         mode = _mode(info, args, kwargs)
         call = None if mode == _UNTRACED else _Call(info, args, kwargs)
+        stream = None if call is None else _Stream(call, mode)
         body: AsyncGenerator[Any, Any] = _plain_call(info, args, kwargs) if call is None else call.run()
-        stream = None if call is None else _Stream(call)
         step: Callable[[], Any] = functools.partial(anext, body)
         while True:
-            live = None if stream is None else stream.open()
-            token = None if live is None else current.set(live)
             try:
-                item = await step()
+                item = await (step() if stream is None else stream.anext(step))
             except StopAsyncIteration:
-                if stream is not None and live is not None:
-                    stream.end(live)
                 return
-            except Exception as error:
-                raised = error if stream is None or live is None else stream.error(live, error)
-                if raised is error:
-                    raise
-                raise raised from error
-            except BaseException as error:
-                if live is not None:
-                    _fail(live, error)
-                raise
-            finally:
-                if token is not None:
-                    reset(token)
-            if stream is not None and live is not None:
-                made = stream.item(live, item)
-                item = made if mode == _NODE else made._live
             try:
                 sent = yield item
             except GeneratorExit:
@@ -342,7 +346,7 @@ def _async_generator(info: BundleInfo) -> Callable[..., Any]:
 
 
 @overload
-def bundle(fn: Callable[P, R], /) -> Callable[..., Any]: ...
+def bundle(fn: Callable[..., Any], /) -> Callable[..., Any]: ...
 @overload
 def bundle(
     *,
@@ -364,8 +368,8 @@ def bundle(
 ) -> Any:
     """Make calls of a function (sync, async, generator, async generator) single operations of the graph.
 
-    A call gives a Node if an argument is a Node, if the function is trainable, or inside a recording; otherwise the plain
-    result. The body always gets plain values; a container that comes from a Node is a copy.
+    A call gives a Node if an argument is a Node, if the function is trainable, or inside a recording; otherwise the
+    plain result. The body always gets plain values; a container that comes from a Node is a copy.
 
     With `catch_errors=True` an exception in the body is raised as `ExecutionError` (also an instance of the exception's
     own class); with False as it is. It is recorded either way.
@@ -379,9 +383,10 @@ def bundle(
     frame = sys._getframe(1)  # the code parameter belongs to the module that decorates
 
     def decorate(target: Callable[..., Any]) -> Callable[..., Any]:
-        if isinstance(target, (staticmethod, classmethod)):
-            made = decorate(cast("Any", target).__func__)
-            return cast("Callable[..., Any]", type(target)(made))
+        kind = kind_of(target)
+        if kind is staticmethod or kind is classmethod:
+            rewrap = cast("Any", kind)
+            return rewrap(decorate(cast("Any", target).__func__))
         info = BundleInfo(target, name, description, catch_errors)
         if trainable:
             info.code = Code(target, info.name, uses, frame)

@@ -21,7 +21,7 @@ from agentopt.graph._live import LiveOp, Op, Rec, current, note_read
 from agentopt.graph._parameters import ParameterSpec, declare
 from agentopt.graph._records import Feedback
 from agentopt.graph._trace import Trace, build_trace
-from agentopt.graph._values import ATOMS, CONTAINERS, MUTABLE_CONTAINERS, freeze, settle, summarize
+from agentopt.graph._values import ATOMS, CONTAINERS, MUTABLE_CONTAINERS, freeze, kind_of, settle, summarize
 
 if TYPE_CHECKING:
     from agentopt.graph._errors import ExecutionError
@@ -42,8 +42,8 @@ class Node:
     """A value with provenance. Operators on it give Nodes; `value` reads it.
 
     `==` and `!=` compare values and give a bool, `<`, `>`, `<=`, `>=` give Nodes; hashing is by identity. `str`, `int`,
-    `float`, `bool`, `len`, `in`, f-strings and iteration read the value. Other attributes are those of the value, traced;
-    where a name is taken by Node itself, use `getattr("name")`.
+    `float`, `bool`, `len`, `in`, f-strings and iteration read the value. Other attributes are those of the value,
+    traced; where a name is taken by Node itself, use `getattr("name")`.
     """
 
     __slots__ = ("__weakref__", "_live", "_rec")
@@ -91,7 +91,7 @@ class Node:
         return False
 
     def _current(self) -> tuple[Rec | LiveOp, Any]:
-        """The record and the value of this moment. A container changed in place since the record was made gets a new one."""
+        """The record and the value of this moment; a container changed in place since its record gets a new one."""
         rec, value = self._rec, self._live
         if type(value) in MUTABLE_CONTAINERS and _changed(value, rec.value):
             rec = self._rec = _collected(Rec(MUTATED, (rec,), settle(value), _scope()))
@@ -328,10 +328,10 @@ def node(
     constraint: Callable[[Any], bool | str | None] | str | None = None,
     projection: Callable[[Any], Any] | None = None,
 ) -> Node:
-    """Make a Node of `value`; a Node is given back as it is. A list, tuple, set or dict of Nodes keeps their provenance.
+    """Make a Node of `value`; a Node is given back as it is, a container of Nodes keeps their provenance.
 
-    With `trainable=True` this is a leaf that optimizers may change (see `parameter`); without a name it gets one that is
-    unique in this process, and no candidate can address it.
+    With `trainable=True` this is a leaf that optimizers may change (see `parameter`); without a name it gets one that
+    is unique in this process, and no candidate can address it.
 
     Raises:
         UserError: the constraint refuses the value, or the name is declared with another default.
@@ -354,8 +354,8 @@ def parameter(
 ) -> Parameter:
     """Declare a trainable value: a leaf of the graph that optimizers may change and candidates address by `name`.
 
-    `constraint` is a text shown to the optimizer, or a callable: False or a text refuses a value. `projection` is applied
-    to every proposed value before the check.
+    `constraint` is a text shown to the optimizer, or a callable: False or a text refuses a value. `projection` is
+    applied to every proposed value before the check.
 
     Raises:
         UserError: the constraint refuses the value, or the name is declared with another default.
@@ -434,7 +434,7 @@ def tracing() -> bool:
 
 def take(value: Any) -> tuple[Any, Any]:
     """What an operation records for an argument, and the plain value it works on."""
-    kind = type(value)
+    kind = kind_of(value)
     if kind in ATOMS:
         return value, value
     if isinstance(value, Node):
@@ -451,17 +451,17 @@ def plain(value: Any) -> Any:
     """The value without Nodes, also inside containers; nothing is recorded but the reads."""
     if isinstance(value, Node):
         return value.value
-    kind = type(value)
+    kind = kind_of(value)
     if kind in CONTAINERS and kind is not bytearray and _has_nodes(value):
         if kind is dict:
             return {plain(key): plain(item) for key, item in cast("dict[Any, Any]", value).items()}
-        return kind(plain(item) for item in value)
+        return cast("Any", kind)(plain(item) for item in value)
     return value
 
 
 def pack(value: Any) -> Node | None:
     """Make a Node of a container that holds Nodes, with them as parents; None for a value that holds none."""
-    kind = type(value)
+    kind = kind_of(value)
     if kind not in _PACKS or not _has_nodes(value):
         return None
     shared = _PACKS[kind]
@@ -474,7 +474,7 @@ def pack(value: Any) -> Node | None:
         items = list(cast("Iterable[Any]", value))
         names = tuple(f"item_{place}" for place in range(len(items)))
         taken = [take(item) for item in items]
-        working = kind(item for _, item in taken)
+        working = cast("Any", kind)(item for _, item in taken)
     op = Op(shared.name, names, description=shared.description)
     return make(op, tuple(entry for entry, _ in taken), working)
 
@@ -484,7 +484,7 @@ def _has_nodes(value: Any, depth: int = 0) -> bool:
         mapping = cast("Mapping[Any, Any]", value)
         return any(isinstance(key, Node) for key in mapping) or _has_nodes(list(mapping.values()), depth)
     for item in value:
-        kind = type(item)
+        kind = kind_of(item)
         if kind in ATOMS:
             continue
         if isinstance(item, Node) or (depth < 4 and kind in _PACKS and _has_nodes(item, depth + 1)):

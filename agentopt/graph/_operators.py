@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 
 from agentopt.graph._live import LiveOp, Op, Rec, current, note_read
 from agentopt.graph._node import Node, Parameter, failed, make, plain, take
-from agentopt.graph._values import ATOMS, settle
+from agentopt.graph._values import ATOMS, kind_of, settle
 
 _current = current.get
 _XY: Final = ("x", "y")
@@ -82,24 +82,33 @@ def _read(function: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
-_BINARY: Final = {
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "truediv": operator.truediv,
-    "floordiv": operator.floordiv,
-    "mod": operator.mod,
-    "pow": operator.pow,
-    "matmul": operator.matmul,
+_SPECIAL: Final = {"and": "and_", "or": "or_"}
+_NAMES: Final = [
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "matmul",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+]
+_BINARY: Final[dict[str, Callable[[Any, Any], Any]]] = {
     "divmod": divmod,
-    "and": operator.and_,
-    "or": operator.or_,
-    "xor": operator.xor,
-    "lshift": operator.lshift,
-    "rshift": operator.rshift,
+    **{name: getattr(operator, _SPECIAL.get(name, name)) for name in _NAMES},
 }
-_COMPARISONS: Final = {"lt": operator.lt, "gt": operator.gt, "le": operator.le, "ge": operator.ge}
-_UNARY: Final = {
+_COMPARISONS: Final[dict[str, Callable[[Any, Any], Any]]] = {
+    "lt": operator.lt,
+    "gt": operator.gt,
+    "le": operator.le,
+    "ge": operator.ge,
+}
+_UNARY: Final[dict[str, Callable[..., Any]]] = {
     "neg": operator.neg,
     "pos": operator.pos,
     "invert": operator.invert,
@@ -108,7 +117,7 @@ _UNARY: Final = {
     "ceil": math.ceil,
     "trunc": math.trunc,
 }
-_READS: Final = {
+_READS: Final[dict[str, Callable[..., Any]]] = {
     "eq": operator.eq,
     "ne": operator.ne,
     "str": str,
@@ -133,7 +142,7 @@ for _name, _function in _UNARY.items():
 for _name, _function in _READS.items():
     setattr(Node, f"__{_name}__", _read(_function))
 
-# --- containers, attributes, calls --------------------------------------------------------------------------------------
+# --- containers, attributes, calls -----------------------------------------------------------------------------------
 
 GETITEM: Final = Op("getitem", ("x", "index"))
 SETITEM: Final = Op("setitem", ("x", "index", "value"))
@@ -236,7 +245,7 @@ def _node_getattr(self: Node, name: str) -> Any:
 
 
 class Method:
-    """A method of a Node's value; calling it gives a Node. A method that changes a list, dict or set changes the Node."""
+    """A method of a Node's value; calling it gives a Node. One that changes a list, dict or set changes the Node."""
 
     __slots__ = ("_name", "_node")
 
@@ -246,7 +255,7 @@ class Method:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         node, name = self._node, self._name
-        kind = type(node._current()[1])
+        kind = kind_of(node._current()[1])
         if kind is dict and name in ("items", "values") and not args and not kwargs:
             return _pairs(node) if name == "items" else _dict_values(node)
         frame = _current()
@@ -322,11 +331,15 @@ for _name, _function in {
 }.items():
     setattr(Node, _name, _function)
 
-# --- operations without an operator -------------------------------------------------------------------------------------
+# --- operations without an operator ----------------------------------------------------------------------------------
 
 
 def _choose(condition: Any, then: Any, other: Any) -> Any:
     return then if condition else other
+
+
+def _is_in(item: Any, container: Any) -> bool:
+    return item in container
 
 
 def _join(separator: str, parts: Any) -> str:
@@ -364,7 +377,7 @@ def is_(x: Any, y: Any) -> Any:
 
 def in_(x: Any, y: Any) -> Any:
     """A Node with `x in y`."""
-    return apply(_IN, lambda item, container: item in container, x, y)
+    return apply(_IN, _is_in, x, y)
 
 
 def length(x: Any) -> Any:

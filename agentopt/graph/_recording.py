@@ -83,7 +83,7 @@ class Recording:
 
 
 def record(name: str | None = None) -> Recording:
-    """Give a new recording, to be used as `with record() as recording: ...`; then read `recording.trace`."""
+    """Give a new recording: the block under `with` writes into it, and its `trace` is the result."""
     return Recording(name)
 
 
@@ -220,7 +220,7 @@ def operation(
     frame = current.get()
     if frame is None or frame.recording is None:
         return _UNRECORDED
-    values = {} if inputs is None else inputs
+    values: Mapping[str, Any] = inputs or {}
     names = tuple(values)
     key = (op, kind, names)
     shared = _ops.get(key)

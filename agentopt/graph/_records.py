@@ -128,8 +128,8 @@ class OpRecord:
     """One call in a finished trace.
 
     `inputs` maps input names to recorded values; `sources` maps those inputs that are known to come from another record
-    to its id. `parents` are `(id, edge kind)` pairs with smaller ids. `parent_op` is the id of the enclosing op. `started`
-    is seconds since the epoch (0.0 and `duration=None` for operators, which are not timed); `duration` is
+    to its id. `parents` are `(id, edge kind)` pairs with smaller ids. `parent_op` is the id of the enclosing op.
+    `started` is seconds since the epoch (0.0 and `duration=None` for operators, which are not timed); `duration` is
     seconds; `cost` is USD, None when unknown.
     """
 
@@ -168,8 +168,9 @@ class OpRecord:
         self.kind = kind
         self.output = output
         self.parents = parents
-        self._input_names = tuple(inputs or ())
-        self._input_values = tuple((inputs or {}).values())
+        given: Mapping[str, Any] = inputs or {}
+        self._input_names = tuple(given)
+        self._input_values = tuple(given.values())
         self._input_sources: tuple[tuple[str, int], ...] = tuple(dict(fields.pop("sources", None) or {}).items())
         self.error: ErrorRecord | None = fields.pop("error", None)
         self.parent_op: int | None = fields.pop("parent_op", None)
@@ -231,7 +232,7 @@ class OpRecord:
             data["id"],
             data["op"],
             data["kind"],
-            inputs={name: decode(value) for name, value in (data.get("inputs") or {}).items()},
+            inputs=_decoded(data.get("inputs") or {}),
             output=decode(data.get("output")),
             parents=tuple((int(parent), kind) for parent, kind in data.get("parents") or ()),
             sources=data.get("sources"),
@@ -243,6 +244,10 @@ class OpRecord:
             duration=data.get("duration"),
             cost=data.get("cost"),
         )
+
+
+def _decoded(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: decode(value) for name, value in values.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Final, Self
 
 from agentopt.errors import UserError
-from agentopt.graph._live import LiveOp, Rec, entry_of
+from agentopt.graph._live import Edge, LiveOp, Rec, entry_of
 from agentopt.graph._records import EdgeKind, ErrorRecord, OpRecord, TracedParameter, Usage
 from agentopt.graph._values import freeze
 
@@ -195,12 +195,12 @@ def build_trace(
         _gather([output], found)
     top = [] if root is None else [e for e in collected if type(e) is LiveOp and e.scope == root.open_id]
     called = [entry for entry in top if entry.op.kind != "op"]
-    root_edges: tuple[tuple[Rec | LiveOp, EdgeKind, str | None], ...] = ()
+    root_edges: tuple[Edge, ...] = ()
     with_root = False
     if root is not None:
-        reads = [(entry, kind, None) for entry, kind in list(root.reads.values())]
-        nested: list[tuple[Rec | LiveOp, EdgeKind, str | None]] = [(entry, "nested", None) for entry in top]
-        own = [*root.edges, *reads]
+        reads: list[Edge] = [(entry, kind, None) for entry, kind in list(root.reads.values())]
+        nested: list[Edge] = [(entry, "nested", None) for entry in top]
+        own: list[Edge] = [*root.edges, *reads]
         with_root = bool(own or output_given or root.usage or root.cost or root.error or len(called) > 1)
         root_edges = (*own, *nested)
         _gather([entry for entry, _, _ in own], found)
@@ -215,7 +215,7 @@ def build_trace(
         opened[root.open_id] = len(order)
     ops = [
         _op_record(number, entry, place, opened)
-        if type(entry) is LiveOp
+        if isinstance(entry, LiveOp)
         else _plain_record(number, entry, place, opened)
         for number, entry in enumerate(found[live] for live in order)
     ]
@@ -252,9 +252,9 @@ def _plain_record(number: int, entry: Rec, place: dict[int, int], opened: dict[i
     record = OpRecord(number, op.name, op.kind, output=freeze(entry.value))
     if entry.inputs:
         _set_inputs(record, op.names, entry.inputs, place)
-        record.parents = tuple(
-            (parent, "data") for parent in dict.fromkeys(source for _, source in record._input_sources)
-        )
+        origins = dict.fromkeys(origin for _, origin in record._input_sources)
+        parents: list[tuple[int, EdgeKind]] = [(origin, "data") for origin in origins]
+        record.parents = tuple(parents)
     if entry.scope:
         record.parent_op = opened.get(entry.scope)
     if op.kind == "parameter":
@@ -282,7 +282,7 @@ def _op_record(
     live: LiveOp,
     place: dict[int, int],
     opened: dict[int, int],
-    edges: Sequence[tuple[Rec | LiveOp, EdgeKind, str | None]] | None = None,
+    edges: Sequence[Edge] | None = None,
 ) -> OpRecord:
     record = OpRecord(number, live.op.name, live.op.kind, output=freeze(live.value))
     _set_inputs(record, live.op.names, live.inputs, place)

@@ -12,9 +12,11 @@ import hashlib
 import math
 import re
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, cast
 
+# Typed as Any, because what is asked of a kind depends on the value.
+kind_of: Final = cast("Callable[[object], Any]", type)
 ATOMS: Final = frozenset({int, float, str, bool, type(None), bytes, complex})
 MUTABLE_CONTAINERS: Final = frozenset({list, dict, set, bytearray})
 CONTAINERS: Final = MUTABLE_CONTAINERS | {tuple, frozenset}
@@ -55,11 +57,11 @@ class Reference:
     @classmethod
     def of(cls, value: object) -> Reference:
         """Take the type, digest and short text of `value` now."""
-        kind = type(value)
+        kind = kind_of(value)
         text = summarize(value)
         size = ""
-        if isinstance(value, (list, dict, set, tuple, frozenset, bytearray)):
-            size = str(len(cast("list[object]", value)))
+        if kind in CONTAINERS:
+            size = str(len(cast("Any", value)))
         name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
         digest = hashlib.sha256(f"{name}:{size}:{text}".encode("utf-8", "backslashreplace")).hexdigest()[:16]
         return cls(name, digest, text, value)
@@ -84,7 +86,7 @@ class _TooBig(Exception):
 
 def freeze(value: Any) -> Any:
     """Return what a record may keep of `value`: the atom, a private copy of a container, or a `Reference`."""
-    kind = type(value)
+    kind = kind_of(value)
     if kind in ATOMS:
         return value
     if kind in CONTAINERS:
@@ -109,7 +111,7 @@ def settle(value: Any) -> Any:
 
 
 def _copy(value: Any, left: list[int], depth: int, keep: bool = False) -> Any:
-    kind = type(value)
+    kind = kind_of(value)
     if kind in ATOMS:
         return value
     if kind not in CONTAINERS:
@@ -126,7 +128,7 @@ def _copy(value: Any, left: list[int], depth: int, keep: bool = False) -> Any:
         items = cast("dict[Any, Any]", value).items()
         return {key: _copy(item, left, depth + 1, keep) for key, item in items}
     copied = [_copy(item, left, depth + 1, keep) for item in cast("Iterable[Any]", value)]
-    return copied if kind is list else kind(copied)
+    return copied if kind is list else cast("Any", kind)(copied)
 
 
 def strings_in(value: Any, limit: int = 64) -> Iterator[str]:
@@ -157,11 +159,13 @@ def strings_in(value: Any, limit: int = 64) -> Iterator[str]:
 
 def encode(value: Any) -> Any:
     """Turn a frozen value into plain JSON data; `decode` gives an equal value back (references stay references)."""
-    kind = type(value)
+    kind = kind_of(value)
     if kind is str:
         return value if value.isascii() or _is_clean(value) else {"$str": value.encode("utf-8", "surrogatepass").hex()}
-    if kind is int or kind is bool or value is None:
-        return value if kind is not int or -(2**63) <= value < 2**63 else {"$int": hex(value)}
+    if kind is int:
+        return value if -(2**63) <= value < 2**63 else {"$int": hex(value)}
+    if kind is bool or value is None:
+        return value
     if kind is float:
         return value if math.isfinite(value) else {"$float": repr(value)}
     encoder = _ENCODERS.get(kind)
@@ -202,7 +206,7 @@ def _encode_items(tag: str, items: Iterable[Any]) -> dict[str, Any]:
     return {tag: [encode(item) for item in items]}
 
 
-_ENCODERS: Final = {
+_ENCODERS: Final[dict[type[Any], Callable[[Any], Any]]] = {
     list: lambda value: [encode(item) for item in value],
     dict: _encode_dict,
     tuple: lambda value: _encode_items("$tuple", value),
@@ -239,7 +243,7 @@ def _decode_reference(body: Mapping[str, Any]) -> Reference:
     return Reference(str(body["type"]), str(body["digest"]), str(body["text"]))
 
 
-_DECODERS: Final = {
+_DECODERS: Final[dict[str, Callable[[Any], Any]]] = {
     "$str": lambda body: bytes.fromhex(body).decode("utf-8", "surrogatepass"),
     "$int": lambda body: int(body, 16),
     "$float": float,

@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -154,8 +154,8 @@ def read_trace(path: str | Path) -> Trace:
 
 def _read_header(source: Path, line: bytes) -> Header:
     try:
-        data = json.loads(line)
-        version = data.get("version") if isinstance(data, dict) else None
+        data: Any = json.loads(line)
+        version: Any = cast("dict[str, Any]", data).get("version") if isinstance(data, dict) else None
         if isinstance(version, int) and version > VERSION:
             raise UserError(
                 f"{source}: the trace has version {version}, this agentopt reads up to {VERSION}; update agentopt"
