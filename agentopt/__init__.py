@@ -142,9 +142,19 @@ def __getattr__(name: str) -> Any:
     room = _HOME.get(name)
     if room is None:
         raise AttributeError(f"module 'agentopt' has no attribute {name!r}")
-    value = getattr(importlib.import_module(room), name)
+    module = importlib.import_module(room)
+    if room == "agentopt.graph":
+        module.set_default_code_runner(_sandbox)
+    value = getattr(module, name)
     globals()[name] = value
     return value
+
+
+def _sandbox() -> Any:
+    """Who runs changed code, unless a `use_code_runner` block says otherwise."""
+    from agentopt.sandbox import RunnerPool
+
+    return RunnerPool()
 
 
 def __dir__() -> list[str]:

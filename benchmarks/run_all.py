@@ -43,14 +43,17 @@ def leaderboard() -> str:
     lines = [
         "# What was measured",
         "",
-        "One table per script, made from `results/*.json` by `python benchmarks/run_all.py --table`. A row that misses its goal",
-        "stays. Figures of peers were measured in the same run on the same machine.",
+        "One table per script, made from `results/*.json` by `python benchmarks/run_all.py --table`. A row that misses",
+        "its goal stays. Figures of peers were measured in the same run on the same machine.",
     ]
     for path in sorted((HERE / "results").glob("*.json")):
         data = json.loads(path.read_text(encoding="utf-8"))
         quick = " (quick form)" if data.get("quick") else ""
         lines += ["", f"## {path.stem}{quick}", "", f"`{data['command']}` · {data['date']} · {data['machine']}", ""]
-        lines += ["| measurement | value | unit | interval | goal | met | peer | peer's value |", "|---|---|---|---|---|---|---|---|"]
+        lines += [
+            "| measurement | value | unit | interval | goal | met | peer | peer's value |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
         for row in data["rows"]:
             interval = " to ".join(figure(end) for end in row["interval"]) if row.get("interval") else ""
             met = "" if not row.get("goal") else "no" if missed(row) else "yes"
@@ -81,7 +84,9 @@ def main() -> int:
         for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
             if missed(row):
                 none = False
-                print(f"  {path.stem}: {row['name']} = {figure(row['value'])} {row.get('unit', '')}, goal {row['goal']}")
+                print(
+                    f"  {path.stem}: {row['name']} = {figure(row['value'])} {row.get('unit', '')}, goal {row['goal']}"
+                )
     if none:
         print("  none")
     for name in failed:

@@ -49,7 +49,8 @@ def refuse(*a, **k): raise SystemExit("a socket was opened")
 socket.socket.connect = refuse
 socket.create_connection = refuse
 socket.getaddrinfo = refuse
-import agentopt, agentopt.graph, agentopt.models, agentopt.evaluation, agentopt.optimizers, agentopt.search, agentopt.store
+import agentopt, agentopt.graph, agentopt.models, agentopt.evaluation, agentopt.optimizers, agentopt.search
+import agentopt.store
 import agentopt.observe, agentopt.cli._app
 agentopt.prompt, agentopt.lm, agentopt.tune
 bad = {"torch", "transformers", "litellm", "openai", "ray", "mlflow", "scipy", "xllamacpp"} & set(sys.modules)

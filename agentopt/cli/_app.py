@@ -1,8 +1,8 @@
 """The commands and the one place where an error becomes an exit code.
 
 Exit codes: 0 done, 1 the run failed, 2 bad input, 130 interrupted. A user's mistake is one sentence on stderr; only a
-defect of agentopt itself shows a stack trace. Importing this module must stay under 0.3 s, so every command imports what
-it needs inside its body.
+defect of agentopt itself shows a stack trace. Importing this module must stay under 0.3 s, so every command imports
+what it needs inside its body.
 """
 
 from __future__ import annotations
@@ -113,7 +113,9 @@ def tune(
     budget: Annotated[str | None, typer.Option(help="rollouts=600,usd=2,tokens=...,proposals=...,minutes=...")] = None,
     optimizer: Annotated[str | None, typer.Option(help="auto, optoprime, demonstrations, instructions, or a+b")] = None,
     driver: Annotated[str | None, typer.Option(help="auto or greedy")] = None,
-    tune: Annotated[list[str] | None, typer.Option("--tune", help="also tune parameters that match this glob")] = None,
+    tune: Annotated[
+        list[str] | None, typer.Option("--tune", help="tune only what matches this glob, frozen or not")
+    ] = None,
     freeze: Annotated[list[str] | None, typer.Option(help="leave parameters that match this glob alone")] = None,
     seed: Annotated[int | None, typer.Option(help="every random draw follows from it  [default: 0]")] = None,
     concurrency: Annotated[int | None, typer.Option(help="examples run at the same time  [default: 8]")] = None,

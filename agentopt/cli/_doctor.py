@@ -1,4 +1,4 @@
-"""`agentopt doctor`: what is installed, what is missing, the command that fixes it, and how fast the embedded engine is.
+"""`agentopt doctor`: what is installed, what is missing, the command that fixes it, and the engine's speed.
 
 A check never imports a heavy package: presence is read from the installed metadata, so the table appears at once.
 """

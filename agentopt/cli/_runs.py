@@ -156,7 +156,8 @@ def show_run(reference: str, store_path: str | None, *, as_json: bool) -> None:
     cost = run.summary.get("cost") or {}
     if cost:
         console.print(
-            f"spent {usd(cost.get('usd'))}, {int(cost.get('rollouts', 0))} rollouts, {seconds(run.updated - run.created)} between first and last write"
+            f"spent {usd(cost.get('usd'))}, {int(cost.get('rollouts', 0))} rollouts, "
+            f"{seconds(run.updated - run.created)} between first and last write"
         )
     if traces:
         ids = [str(trace) for trace in traces]

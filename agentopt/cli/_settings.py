@@ -36,10 +36,10 @@ class BudgetSettings(BaseModel):
     """Wall time."""
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """One run of `agentopt tune` or `agentopt evaluate`, fully resolved."""
 
-    model_config = SettingsConfigDict(extra="forbid", env_prefix="AGENTOPT_", env_nested_delimiter="__")
+    model_config = ConfigDict(extra="forbid")
 
     target: str | None = None
     """`file.py:function` or `package.module:function`."""
@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     optimizer: str = "auto"
     driver: str = "auto"
     tune: list[str] = Field(default_factory=list)
-    """Globs of parameters to tune besides the declared prompts, demos, numbers and choices."""
+    """Globs of parameters to tune, frozen ones (tool text, code) included; empty for all that are not frozen."""
     freeze: list[str] = Field(default_factory=list)
     """Globs of parameters to leave as they are."""
     seed: int = 0
@@ -88,6 +88,12 @@ class Settings(BaseSettings):
             return [part.strip() for part in value.split(",") if part.strip()]
         return value
 
+
+class _FileAndEnvironment(Settings, BaseSettings):
+    """The two lower layers: what `load_settings` read from the file, and AGENTOPT_* above it."""
+
+    model_config = SettingsConfigDict(extra="forbid", env_prefix="AGENTOPT_", env_nested_delimiter="__")
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -97,7 +103,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Environment over what `load_settings` passes as the file layer; the command line is merged above both."""
+        """Environment first, then the file's values, which arrive as init arguments."""
         return env_settings, init_settings
 
 
@@ -146,12 +152,10 @@ def load_settings(config: str | None, overrides: dict[str, Any]) -> Settings:
     data = read_file(path) if config or path.exists() else {}
     given = {key: value for key, value in overrides.items() if value is not None and value != {} and value != []}
     try:
-        layered = Settings(**data)
+        layered = _FileAndEnvironment(**data)
         merged = layered.model_dump(exclude_unset=True)
-        origin_of = dict.fromkeys(merged, origin)
         for key, value in given.items():
             merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
-            origin_of[key] = "command line"
         return Settings.model_validate(merged)
     except ValidationError as error:
         raise UserError(_one_sentence(error, origin, given)) from None

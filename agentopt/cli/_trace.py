@@ -54,7 +54,8 @@ def show_trace(reference: str, store: str | None, *, op: int | None, limit: int,
         return
     console = out()
     total = trace.usage
-    head = f"{len(trace.ops)} ops, {total.calls} LM calls, {total.input_tokens + total.output_tokens} tokens, {usd(trace.cost)}"
+    tokens = total.input_tokens + total.output_tokens
+    head = f"{len(trace.ops)} ops, {total.calls} LM calls, {tokens} tokens, {usd(trace.cost)}"
     root = Tree(Text(head, style="bold"))
     branches: dict[int, Tree] = {}
     shown = 0

@@ -37,14 +37,16 @@ def interval_chart(difference: float, low: float, high: float) -> str:
 
     colour = "var(--good)" if low > 0 else "var(--bad)" if high < 0 else "var(--soft)"
     return (
-        f'<svg viewBox="0 0 {WIDTH} 92" role="img" aria-label="difference {difference:+.3f}, interval {low:+.3f} to {high:+.3f}">'
+        f'<svg viewBox="0 0 {WIDTH} 92" role="img" '
+        f'aria-label="difference {difference:+.3f}, interval {low:+.3f} to {high:+.3f}">'
         f'<line class="axis" x1="20" y1="62" x2="{WIDTH - 20}" y2="62"/>'
         f'<line x1="{at(0)}" y1="18" x2="{at(0)}" y2="70" stroke="var(--soft)" stroke-dasharray="4 3"/>'
         f'<text x="{at(0)}" y="86" text-anchor="middle">no change</text>'
         f'<line x1="{at(low)}" y1="42" x2="{at(high)}" y2="42" stroke="{colour}" stroke-width="4"/>'
         f'<circle cx="{at(difference)}" cy="42" r="7" fill="{colour}"/>'
         f'<text x="{at(difference)}" y="24" text-anchor="middle">{difference:+.3f}</text>'
-        f'<text x="{at(low)}" y="60" text-anchor="end">{low:+.3f}&#160;</text><text x="{at(high)}" y="60">&#160;{high:+.3f}</text></svg>'
+        f'<text x="{at(low)}" y="60" text-anchor="end">{low:+.3f}&#160;</text>'
+        f'<text x="{at(high)}" y="60">&#160;{high:+.3f}</text></svg>'
     )
 
 
