@@ -105,14 +105,21 @@ class _Connection:
 
 
 class _LoopPool:
-    """The idle connections of one loop."""
+    """The idle connections of one transport in one loop.
 
-    def __init__(self) -> None:
+    Kept alive by `_open_pools` until its loop ends or its transport is gone, whichever is first: connections must be
+    closed in their loop and never by the garbage collector.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.idle: deque[_Connection] = deque()
+        self.released = False
+        self._loop = weakref.ref(loop)
         self._keeper: AsyncGenerator[None, None] | None = None
 
     async def attach(self) -> None:
         """Have `asyncio.run` close the pool: it closes the loop's open async generators when it ends."""
+        _open_pools.add(self)
         self._keeper = self._keep()
         await anext(self._keeper)
 
@@ -121,11 +128,40 @@ class _LoopPool:
             yield
         finally:
             self.close()
+            _open_pools.discard(self)
             await asyncio.sleep(0)
 
+    def release(self) -> None:
+        """The transport is gone: close in the loop, from whatever thread this is."""
+        self.released = True
+        loop = self._loop()
+        with suppress(RuntimeError):  # the loop is closed: so are its connections
+            if loop is not None:
+                loop.call_soon_threadsafe(self._dispose)
+
+    def _dispose(self) -> None:
+        self.close()
+        _open_pools.discard(self)
+
+    def give_back(self, connection: _Connection) -> None:
+        """Keep a connection for the next exchange."""
+        if self.released:
+            connection.close()
+        else:
+            self.idle.append(connection)
+
     def close(self) -> None:
+        """Close what is idle; call it in the pool's loop."""
         while self.idle:
             self.idle.pop().close()
+
+
+_open_pools: set[_LoopPool] = set()
+
+
+def _release(pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopPool]) -> None:
+    for pool in list(pools.values()):
+        pool.release()
 
 
 class H11Transport:
@@ -141,12 +177,13 @@ class H11Transport:
         self._authority = parts.netloc.rpartition("@")[2]
         self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopPool] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
+        weakref.finalize(self, _release, self._pools)
 
     async def _pool(self) -> _LoopPool:
         loop = asyncio.get_running_loop()
         pool = self._pools.get(loop)
         if pool is None:
-            pool = _LoopPool()
+            pool = _LoopPool(loop)
             with self._lock:
                 self._pools[loop] = pool
             await pool.attach()
@@ -190,7 +227,7 @@ class H11Transport:
             if clean:
                 connection.state.start_next_cycle()
                 connection.idle_since = time.monotonic()
-                pool.idle.append(connection)
+                pool.give_back(connection)
             else:
                 connection.close()
 

@@ -42,11 +42,11 @@ class LMOptions:
     def to_dict(self) -> dict[str, Any]:
         """The options that decide the reply, defaults included; `timeout` is left out."""
         return {
-            "temperature": self.temperature,
+            "temperature": float(self.temperature),  # 0 and 0.0 are one request
             "max_tokens": self.max_tokens,
             "seed": self.seed,
             "stop": list(self.stop),
-            "top_p": self.top_p,
+            "top_p": None if self.top_p is None else float(self.top_p),
             "sample": self.sample,
             "extra": dict(self.extra),
         }

@@ -128,7 +128,7 @@ class FakeServer:
         self.active += 1
         self.peak = max(self.peak, self.active)
         try:
-            return await self._answer(request, writer)
+            return await self._answer(request, reader, writer)
         finally:
             self.active -= 1
 
@@ -143,10 +143,13 @@ class FakeServer:
             step = step(request)
         return {"text": step} if isinstance(step, str) else step
 
-    async def _answer(self, request: dict[str, Any], writer: asyncio.StreamWriter) -> bool:
+    async def _answer(
+        self, request: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
         step = self._next(request)
         if step.get("hang"):
-            await asyncio.sleep(3600)
+            await reader.read()  # until the client gives up
+            return False
         latency = step.get("latency", self.latency)
         if latency:
             await asyncio.sleep(latency)
