@@ -86,8 +86,8 @@ class EmbeddedClient:
             stop.ask()
             future.cancel()
 
-    async def stream(self, request: Request) -> AsyncIterator[str]:
-        """Text pieces as they come. Leaving the iterator stops the generation."""
+    async def stream(self, request: Request) -> AsyncIterator[str | Reply]:
+        """Text pieces as they come, then the whole reply. Leaving the iterator stops the generation."""
         path = await self._file()
         _refuse_images(request.messages)
         loop = asyncio.get_running_loop()
@@ -103,7 +103,7 @@ class EmbeddedClient:
         try:
             while (piece := await pieces.get()) is not None:
                 yield piece
-            future.result()
+            yield future.result()
         finally:
             stop.ask()
             future.cancel()
@@ -144,7 +144,7 @@ class EmbeddedClient:
             for choice in chunk.get("choices") or ():
                 if choice.get("finish_reason"):
                     last["finish"] = choice["finish_reason"]
-                piece = (choice.get("delta") or {}).get("content")
+                piece: Any = cast("dict[str, Any]", choice.get("delta") or {}).get("content")
                 if piece:
                     texts.append(piece)
                     if push is not None:

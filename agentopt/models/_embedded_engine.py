@@ -219,7 +219,7 @@ class Engine:
         return job.future
 
     def close(self, timeout: float = _EXIT_SECONDS) -> None:
-        """Drop queued jobs, stop the running one at its next token, free the models; takes at most `timeout` seconds."""
+        """Drop queued jobs, stop the running one at its next token, free the models; at most `timeout` seconds."""
         self._closing.set()
         self._jobs.put(None)
         if threading.current_thread() is not self._thread:
