@@ -193,17 +193,19 @@ def build_trace(
     _gather(collected, found)
     if output is not None:
         _gather([output], found)
+    root_edges: tuple[Edge, ...] | None = None
     top = [] if root is None else [e for e in collected if type(e) is LiveOp and e.scope == root.open_id]
     called = [entry for entry in top if entry.op.kind != "op"]
-    root_edges: tuple[Edge, ...] = ()
-    with_root = False
+    # What the run gave, unless set_output says otherwise: the last call, or for a run of Nodes alone the last record.
+    final = output if output is not None else (called or collected or [None])[-1]
     if root is not None:
-        reads: list[Edge] = [(entry, kind, None) for entry, kind in list(root.reads.values())]
-        nested: list[Edge] = [(entry, "nested", None) for entry in top]
-        own: list[Edge] = [*root.edges, *reads]
-        with_root = bool(own or output_given or root.usage or root.cost or root.error or len(called) > 1)
-        root_edges = (*own, *nested)
-        _gather([entry for entry, _, _ in own], found)
+        own: list[Edge] = [*root.edges, *((entry, kind, None) for entry, kind in list(root.reads.values()))]
+        if own or output_given or root.usage or root.cost or root.error or len(called) > 1:
+            nested: list[Edge] = [(entry, "nested", None) for entry in top]
+            if final is not None and type(final) is Rec and not output_given:
+                own.append((final, "data", None))
+            root_edges = (*own, *nested)
+            _gather([entry for entry, _, _ in own], found)
     order = sorted(found)
     place = {live: number for number, live in enumerate(order)}
     opened: dict[int, int] = {}
@@ -211,7 +213,7 @@ def build_trace(
         entry = found[live]
         if type(entry) is LiveOp:
             opened[entry.open_id] = number
-    if with_root and root is not None:
+    if root is not None and root_edges is not None:
         opened[root.open_id] = len(order)
     ops = [
         _op_record(number, entry, place, opened)
@@ -219,17 +221,12 @@ def build_trace(
         else _plain_record(number, entry, place, opened)
         for number, entry in enumerate(found[live] for live in order)
     ]
-    if with_root and root is not None:
-        ops.append(_op_record(len(order), root, place, opened, root_edges))
-        if not output_given and root.error is None and called:
-            ops[-1].output = called[-1].value
+    output_id = None if final is None or final.id is None else place[final.id]
+    if root is not None and root_edges is not None:
         output_id = len(order)
-    elif output is not None and output.id is not None:
-        output_id = place[output.id]
-    elif called and called[-1].id is not None:
-        output_id = place[called[-1].id]
-    else:
-        output_id = None
+        ops.append(_op_record(output_id, root, place, opened, root_edges))
+        if not output_given and root.error is None and final is not None:
+            ops[-1].output = freeze(final.value)
     return Trace(ops, name=name, output_id=output_id, live_ids=order)
 
 
