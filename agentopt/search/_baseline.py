@@ -11,9 +11,6 @@ from agentopt.evaluation import EvaluationRow, Rollout
 from agentopt.graph import ParameterSpec
 from agentopt.search._options import TuneOptions
 
-_PROGRAM_MISTAKES = ("has effects and does not run during a rollout", "has lost the rollout's candidate")
-"""Errors of graph/ that no candidate can mend: a tool that must not run, a thread without the rollout's context."""
-
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
@@ -29,12 +26,8 @@ def check_first_rows(rows: Sequence[EvaluationRow], options: TuneOptions) -> str
     """Stop when all of the first rollouts fail in the same way; returns a warning when they fail in many ways.
 
     Raises:
-        UserError: a tool with effects and no stand-in, or a thread that lost its context.
         RunError: a broken program, metric or connection: going on would only spend money.
     """
-    for row in rows:
-        if row.error and any(mark in row.error for mark in _PROGRAM_MISTAKES):
-            raise UserError(row.error.splitlines()[0])
     errors = Counter(row.error.splitlines()[0] if row.error else "" for row in rows)
     if not rows or "" in errors:
         return None

@@ -63,14 +63,12 @@ class Board:
         ledger: Ledger,
         *,
         repeats: int = 1,
-        concurrency: int = 8,
         on_candidate: Callable[[Candidate], None] | None = None,
     ) -> None:
         self.splits = splits
         self.ledger = ledger
         self._source = source
         self._repeats = repeats
-        self._concurrency = concurrency
         self._on_candidate = on_candidate
         self._scores: dict[tuple[str, Split], dict[str, float]] = {}
         self._rows: dict[tuple[str, Split], dict[tuple[str, int], EvaluationRow]] = {}
@@ -99,7 +97,7 @@ class Board:
         return await self._evaluate(candidate, split, list(ids) if traces != "never" else missing, traces)
 
     async def run_many(self, candidates: Sequence[Candidate], split: Split, ids: Sequence[str]) -> None:
-        """`run` for several candidates on the same ids, as many at a time as the concurrency allows.
+        """`run` for several candidates on the same ids, all at the same time.
 
         Raises:
             OutOfBudget: not all of it fits; then nothing is started.
@@ -108,37 +106,39 @@ class Board:
         if not work:
             return
         self._afford(sum(len(missing) for _, missing in work))
-        lanes = max(1, self._concurrency // max(len(missing) for _, missing in work))
-        if lanes == 1 or len(work) == 1:
-            for candidate, missing in work:
-                await self._evaluate(candidate, split, missing, "never")
-            return
-        limiter = anyio.CapacityLimiter(lanes)
         failed: dict[int, Exception] = {}
         done: dict[int, EvaluationResult] = {}
+        partial: dict[int, list[EvaluationRow]] = {index: [] for index in range(len(work))}
 
         async def one(index: int, candidate: Candidate, missing: list[str]) -> None:
-            async with limiter:
-                if failed:
-                    return
-                try:
-                    with guarded(self.ledger):
-                        done[index] = await self._source.evaluate(
-                            candidate, self.splits[split], ids=missing, keep_traces="never"
-                        )
-                except Exception as error:  # noqa: BLE001  (kept, and raised below in a fixed order)
-                    failed[index] = error
+            try:
+                done[index] = await self._source.evaluate(
+                    candidate, self.splits[split], ids=missing, keep_traces="never", on_row=partial[index].append
+                )
+            except Exception as error:  # noqa: BLE001  (kept, and raised below in a fixed order)
+                failed[index] = error
+                group.cancel_scope.cancel()
 
-        async with anyio.create_task_group() as group:
-            for index, (candidate, missing) in enumerate(work):
-                group.start_soon(one, index, candidate, missing)
-        for index in sorted(done):
-            self._keep(work[index][0], split, done[index].rows)
+        # One guard around all: it must see the spend of every candidate. The evaluator bounds how many rollouts run.
+        with guarded(self.ledger):
+            async with anyio.create_task_group() as group:
+                for index, (candidate, missing) in enumerate(work):
+                    self._announce(candidate)
+                    group.start_soon(one, index, candidate, missing)
+        for index in range(len(work)):
+            if index in done:
+                self._keep(work[index][0], split, done[index].rows)
+            else:
+                self.ledger.charge_rows(partial[index])
         if failed:
             error = failed[min(failed)]
             if isinstance(error, BudgetExhausted):
                 raise OutOfBudget(str(error)) from error
             raise error
+
+    def _announce(self, candidate: Candidate) -> None:
+        if self._on_candidate is not None:
+            self._on_candidate(candidate)
 
     def _afford(self, rows: int) -> None:
         reason = self.ledger.exhausted(rows * self._repeats)
@@ -149,22 +149,25 @@ class Board:
         self, candidate: Candidate, split: Split, ids: list[str], traces: KeepTraces
     ) -> EvaluationResult:
         finished: list[EvaluationRow] = []
-        if self._on_candidate is not None:
-            self._on_candidate(candidate)
+        self._announce(candidate)
         try:
-            with guarded(self.ledger):
+            with guarded(self.ledger) as meter:
                 result = await self._source.evaluate(
                     candidate, self.splits[split], ids=ids, keep_traces=traces, on_row=finished.append
                 )
         except BudgetExhausted as error:
             self.ledger.charge_rows(finished)
             raise OutOfBudget(str(error)) from error
+        before = self.ledger.usd, self.ledger.tokens
         self._keep(candidate, split, result.rows)
+        # A known row that is run again for its trace keeps its score and its price; what the second run took is extra.
+        self.ledger.charge_extra(
+            (meter.cost or 0.0) - (self.ledger.usd - before[0]),
+            usage_tokens(meter.usage) - (self.ledger.tokens - before[1]),
+        )
         return result
 
     def _keep(self, candidate: Candidate, split: Split, rows: Sequence[EvaluationRow]) -> None:
-        if self._on_candidate is not None:
-            self._on_candidate(candidate)
         self.ledger.charge_rows(rows)
         kept = self._rows.setdefault((candidate.hash, split), {})
         grouped: dict[str, list[float]] = {}

@@ -161,6 +161,13 @@ class Ledger:
                 self.rollout_usd = max(self.rollout_usd, usd / fresh)
                 self.rollout_tokens = max(self.rollout_tokens, tokens / fresh)
 
+    def charge_extra(self, usd: float, tokens: int) -> None:
+        """Count spend that no new row shows; negative differences (rows read back from the store) are nothing."""
+        if usd > 1e-12:
+            self.usd += usd
+        if tokens > 0:
+            self.tokens += tokens
+
     def charge_optimizer(self, usd: float | None, tokens: int) -> None:
         """Count what an optimizer's own LM calls took."""
         self.usd += usd or 0.0

@@ -47,6 +47,7 @@ class Gate:
         left = self.allotment
         total = len(self.order)
         done = 0
+        live = self._cut(live, 0, left, result)
         while live and done < total:
             block = self.order[done : done + self.block]
             left -= sum(len(self.board.missing(candidate, "validation", block)) for candidate in live)
@@ -76,10 +77,15 @@ class Gate:
                 result.dropped[candidate.hash] = (done, f"behind the leader by {-mean:.3f} on {done} validation rows")
             else:
                 staying.append(candidate)
-        keep = quota(len(staying), done, len(self.order), self.block, left)
-        if keep < len(staying):
-            ranked = sorted(staying, key=lambda c: -self.board.mean(c, "validation", prefix))  # stable: earlier wins
-            for candidate in ranked[keep:]:
-                result.dropped[candidate.hash] = (done, f"not among the best {keep} after {done} validation rows")
-            staying = [candidate for candidate in staying if candidate in ranked[:keep]]
-        return staying
+        return self._cut(staying, done, left, result)
+
+    def _cut(self, live: list[Candidate], done: int, left: float, result: GateResult) -> list[Candidate]:
+        """Thin the field to what the allotment carries; before the first block the screen's order decides."""
+        keep = quota(len(live), done, len(self.order), self.block, left)
+        if keep >= len(live):
+            return live
+        prefix = self.order[:done]
+        ranked = sorted(live, key=lambda c: -self.board.mean(c, "validation", prefix))  # stable: earlier wins
+        for candidate in ranked[keep:]:
+            result.dropped[candidate.hash] = (done, f"not among the best {keep} after {done} validation rows")
+        return [candidate for candidate in live if candidate in ranked[:keep]]

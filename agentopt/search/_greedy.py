@@ -20,7 +20,7 @@ UNBOUNDED_ROUND = 12
 class Greedy:
     """Works on the `beam` best candidates; `share` of the remaining rollouts goes into each round."""
 
-    share: float = 0.45
+    share: float = 0.3
     gate_rows: float = 2.0
     """Validation passes that a round sets aside for its gate."""
     name: str = "greedy"

@@ -15,7 +15,7 @@ from agentopt.graph import Candidate, ParameterSpec
 
 NGRAM = 5
 _TEXT_KINDS = frozenset({"prompt", "tool_text", "knowledge", "value"})
-_WORDS = re.compile(r"\w+(?:['’]\w+)*")
+_WORDS = re.compile(r"\w+(?:['’]\w+)*|\x00")
 _VARIABLE = re.compile(r"\{\w*\}")
 
 
@@ -29,8 +29,8 @@ class _Row(Protocol):
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words without punctuation; template variables are no words."""
-    return _WORDS.findall(_VARIABLE.sub(" | ", text).lower())
+    """Lower-case words without punctuation; a template variable is a mark of its own, so nothing joins across it."""
+    return _WORDS.findall(_VARIABLE.sub(" \x00 ", text).lower())
 
 
 def _ngrams(text: str) -> Iterable[tuple[str, ...]]:

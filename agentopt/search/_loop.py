@@ -108,7 +108,6 @@ class Search:
             splits,
             self.ledger,
             repeats=options.repeats,
-            concurrency=options.concurrency,
             on_candidate=setup.on_candidate,
         )
         self.baseline = Candidate({name: spec.default for name, spec in setup.specs.items()}, note="baseline")
@@ -219,12 +218,15 @@ class Search:
             step = self._setup.driver.next(self._state())
             if isinstance(step, str):
                 return step
+            ended: str | None = None
             try:
                 await self._round(step)
             except OutOfBudget as error:
-                return str(error)
+                ended = str(error)
             left = self.ledger.left()
             self._setup.emit(Spend(iteration=self._iteration, left=left, totals=self.ledger.to_dict()))
+            if ended is not None:
+                return ended
             self._iteration += 1
 
     def _stop(self) -> str | None:

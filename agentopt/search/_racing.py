@@ -56,4 +56,7 @@ def quota(alive: int, done: int, total: int, block: int, allotment: float) -> in
         return alive
     passed_cut = any(done - block < share * total <= done for share in _CUTS)
     halved = math.ceil(alive / 2) if passed_cut else alive
-    return max(1, halved)
+    # One must still be able to finish after everybody's next block, else all of it was for nothing.
+    after = max(0, total - done - block)
+    fits = int((allotment - after) // min(block, max(1, total - done)))
+    return max(1, min(halved, fits))

@@ -11,8 +11,7 @@ from typing import Any
 from agentopt.errors import AgentoptError, UserError
 from agentopt.evaluation import Dataset, EvaluationOptions, Evaluator, Metric, Program, resolve_metric
 from agentopt.graph import Candidate, allow_effects
-from agentopt.models import LM, ModelsConfig, use
-from agentopt.models import lm as language_model
+from agentopt.models import LM, ModelsConfig, UnknownModel, resolve, use
 from agentopt.optimizers import Optimizer, resolve_optimizer
 from agentopt.search._board import Split
 from agentopt.search._budget import Budget
@@ -248,7 +247,9 @@ def _candidate_writer(store: Store, run_id: str) -> Callable[[Candidate], None]:
 
 def _optimizer_lm() -> LM | None:
     try:
-        return language_model("optimizer")
+        return resolve("optimizer")
+    except UnknownModel:
+        raise
     except UserError:
         return None  # LM-free optimizers need none; those that do say so themselves
 
