@@ -104,11 +104,14 @@ def escape_braces(text: str, allowed: Sequence[Field]) -> str:
     parts: list[str] = []
     position = 0
     while position < len(text):
-        if text.startswith(("{{", "}}"), position):
-            parts.append(text[position : position + 2])
-            position += 2
-            continue
-        form = next((form for form in ordered if text.startswith(form, position)), None)
+        form = _form_at(text, position, ordered)
+        if form is None and text.startswith(("{{", "}}"), position):
+            inner = _form_at(text, position + 1, ordered)
+            if inner is None or text.startswith("}", position + 1 + len(inner)):
+                parts.append(text[position : position + 2])
+                position += 2
+                continue
+            # "{{name}" cannot be an escape, its closing brace is missing: a literal brace before a field.
         if form is not None:
             parts.append(form)
             position += len(form)
@@ -117,3 +120,7 @@ def escape_braces(text: str, allowed: Sequence[Field]) -> str:
         parts.append(character * 2 if character in "{}" else character)
         position += 1
     return "".join(parts)
+
+
+def _form_at(text: str, position: int, forms: Sequence[str]) -> str | None:
+    return next((form for form in forms if text.startswith(form, position)), None)
