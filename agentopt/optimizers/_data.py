@@ -100,7 +100,8 @@ def _labels(answers: Sequence[Any]) -> tuple[tuple[str, ...], dict[str, int]]:
     counts = Counter(label_text(answer) for answer in answers if answer is not None)
     few = len(counts) <= MAX_LABELS and len(counts) * 2 <= len(answers)
     short = all(0 < len(label) <= 60 and "\n" not in label for label in counts)
-    if len(counts) < 2 or not few or not short or all(_is_number(label) for label in counts if len(counts) > 2):
+    numeric = len(counts) > 10 and all(_is_number(label) for label in counts)
+    if len(counts) < 2 or not few or not short or numeric:
         return (), {}
     ordered = tuple(sorted(counts, key=lambda label: (-counts[label], label)))
     return ordered, {label: counts[label] for label in ordered}

@@ -1,9 +1,10 @@
 """Instructions without a language model: texts put together from frames, and a model of which parts score well.
 
-The unit is a `Recipe`: one choice per slot (head, answer, cues, tail, label order, layout). All recipes of a parameter
-(a seeded sample when there are very many) form its pool. Which recipe to try next is Thompson sampling on an additive
-model: a recipe's mean score is a sum of one weight per choice, with the frames' priors as prior means and the measured
-scores of past proposals as data. So what won in one recipe is crossed with the other choices by itself.
+The unit is a recipe: one choice per slot (head, answer, cues, tail, label order, layout, form of the placeholder
+lines). All recipes of a parameter (a seeded sample when there are very many) form its pool. Which recipe to try next is
+Thompson sampling on an additive model: a recipe's mean score is a sum of one weight per choice, with the frames' priors
+as prior means and the measured scores of past proposals as data. So what won in one recipe is crossed with the other
+choices by itself.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ import numpy as np
 import numpy.typing as npt
 
 from agentopt.optimizers._draws import seed_number, seeded
+from agentopt.optimizers._legal import headline
 from agentopt.optimizers._space import TextSpace, cue_text, labels_joined
 from agentopt.optimizers._templates import Fragment, Templates
 
 Array = npt.NDArray[np.float64]
 
-SLOTS = ("head", "answer", "cues", "tail", "order", "layout")
-MAX_POOL = 4000
+SLOTS = ("head", "answer", "cues", "tail", "order", "layout", "block")
+MAX_POOL = 20_000
 _MAX_ORDERS = 6
-_PRIOR_SPREAD = 0.04
+_PRIOR_SPREAD = 0.07
 """Standard deviation of a choice's weight around its prior, in score points."""
 _INTERCEPT_SPREAD = 0.5
 
@@ -62,13 +64,17 @@ class Pool:
                 self._columns[slot, place] = len(priors)
                 priors.append(prior)
         self._prior: Array = np.array(priors)
-        self.texts, self._recipes = self._enumerate(seed)
+        self.texts, recipes = self._enumerate(seed)
+        self._recipes = recipes
         self._index = {text: place for place, text in enumerate(self.texts)}
-        self._design: Array = np.zeros((len(self.texts), len(priors)))
-        for row, recipe in enumerate(self._recipes):
-            self._design[row, 0] = 1.0
-            for slot, place in zip(SLOTS, recipe, strict=True):
-                self._design[row, self._columns[slot, place]] = 1.0
+        # Row r's weights: the intercept (column 0) and one column per slot.
+        self._used = np.array(
+            [
+                [0, *(self._columns[slot, place] for slot, place in zip(SLOTS, recipe, strict=True))]
+                for recipe in recipes
+            ],
+            dtype=np.int32,
+        )
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -84,25 +90,42 @@ class Pool:
         found: dict[str, list[tuple[Any, float]]] = {slot: [] for slot in SLOTS}
         for fragment in templates.values():
             slot, _, rest = fragment.name.partition(".")
-            kind = rest.partition(".")[0]
-            if slot in SLOTS and kind in kinds and self._usable(fragment, slot):
+            if slot == "cue" and space.cue:
+                slot = "head"
+            elif space.cue:
+                continue
+            if slot in SLOTS and rest.partition(".")[0] in kinds and self._usable(fragment, slot):
                 found[slot].append((fragment, fragment.prior))
         if extra_head is not None:
             found["head"].insert(0, (Fragment("head.any.current", extra_head), 0.02))
-        for slot in ("answer", "cues", "tail"):
-            found[slot].insert(0, (Fragment(f"{slot}.any.none", ""), 0.0))
+        for slot in ("head", "answer", "cues", "tail"):
+            if slot != "head" or space.block or space.cue or not found["head"]:
+                found[slot].insert(0, (Fragment(f"{slot}.any.none", ""), 0.0))
         found["order"] = [(order, 0.0) for order in self._orders()]
-        layouts = [("after", 0.0), ("before", -0.01)] if space.block else [("after", 0.0)]
-        found["layout"] = list(layouts)
+        found["layout"] = [("after", 0.0), ("before", -0.02)] if space.block else [("after", 0.0)]
+        found["block"] = [(block, 0.0) for block in self._blocks()]
         return found
 
     def _usable(self, fragment: Fragment, slot: str) -> bool:
         space = self._space
-        if slot == "head" and (space.fixed or not space.core) and "original" not in fragment.placeholders:
+        if slot == "head" and space.fixed and "original" not in fragment.placeholders:
             return False
-        if slot == "tail" and space.fixed:
+        if slot == "head" and not space.core and "original" in fragment.placeholders:
             return False
+        if slot == "tail" and (space.fixed or not space.block):
+            return False  # the end of a system message is not where the answer begins
         return not ("cues" in fragment.placeholders and not cue_text(self._cues, space.labels))
+
+    def _blocks(self) -> list[str]:
+        """Forms of the placeholder lines: as they are, and under other headings when there is one placeholder."""
+        space = self._space
+        if not space.variable:
+            return [space.block]
+        place = "{" + space.variable + "}"
+        last = space.subject.split()[-1]
+        headings = dict.fromkeys([headline(space.subject), headline(last), space.field, "Text", "Sentence", "Input"])
+        forms = [space.block, place, *(f"{heading}: {place}" for heading in headings)]
+        return list(dict.fromkeys(forms))
 
     def _orders(self) -> list[tuple[str, ...]]:
         labels = self._space.labels
@@ -135,14 +158,16 @@ class Pool:
         return list(texts), list(texts.values())
 
     def _text(self, recipe: tuple[int, ...]) -> str:
-        head, answer, cues, tail, order, layout = (
+        head, answer, cues, tail, order, layout, block = (
             self._choices[slot][place][0] for slot, place in zip(SLOTS, recipe, strict=True)
         )
         space = self._space
         values = {
             "original": space.core,
             "subject": space.subject,
+            "subject_title": headline(space.subject),
             "noun": space.noun,
+            "noun_title": headline(space.noun),
             "labels_or": labels_joined(order, "or"),
             "labels_comma": ", ".join(order),
             "labels_lines": "\n".join(f"- {label}" for label in order),
@@ -152,10 +177,8 @@ class Pool:
         }
         body = " ".join(part for part in (head.fill(values).strip(), answer.fill(values).strip()) if part)
         body = "\n".join(part for part in (body, cues.fill(values).strip()) if part)
-        parts = [body]
-        if space.block:
-            parts = [space.block, body] if layout == "before" else [body, space.block]
-        text = "\n\n".join(parts)
+        parts = [block, body] if layout == "before" else [body, block]
+        text = "\n\n".join(part for part in parts if part)
         ending = tail.fill(values).strip()
         return f"{text}\n{ending}" if ending else text
 
@@ -172,9 +195,9 @@ class Pool:
             row = self._index.get(seen.text)
             if row is None:
                 continue
-            features = self._design[row]
-            precision += np.outer(features, features) / seen.variance
-            moment += features * (seen.score / seen.variance)
+            used = self._used[row]
+            precision[np.ix_(used, used)] += 1.0 / seen.variance
+            moment[used] += seen.score / seen.variance
         covariance: Array = np.linalg.inv(precision)
         return covariance @ moment, covariance
 
@@ -186,19 +209,19 @@ class Pool:
         rng = np.random.default_rng(seed_number("thompson", *seed_parts))
         tried = {seen.text for seen in observations}
         open_rows = np.array([text not in tried for text in self.texts], dtype=bool)
-        expected = self._design @ mean
+        expected = mean[self._used].sum(axis=1)
         factor = np.linalg.cholesky(covariance + 1e-12 * np.eye(len(mean)))
-        heads = np.array([recipe[0] for recipe in self._recipes])
-        used: dict[int, int] = {}
+        heads = self._used[:, 1]
+        penalty: Array = np.zeros(len(mean))
         picked: list[tuple[str, str]] = []
         while len(picked) < count and bool(open_rows.any()):
             best = len(picked) % 3 == 0
-            values = expected if best else self._design @ (mean + factor @ rng.standard_normal(len(mean)))
+            weights = mean + factor @ rng.standard_normal(len(mean))
+            values = expected if best else weights[self._used].sum(axis=1)
             # A head that was picked often in this round gives way: the same sentence with other endings says little.
-            penalty = np.array([used.get(int(head), 0) for head in heads]) * 0.01
-            row = int(np.argmax(np.where(open_rows, values - penalty, -np.inf)))
+            row = int(np.argmax(np.where(open_rows, values - penalty[heads], -np.inf)))
             open_rows[row] = False
-            used[int(heads[row])] = used.get(int(heads[row]), 0) + 1
+            penalty[heads[row]] += 0.01
             picked.append((self.texts[row], f"{self.describe(row)}; expected {expected[row]:.2f}"))
         return picked
 
@@ -214,4 +237,6 @@ class Pool:
                     words.append(f"{slot} {label}")
             elif slot == "order" and len(value) > 1:
                 words.append(f"labels {'/'.join(value)}" if len(value) <= 4 else f"label order {place}")
+            elif slot == "block" and place:
+                words.append(f"input as {value!r}")
         return ", ".join(words)

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from agentopt.optimizers._protocol import ProposeContext
 
 _PLACEHOLDER = re.compile(r"(?<!\{)\{([^{}]*)\}(?!\})")
+_OPENERS = (":", "<", '"', "'", "`", "(")
+_TAG_LINE = re.compile(r"^</?[\w-]+>$")
+_CUE_NAME = re.compile(r"(?:^|[._])(?:prefix|prefill|cue|lead_in|answer_start|reply_start)$", re.IGNORECASE)
 _DETERMINED = re.compile(
-    r"\b(?:the|this|that|these|each|an?|following|given|provided|below|your|my)\s+((?:[a-z][\w'-]*\s+){0,3}[a-z][\w'-]*)",
+    r"\b(?:the|this|that|these|each|an?|following|given|provided|your|my)\s+(?=((?:[a-z][\w'-]*\s+){0,3}[a-z][\w'-]*))",
     re.IGNORECASE,
 )
 _STOP = frozenset(
@@ -68,11 +71,16 @@ class TextSpace:
     """"label", "number", "json" or "text"."""
     keys: tuple[str, ...]
     field: str
+    cue: bool = False
+    """True for a text that begins the answer: other frames fit than for an instruction."""
+    variable: str = ""
+    """The one placeholder, when there is exactly one and it stands apart."""
 
 
 def text_space(context: ProposeContext, spec: ParameterSpec, data: DataDescription, text: str) -> TextSpace:
     """Look at `text`, a value of `spec`, in the light of the data and the recorded calls."""
     core, block, fixed = split_placeholders(text, spec.variables)
+    told = _words(context, core) or text
     labels = reply_labels(context, spec.name, data, text)
     fields = spec.variables or data.inputs
     answer = "label" if labels else (data.answer if data.answer in ("number", "json") else "text")
@@ -82,45 +90,71 @@ def text_space(context: ProposeContext, spec: ParameterSpec, data: DataDescripti
         block=block,
         fixed=fixed,
         labels=labels,
-        subject=subject_of(core or text, labels, fields),
-        noun=noun_of(core or text, labels),
+        subject=subject_of(told, labels, fields),
+        noun=noun_of(told, labels),
         answer=answer,
         keys=tuple(data.fields),
         field=headline(fields[-1]) if fields else "Input",
+        cue=is_cue(spec, text),
+        variable=spec.variables[0] if block and len(spec.variables) == 1 else "",
     )
 
 
 def split_placeholders(text: str, variables: Sequence[str]) -> tuple[str, str, bool]:
     """(instruction, placeholder lines, whether they cannot be told apart).
 
-    A line counts as a placeholder line when nothing but a heading stands before its placeholders, or when it ends with
-    `: {name}`; then the words before the colon are instruction.
+    A line counts as a placeholder line when at most a short heading stands before its placeholders and nothing after
+    them. In `Classify the ticket: {ticket}` the words before the colon are instruction. Short headings after the last
+    placeholder (`Label:`) belong to the placeholder lines.
     """
+    whole = text.strip()
     if not variables:
-        return text.strip(), "", False
+        return whole, "", False
     core: list[str] = []
     block: list[str] = []
-    for line in text.splitlines():
+    after: list[str] = []
+    for line in whole.splitlines():
         places = [match for match in _PLACEHOLDER.finditer(line) if match.group(1).split(".")[0] in variables]
         if not places:
-            core.append(line)
+            (after if block else core).append(line)
             continue
-        before, inside = line[: places[0].start()], line[places[0].start() :]
-        rest = _PLACEHOLDER.sub("", inside).strip(" \t\"'`<>().,;:|-")
-        if rest:
-            return text.strip(), "", True
-        words = before.strip().rstrip(":").strip(" \"'`<(")
-        if len(words.split()) <= 3 and (not words or before.rstrip().endswith((":", "<", '"', "'", "`", "("))):
+        if _PLACEHOLDER.sub("", line[places[0].start() :]).strip(" \t\"'`<>().,;:|-"):
+            return whole, "", True
+        block.extend(after)
+        after = []
+        before = line[: places[0].start()].rstrip()
+        words = before.rstrip(":").strip(" \"'`<(")
+        if not words or (len(words.split()) <= (2 if "".join(core).strip() else 1) and before.endswith(_OPENERS)):
             block.append(line.strip())
-        elif before.rstrip().endswith((":", ".", "?", "!", '"', "'", "`", "<")):
+        elif before.endswith((*_OPENERS, ".", "?", "!")):
             core.append(words + ("" if words.endswith((".", "?", "!")) else "."))
             block.append("\n".join(f"{headline(match.group(1))}: {match.group(0)}" for match in places))
         else:
-            return text.strip(), "", True
-    kept = "\n".join(core).strip()
-    if not kept or any("{" + name + "}" not in "\n".join(block) for name in variables):
-        return text.strip(), "", True
-    return kept, "\n".join(block), False
+            return whole, "", True
+    if any("{" + name + "}" not in "\n".join(block) for name in variables):
+        return whole, "", True
+    if after and all(len(line.split()) <= 3 and line.rstrip().endswith(":") for line in after if line.strip()):
+        block.extend(after)
+        after = []
+    if any(_TAG_LINE.match(line.strip()) for line in (*core, *after)):
+        return whole, "", True
+    return "\n".join([*core, *after]).strip(), "\n".join(block).strip(), False
+
+
+def _words(context: ProposeContext, core: str) -> str:
+    """`core`, or for a text without words of its own the program's other prompts: they name the subject too."""
+    if len(core.split()) > 3:
+        return core
+    others = [str(spec.default) for spec in context.specs.values() if spec.kind == "prompt"]
+    return "\n".join([core, *others]).strip()
+
+
+def is_cue(spec: ParameterSpec, text: str) -> bool:
+    """Whether a text is the beginning of an answer ("Label:", or nothing yet) and not an instruction."""
+    words = text.strip()
+    if spec.variables:
+        return False
+    return not words or (len(words.split()) <= 3 and words.endswith(":")) or bool(_CUE_NAME.search(spec.name))
 
 
 def calls_in(graph: Subgraph | None, name: str) -> list[OpRecord]:

@@ -9,7 +9,8 @@ The unit is one fragment. A file looks like this; lines before the first header 
 
 Placeholders are `{name}` of a fixed set per fragment; every other brace is plain text, so JSON needs no escaping. The
 optional number in the header of a frame is its prior: the gain in mean score it is expected to bring before anything
-was measured. A user's file may replace any shipped fragment and may add new frames (`head.`, `answer.`, `tail.`).
+was measured. A user's file may replace any shipped fragment and may add new frames (`head.`, `answer.`, `cues.`,
+`tail.`, `cue.`).
 """
 
 from __future__ import annotations
@@ -27,10 +28,22 @@ _HEADER = re.compile(r"^=== +(?P<name>[a-z0-9_.-]+)(?: +(?P<prior>[+-]\d+(?:\.\d
 _LOOKS_LIKE_HEADER = re.compile(r"^===.*===\s*$")
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 
-_FRAME_SLOTS = ("head", "answer", "cues", "tail")
+_FRAME_SLOTS = ("head", "answer", "cues", "tail", "cue")
 _FRAME_KINDS = ("label", "number", "json", "any")
 _FRAME_PLACEHOLDERS = frozenset(
-    {"original", "subject", "labels_or", "labels_comma", "labels_lines", "cues", "keys", "field", "noun"}
+    {
+        "original",
+        "subject",
+        "subject_title",
+        "labels_or",
+        "labels_comma",
+        "labels_lines",
+        "cues",
+        "keys",
+        "field",
+        "noun",
+        "noun_title",
+    }
 )
 
 _REQUIRED: Mapping[str, frozenset[str]] = {
@@ -153,7 +166,7 @@ def _check_name(name: str, place: str, known: frozenset[str] | None) -> None:
         return
     raise UserError(
         f"{place}: there is no fragment {name!r}; known are {', '.join(_ALLOWED)}, and frames named "
-        "head|answer|cues|tail.label|number|json|any.NAME."
+        "head|answer|cues|tail|cue.label|number|json|any.NAME."
     )
 
 

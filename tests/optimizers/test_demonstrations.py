@@ -7,8 +7,8 @@ from agentopt.evaluation import Dataset, Example
 from agentopt.graph import SetDemos, apply_edits
 from agentopt.models import Request
 from agentopt.optimizers import Demonstrations, PastProposal, Update
-from agentopt.optimizers._demonstrations import fill_form, form_of
 from agentopt.optimizers._data import describe
+from agentopt.optimizers._demonstrations import fill_form, form_of
 
 
 def sets(updates: list[Update]) -> list[list[dict[str, str]]]:

@@ -100,13 +100,23 @@ def test_free_form_answers_get_free_form_frames(make: Any) -> None:
         ("Classify it.", (), ("Classify it.", "", False)),
         ("Classify it.\n\nTicket: {t}", ("t",), ("Classify it.", "Ticket: {t}", False)),
         ("Classify the ticket: {t}", ("t",), ("Classify the ticket.", "T: {t}", False)),
-        ("Classify.\n<ticket>\n{t}\n</ticket>", ("t",), ("Classify.\n<ticket>\n</ticket>", "{t}", False)),
+        ("Classify.\n<ticket>\n{t}\n</ticket>", ("t",), ("Classify.\n<ticket>\n{t}\n</ticket>", "", True)),
+        ("Is it good or bad?\nText: {t}\nLabel:", ("t",), ("Is it good or bad?", "Text: {t}\nLabel:", False)),
         ("Put {t} into {lang}, please.", ("t", "lang"), ("Put {t} into {lang}, please.", "", True)),
-        ("{t}", ("t",), ("{t}", "", True)),
+        ("{t}", ("t",), ("", "{t}", False)),
     ],
 )
 def test_placeholder_lines_are_told_from_instructions(text: str, variables: tuple[str, ...], expected: Any) -> None:
     assert split_placeholders(text, variables) == expected
+
+
+def test_a_text_that_begins_the_answer_gets_other_beginnings(make: Any) -> None:
+    world = make.classifier()
+    graph.prompt("", name="toy.cue")
+    world.specs = {"toy.cue": graph.declared_parameters()["toy.cue"], **world.specs}
+    texts = [text for text, _ in FREE.free_texts(world.context(count=8), world.specs["toy.cue"], 8)]
+    assert {"Label:", "Queue:", "Answer:", "The queue is"} <= set(texts)
+    assert all(len(text.split()) < 8 for text in texts)
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,10 @@ async def test_a_good_model_improves_the_program(make: Any) -> None:
 
 
 GARBAGE = [
-    "", "   ", "I'm sorry, I can't help with that.", "{", '{"suggestion": {"toy.instruction": "cut of', "null", "[]", "lorem " * 400,
+    "", "   ", "I'm sorry, I can't help with that.", "{", '{"suggestion": {"toy.instruction": "cut of', "null", "[]",
+    "lorem " * 400, "```json\n```", "TERMINATE", "\x00\ud7ff",
     '{"suggestion": {"toy.instruction": ""}}', '{"suggestion": {"toy.instruction": null}}', '{"suggestion": 3}',
-    '{"suggestion": {"toy.instruction": ["a", 1]}}', '{"suggestion": {"other": "x"}}', "```json\n```", "TERMINATE", "\x00\ud7ff",
+    '{"suggestion": {"toy.instruction": ["a", 1]}}', '{"suggestion": {"other": "x"}}',
 ]  # fmt: skip
 
 

@@ -95,10 +95,14 @@ def test_no_text_makes_the_ladder_raise(reply: str) -> None:
     parse_text(reply, "instruction")
 
 
-@given(
-    st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=8), lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from([*NAMES, "suggestion", "name", "value", "reasoning", "z"]), inner, max_size=4))
-)  # fmt: skip
+KEYS = st.sampled_from([*NAMES, "suggestion", "name", "value", "reasoning", "z"])
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
+)
+
+
+@given(JSON_VALUES)
 def test_no_json_value_makes_the_ladder_raise(value: Any) -> None:
     for reply in (value, json.dumps(value), "noise " + json.dumps(value)[:-1]):
         assert set(parse_reply(reply, NAMES).suggestion) <= set(NAMES)
