@@ -7,6 +7,7 @@ The unit is one call. `LM` adds everything around a `Client`; `lm(role)` finds t
 from __future__ import annotations
 
 from agentopt.models._cache import CacheWarning
+from agentopt.models._call import LMSettings, reply_watch, spend_guard
 from agentopt.models._config import ModelsConfig, ModelSpec, as_lm, configure, current_config, lm, reset, resolve, use
 from agentopt.models._connect import connect, openai_base_url
 from agentopt.models._doubles import FunctionLM, ReplayLM, ScriptedLM
@@ -21,7 +22,7 @@ from agentopt.models._errors import (
     UnknownModel,
 )
 from agentopt.models._litellm import LiteLLMClient
-from agentopt.models._lm import LM, LMSettings, reply_watch, spend_guard
+from agentopt.models._lm import LM
 from agentopt.models._messages import image
 from agentopt.models._openai import OpenAICompatible, OpenAIOptions
 from agentopt.models._prices import Price, PriceTable, default_prices, load_prices

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agentopt.errors import UserError
+from agentopt.models._call import LMSettings
 from agentopt.models._connect import DEFAULT_EMBEDDED, connect, is_client
 from agentopt.models._doubles import DirectLM
-from agentopt.models._lm import LM, LMSettings
+from agentopt.models._lm import LM
 from agentopt.models._protocol import Client, LMOptions, ReplyCache
 from agentopt.models._retry import RetryPolicy
 

@@ -18,8 +18,9 @@ from typing import Any, cast
 
 from agentopt.errors import UserError
 from agentopt.graph import Usage
+from agentopt.models._call import LMSettings
 from agentopt.models._errors import LMRefused
-from agentopt.models._lm import LM, LMSettings
+from agentopt.models._lm import LM
 from agentopt.models._messages import text_of
 from agentopt.models._protocol import Client, Reply, Request
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -22,49 +21,12 @@ from agentopt.errors import UserError
 from agentopt.graph import Usage
 from agentopt.models._background import run_sync
 from agentopt.models._cache import keep, look_up, shared_flights
+from agentopt.models._call import Attempts, Call, LMSettings, reply_watch
 from agentopt.models._errors import LMBadReply, LMError, LMRateLimit, LMTimeout
-from agentopt.models._messages import Prompt, build
-from agentopt.models._prices import PriceTable, default_prices
+from agentopt.models._messages import build
 from agentopt.models._protocol import Client, LMOptions, Reply, ReplyCache, Request
-from agentopt.models._retry import Clock, RetryPolicy, SystemClock
-from agentopt.models._structured import Output, match_choice, output_of, repair_turn
-from agentopt.models._throttle import ThrottleTable, shared_throttles
-
-spend_guard: ContextVar[Callable[[Request], None] | None] = ContextVar("agentopt_spend_guard", default=None)
-"""Called before each try that is sent to a client (never for cached replies); raises BudgetExhausted to forbid it."""
-
-reply_watch: ContextVar[Callable[[Request, Reply], None] | None] = ContextVar("agentopt_reply_watch", default=None)
-"""Called after each reply, cached ones included (they carry `saved_usage` and `saved_cost`)."""
-
-
-@dataclass(slots=True)
-class Call:
-    """One `complete` under way."""
-
-    request: Request
-    prompt: Prompt
-    output: Output | None
-    usage: Usage = field(default_factory=Usage)
-    cost: float | None = 0.0
-
-    def add(self, usage: Usage, cost: float | None) -> None:
-        """Count towards this call's record and, at once, towards every meter of the context."""
-        self.usage = self.usage + usage
-        self.cost = None if cost is None or self.cost is None else self.cost + cost
-        graph.meter_add(usage, cost)
-
-
-@dataclass(frozen=True, slots=True)
-class LMSettings:
-    """What surrounds a client; None means the process's shared or default one."""
-
-    cache: ReplyCache | None = None
-    options: LMOptions = field(default_factory=LMOptions)
-    """Used by calls that give none."""
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
-    throttle: ThrottleTable | None = None
-    prices: PriceTable | None = None
-    clock: Clock | None = None
+from agentopt.models._structured import match_choice, output_of, repair_turn
+from agentopt.models._throttle import shared_throttles
 
 
 class LM:
@@ -85,8 +47,6 @@ class LM:
         self.role = role
         self.settings = settings if cache is None else replace(settings, cache=cache)
         self._client = client
-        self._clock = settings.clock or SystemClock()
-        self._prices = settings.prices or default_prices()
         self._throttle = (settings.throttle or shared_throttles).of(client.name)
         self._keyed = bool(getattr(client, "cacheable", True))
         self._timed = not getattr(client, "own_timeout", client.deterministic)
@@ -329,7 +289,7 @@ class LM:
     async def _paid(self, call: Call, request: Request) -> Reply:
         """Tries until one succeeds or the retry policy says stop."""
         reply: Reply | None = None
-        attempt = _Attempts(self, call, request)
+        attempt = Attempts(self.settings, call, request)
         while reply is None:
             attempt.begin()
             try:
@@ -393,7 +353,7 @@ class LM:
 
     async def _paid_stream(self, call: Call, queue: asyncio.Queue[str | None]) -> Reply:
         request = call.request
-        attempt = _Attempts(self, call, request)
+        attempt = Attempts(self.settings, call, request)
         while True:
             attempt.begin()
             pieces: list[str] = []
@@ -415,49 +375,6 @@ class LM:
                 continue
             self._throttle.succeeded()
             return attempt.succeeded(replace(final, text="".join(pieces)))
-
-
-class _Attempts:
-    """The tries of one request: guard before, count after, pause between."""
-
-    def __init__(self, lm: LM, call: Call, request: Request) -> None:
-        self._lm = lm
-        self._call = call
-        self._request = request
-        self._tries = 0
-        self._failures = 0
-        self._waited = 0.0
-
-    def begin(self) -> None:
-        """Ask the spend guard, count the try."""
-        guard = spend_guard.get()
-        if guard is not None:
-            guard(self._request)
-        self._tries += 1
-
-    async def failed(self, error: LMError) -> None:
-        """Wait until the next try, or raise `error` when there is none."""
-        self._call.add(Usage(tries=1), 0.0)
-        self._failures += not isinstance(error, LMRateLimit)
-        pause = self._lm.settings.retry.pause(
-            error, failures=self._failures, tries=self._tries, waited=self._waited, key=self._request.key()
-        )
-        if pause is None:
-            error.tries = self._tries
-            if self._tries > 1:
-                error.args = (f"{error} (after {self._tries} tries and {self._waited:.0f} s of waiting)",)
-            raise error
-        self._waited += pause
-        await self._lm._clock.sleep(pause)
-
-    def succeeded(self, reply: Reply) -> Reply:
-        """The reply with its price, counted."""
-        cost = reply.cost
-        if cost is None:
-            cost = self._lm._prices.cost(self._request.model, reply.usage)
-            reply = replace(reply, cost=cost)
-        self._call.add(reply.usage, cost)
-        return reply
 
 
 async def _next(source: AsyncIterator[str | Reply]) -> str | Reply | None:
