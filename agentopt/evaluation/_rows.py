@@ -1,6 +1,6 @@
 """What an evaluation leaves: a score, the row that statistics read, the result over a dataset, rollouts with traces.
 
-`EvaluationRow` is the only row type statistics read. Its key (candidate, dataset, example, repeat, seed) is the cache's.
+`EvaluationRow` is the only row type statistics read. Its key is the cache's.
 """
 
 from __future__ import annotations

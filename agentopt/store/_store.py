@@ -2,8 +2,8 @@
 
 Speaks plain JSON dicts only and knows nothing of what they mean. Every write goes through one thread per open store;
 `put_reply`, `append_event`, `create_run` and `update_run` return when the row is durable, the others are queued and
-durable in order (`flush` waits). A read sees everything this store object has queued before. Any number of processes may
-read while one writes; writers take turns. `kill -9` at any moment leaves a readable file without the rows still queued.
+durable in order (`flush` waits). A read sees everything this store object has queued before. Any number of processes
+may read while one writes; writers take turns. `kill -9` at any moment leaves a readable file without the queued rows.
 """
 
 from __future__ import annotations
