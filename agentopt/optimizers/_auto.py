@@ -109,8 +109,7 @@ class _Deal:
         """Take up to `count` updates from `part` and return how many; a model that failed is not asked again."""
         if count <= 0 or part.name in self.failed or self.missing <= 0:
             return 0
-        # Ask for some more than wanted: several parts may have the same idea.
-        context = replace(self._context, count=count + min(len(self.proposals.updates), count))
+        context = replace(self._context, count=count, taken=frozenset(self.proposals.seen))
         try:
             updates = await call(part, context)
         except BudgetExhausted:

@@ -81,7 +81,7 @@ class Instructions:
     # --- frames ----------------------------------------------------------------------------------------------------
 
     def _free(self, context: ProposeContext, specs: Sequence[ParameterSpec], proposals: Proposals) -> None:
-        ranked = [self.free_texts(context, spec, 2 * context.count + 4) for spec in specs]
+        ranked = [self.free_texts(context, spec, 2 * context.count + len(context.taken) + 4) for spec in specs]
         longest = max(map(len, ranked))
         for place in range(longest):
             for turn in range(len(specs)):

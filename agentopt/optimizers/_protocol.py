@@ -86,6 +86,8 @@ class ProposeContext:
     """Rollouts the run may still spend, when known."""
     objective: str = ""
     """What "better" means beyond the score, in the user's words."""
+    taken: frozenset[str] = frozenset()
+    """Hashes of candidates that need not be proposed, besides those in `history` (an open race, another optimizer)."""
     dropped: list[DroppedEdit] = field(default_factory=list[DroppedEdit], compare=False)
     """Written by the optimizer: what it gave up on in this call."""
 
