@@ -285,13 +285,11 @@ def _used(use: object, fn: Callable[..., Any], where: str) -> Used:
         if not is_registered(value):
             raise UserError(f"{where}: uses {name!r}, a dataclass that is not registered; add @ao.register_dataclass.")
         return Used(name, "dataclass", dataclass_form(value))
-    value = inspect.unwrap(cast("Callable[..., Any]", value)) if callable(value) else cast("object", value)
-    if isinstance(value, types.FunctionType):
-        return Used(name, "function", _definition(value, f"{where}: uses {name!r}")[1])
-    try:
-        return Used(name, "value", encode_crossing(value, f"{where}: uses {name!r}, which"))
-    except UserError as error:
-        raise UserError(str(error)) from None
+    plain: Any = cast("object", value)
+    inner: Any = inspect.unwrap(plain) if callable(plain) else None
+    if isinstance(inner, types.FunctionType):
+        return Used(name, "function", _definition(inner, f"{where}: uses {name!r}")[1])
+    return Used(name, "value", encode_crossing(plain, f"{where}: uses {name!r}, which"))
 
 
 def _look_up(name: str, fn: Callable[..., Any], where: str) -> object:

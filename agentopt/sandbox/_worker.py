@@ -113,7 +113,7 @@ class Worker:
         """Turn a result into what crosses back."""
         if depth > 64:
             raise Refusal("TypeError", "the result is nested deeper than 64 levels (or contains itself)")
-        kind = cast("type", type(value))
+        kind: type[Any] = type(value)  # pyright: ignore[reportUnknownVariableType]
         if kind in _ATOMS:
             return value
         if kind is list or kind is tuple:

@@ -86,7 +86,7 @@ def test_inputs_follow_the_signature() -> None:
         return a
 
     @graph.step
-    def g(a, b="default"):
+    def g(a: int, b: int | str = "default"):
         return a
 
     with graph.record() as recording:

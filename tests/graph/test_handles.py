@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -92,14 +93,11 @@ def test_number_has_no_truth_length_or_items(use) -> None:
 
 def test_code_that_needs_real_text_fails_loudly_instead_of_using_the_old_text() -> None:
     p = graph.prompt("text", name="p")
-    for use in (
-        lambda: ",".join([p]),
-        lambda: json.dumps(p),
-        lambda: re.match("t", p),
-        lambda: open(p, encoding="utf-8"),
-    ):  # noqa: SIM115
+    untyped: Any = p
+    uses: tuple[Any, ...] = (",".join, json.dumps, re.compile("t").match, Path)
+    for use, argument in zip(uses, ([untyped], untyped, untyped, untyped), strict=True):
         with pytest.raises(TypeError):
-            use()
+            use(argument)
     assert not isinstance(p, (str, list, float))
     assert not callable(p)
     assert not hasattr(p, "upper")
