@@ -1,7 +1,8 @@
 """The in-process llama.cpp engine: one worker thread computes, callers wait for futures.
 
-Measured choices. Flash attention is off: with it on, the last bits of a probability depend on how much of the prompt
-came from the prefix cache (60 prompts, 11 of them differed); with it off all are bit-equal, so a reply is a pure
+Measured choices. Flash attention is off and every slot has key-value memory of its own: otherwise the last bits of a
+probability depend on how much of the prompt came from the prefix cache (60 prompts, 11 of them differed) and on where
+other prompts lie in the shared memory (a greedy text differed). Like this all are bit-equal, so a reply is a pure
 function of its request, whatever ran before. One thread fewer than there are physical cores, for prompt and generation
 alike: llama.cpp's threads spin, and one that cannot get a core stalls all others.
 """
@@ -28,8 +29,8 @@ from agentopt.models._protocol import Message
 
 T = TypeVar("T")
 
-_CONTEXT = 8192
-"""Tokens of context, shared by the slots below."""
+_CONTEXT = 4096
+"""Tokens of context of each slot below (94 MB of keys and values a slot for the packaged model)."""
 _SLOTS = 4
 """Kept prompt prefixes: several candidates (or agent and optimizer) in turn do not evict one another's."""
 _FORCE = 100.0
@@ -95,7 +96,7 @@ class Loaded:
         key = secrets.token_hex(16)  # the library opens a loopback port; nobody else gets to use it
         params = llama.CommonParams()
         params.model.path = str(path)
-        params.n_ctx, params.n_parallel, params.kv_unified = _CONTEXT, _SLOTS, True
+        params.n_ctx, params.n_parallel, params.kv_unified = _CONTEXT * _SLOTS, _SLOTS, False
         params.n_gpu_layers, params.cache_ram_mib, params.warmup = 0, 0, False
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = engine_threads()
         params.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
