@@ -1,7 +1,7 @@
 """The public functions, wired from the rooms: `tune` and `evaluate`, each as a coroutine and as a plain call.
 
-This file knows how the rooms fit together (paths into datasets, a store file, models into roles, the capture endpoint, the
-files a run leaves) and nothing of how they work.
+This file knows how the rooms fit together (paths into datasets, a store file, models into roles, the capture endpoint,
+the files a run leaves) and nothing of how they work.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import contextvars
 import json
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -207,7 +207,7 @@ def _dataset(data: Data, name: str, program: Program) -> Dataset:
 
 
 @contextmanager
-def _opened(store: Store | str | Path | None) -> Iterator[Store]:
+def _opened(store: Store | str | Path | None) -> Generator[Store]:
     if isinstance(store, Store):
         yield store
         return
@@ -216,16 +216,16 @@ def _opened(store: Store | str | Path | None) -> Iterator[Store]:
 
 
 @contextmanager
-def _surroundings(store: Store, models: Mapping[str, ModelSpec] | None, *, capture: bool) -> Iterator[ModelsConfig]:
+def _surroundings(store: Store, models: Mapping[str, ModelSpec] | None, *, capture: bool) -> Generator[ModelsConfig]:
     """The models of this run over the process's, replies cached in the store, and the capture endpoint."""
     base = current_config()
     config = ModelsConfig({**base.models, **(models or {})}, replace(base.settings, cache=store))
     if not capture:
         yield config
         return
-    from agentopt.models import capture_endpoint
+    from agentopt.models import Capture
 
-    with use(config), capture_endpoint():
+    with use(config), Capture():
         yield config
 
 
@@ -240,9 +240,7 @@ def _model_names(config: ModelsConfig) -> dict[str, str]:
 
 
 def _run(start: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine to its end, in this thread or, when a loop already runs here, in a worker thread with a copy of the
-    context.
-    """
+    """Run a coroutine to its end: in this thread, or in a worker thread with this context when a loop runs here."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -54,7 +54,7 @@ import agentopt.store
 import agentopt.observe, agentopt.cli._app
 agentopt.prompt, agentopt.lm, agentopt.tune
 bad = {"torch", "transformers", "litellm", "openai", "ray", "mlflow", "scipy", "xllamacpp"} & set(sys.modules)
-raise SystemExit(", ".join(sorted(bad)))
+raise SystemExit(", ".join(sorted(bad)) or 0)
 """
     done = run_python(code)
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from typing import Annotated, Any
 
-import click
 import typer
 
 from agentopt.errors import AgentoptError, UserError
@@ -42,20 +41,22 @@ Store = Annotated[str | None, typer.Option("--store", help="the SQLite file  [de
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, nothing else")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
 
+# typer carries its own copy of click since 0.20 or so; the base of its errors is found from an error it exports.
+UsageProblem: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
 
 def run() -> None:
     """Run the command line and exit with its code."""
+    code: object = 0
     try:
         code = app(args=_spread_models(sys.argv[1:]), standalone_mode=False)
     except UserError as error:
         _fail(str(error), error.exit_code)
     except AgentoptError as error:
         _fail(str(error), error.exit_code)
-    except click.exceptions.Abort:
-        _fail("interrupted", 130)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
-    except click.ClickException as error:
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted; nothing already paid for is lost: agentopt runs ls, then agentopt runs resume RUN", 130)
+    except UsageProblem as error:
         error.show()
         sys.exit(2)
     except BrokenPipeError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.text import Text
@@ -63,8 +63,10 @@ def value_lines(value: Any) -> list[str]:
     """A parameter's value as lines: text as it is, demonstrations one pair a line, anything else as JSON."""
     if isinstance(value, str):
         return value.splitlines() or [""]
-    if isinstance(value, list) and all(isinstance(item, Mapping) and "output" in item for item in value):
-        return [f"{short(item.get('input', ''), 100)}  ->  {item['output']}" for item in value]
+    if isinstance(value, list):
+        items = cast("list[Any]", value)
+        if all(isinstance(item, Mapping) and "output" in item for item in items):
+            return [f"{short(item.get('input', ''), 100)}  ->  {item['output']}" for item in items]
     return json.dumps(value, ensure_ascii=False, indent=2).splitlines()
 
 

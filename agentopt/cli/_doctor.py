@@ -161,6 +161,8 @@ def _time_engine() -> dict[str, object]:
     from agentopt.models import time_engine
 
     try:
-        return dict(time_engine())
+        timing = time_engine()
     except AgentoptError as error:
         return {"summary": f"could not start: {error}", "error": str(error)}
+    loaded, pace = timing["load_s"], timing["calls_per_second"]
+    return {"summary": f"first call {loaded:.1f} s (model load included), then {pace:.1f} short calls/s", **timing}

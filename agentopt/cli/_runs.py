@@ -79,7 +79,7 @@ def list_runs(store_path: str | None, *, as_json: bool) -> None:
     ):
         table.add_column(title, justify="right" if right else "left", no_wrap=title != "program")
     for run in runs:
-        claim = run.summary.get("claim") or {}
+        claim = claim_of(run)
         status = _status(run)
         table.add_row(
             run.id,
@@ -92,8 +92,13 @@ def list_runs(store_path: str | None, *, as_json: bool) -> None:
     out().print(table)
 
 
+def claim_of(run: RunRow) -> dict[str, Any]:
+    """The run's claim; empty while it has none."""
+    return run.summary.get("claim") or {}
+
+
 def _status(run: RunRow) -> str:
-    claim = run.summary.get("claim") or {}
+    claim = claim_of(run)
     return str(claim.get("status") or run.status)
 
 
@@ -132,7 +137,7 @@ def show_run(reference: str, store_path: str | None, *, as_json: bool) -> None:
     console.print(
         Text.assemble((run.id, "bold"), f"  {run.config.get('program', '')}  {when(run.created)}  "), Text(_status(run))
     )
-    if text := (run.summary.get("claim") or {}).get("text"):
+    if text := claim_of(run).get("text"):
         console.print(text)
     elif run.status != "done":
         console.print(f"not finished: `agentopt runs resume {run.id}` continues it", style="yellow")
@@ -153,7 +158,7 @@ def show_run(reference: str, store_path: str | None, *, as_json: bool) -> None:
     best, baseline = run.summary.get("best"), run.summary.get("baseline")
     if best and baseline:
         print_diff(console, baseline["values"], best["values"])
-    cost = run.summary.get("cost") or {}
+    cost: dict[str, Any] = run.summary.get("cost") or {}
     if cost:
         console.print(
             f"spent {usd(cost.get('usd'))}, {int(cost.get('rollouts', 0))} rollouts, "

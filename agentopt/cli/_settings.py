@@ -169,7 +169,7 @@ def _one_sentence(error: ValidationError, origin: str, given: dict[str, Any]) ->
     if first["type"] == "extra_forbidden":
         inner = len(first["loc"]) > 1 and first["loc"][0] == "budget"
         known = list((BudgetSettings if inner else Settings).model_fields)
-        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        close = difflib.get_close_matches(field.rpartition(".")[2], known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}."
         return f"{where}: unknown key {field!r}; {hint}"
     return f"{where}: {field} is {first['input']!r}; expected: {first['msg'][0].lower()}{first['msg'][1:]}."

@@ -44,11 +44,12 @@ def resume_command(reference: str, store: str | None, *, as_json: bool, quiet: b
     with open_store(store) as opened:
         run = find_run(opened, reference)
         path = opened.path
-    saved = (run.config.get("origin") or {}).get("settings")
+    origin: dict[str, Any] = run.config.get("origin") or {}
+    saved = origin.get("settings")
     if not saved:
         raise UserError(
-            f"run {run.id} was started from Python: continue it there with ao.tune(..., resume={run.id!r}), or give the "
-            f"same options again with `agentopt tune ... --resume {run.id}`."
+            f"run {run.id} was started from Python: continue it there with ao.tune(..., resume={run.id!r}), or give "
+            f"the same options again with `agentopt tune ... --resume {run.id}`."
         )
     settings = Settings.model_validate({**saved, "store": path})
     return _run(settings, resume=run.id, as_json=as_json, quiet=quiet)

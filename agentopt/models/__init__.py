@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from agentopt.models._cache import CacheWarning
 from agentopt.models._call import LMSettings, reply_watch, spend_guard
+from agentopt.models._capture import Capture, capture_environment, capture_session
 from agentopt.models._config import ModelsConfig, ModelSpec, as_lm, configure, current_config, lm, reset, resolve, use
 from agentopt.models._connect import connect, openai_base_url
 from agentopt.models._doubles import FunctionLM, ReplayLM, ScriptedLM
+from agentopt.models._embedded import embedded_available, engine_info, time_engine
 from agentopt.models._errors import (
     BudgetExhausted,
     LMBadReply,
@@ -34,6 +36,7 @@ __all__ = [
     "LM",
     "BudgetExhausted",
     "CacheWarning",
+    "Capture",
     "Client",
     "Clock",
     "FunctionLM",
@@ -65,10 +68,14 @@ __all__ = [
     "ToolCall",
     "UnknownModel",
     "as_lm",
+    "capture_environment",
+    "capture_session",
     "configure",
     "connect",
     "current_config",
     "default_prices",
+    "embedded_available",
+    "engine_info",
     "image",
     "lm",
     "load_prices",
@@ -77,5 +84,6 @@ __all__ = [
     "reset",
     "resolve",
     "spend_guard",
+    "time_engine",
     "use",
 ]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from agentopt.observe._charts import Point, interval_chart, search_chart
 from agentopt.observe._proposals import ProposalRow, proposals_of
@@ -135,7 +135,7 @@ def build_report(
         target=str(config.get("program", run.id)),
         date=datetime.fromtimestamp(run.created).strftime("%Y-%m-%d %H:%M"),
         metric=str(config.get("metric", "")),
-        models={str(role): str(name) for role, name in (config.get("models") or {}).items()},
+        models=config.get("models") or {},
         status=status,
         headline=HEADLINES.get(status, status.replace("_", " ").capitalize()),
         sentence=str(claim.get("text", "This run has not finished.")),
@@ -190,9 +190,10 @@ def _lines(value: Any) -> list[str]:
     if isinstance(value, str):
         return value.splitlines()
     if isinstance(value, list):
+        items = cast("list[Any]", value)
         return [
             f"{item['input']}  →  {item['output']}" if isinstance(item, dict) and "output" in item else str(item)
-            for item in value
+            for item in items
         ]
     return [json.dumps(value, ensure_ascii=False)]
 

@@ -71,5 +71,5 @@ def test_a_bad_option_names_the_command_line() -> None:
 
 
 def test_a_named_file_must_exist() -> None:
-    with pytest.raises(UserError, match="nowhere.toml: configuration file not found"):
+    with pytest.raises(UserError, match=r"nowhere\.toml: configuration file not found"):
         load_settings("nowhere.toml", {})
