@@ -13,26 +13,15 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any
 
 from agentopt.errors import AgentoptError, UserError
+from agentopt.evaluation import EvaluationRow
 from agentopt.graph import Usage
 
 
 class OutOfBudget(AgentoptError):
     """Ends the search quietly: the next block of work no longer fits. Never leaves this room."""
-
-
-class SpendRow(Protocol):
-    """The part of an evaluation row that the ledger reads."""
-
-    candidate_hash: str
-    dataset_id: str
-    example_id: str
-    repeat: int
-    seed: int
-    usage: Usage
-    cost: float | None
 
 
 _INTEGERS = ("tokens", "rollouts", "proposals")
@@ -59,7 +48,7 @@ class Budget:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
                 raise UserError(f"budget: {bound.name} must be a positive number; found {value!r}")
-            if bound.name in _INTEGERS and value != int(value):
+            if bound.name in _INTEGERS and not float(value).is_integer():
                 raise UserError(f"budget: {bound.name} must be a whole number; found {value!r}")
 
     @classmethod
@@ -139,7 +128,7 @@ class Ledger:
     def __post_init__(self) -> None:
         self.started = self.clock()
 
-    def charge_rows(self, rows: Iterable[SpendRow]) -> None:
+    def charge_rows(self, rows: Iterable[EvaluationRow]) -> None:
         """Count every row that this run has not used before."""
         fresh, usd, tokens = 0, 0.0, 0
         for row in rows:

@@ -58,7 +58,7 @@ class LeakGuard:
 
     def __init__(
         self,
-        splits: Mapping[str, Iterable[_Row]],
+        splits: Mapping[Any, Iterable[_Row]],
         original: Candidate,
         specs: Mapping[str, ParameterSpec],
     ) -> None:

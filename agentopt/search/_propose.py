@@ -92,8 +92,9 @@ async def _call(optimizer: Optimizer, context: ProposeContext) -> object:
 def _read(answer: object, count: int) -> tuple[list[dict[str, Any]], str, str]:
     if answer is None:
         return [], "none", "the optimizer answered None"
+    kind = type(answer).__name__
     if isinstance(answer, str | bytes | Mapping) or not isinstance(answer, Iterable):
-        return [], "garbage", f"the optimizer answered {type(answer).__name__}; expected a list of Update"
+        return [], "garbage", f"the optimizer answered {kind}; expected a list of Update"
     items = list(cast("Iterable[object]", answer))
     if not items:
         return [], "empty", "nothing to propose"

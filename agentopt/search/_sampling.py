@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -37,7 +37,7 @@ def balanced_order(rows: Sequence[LabelledRow], rng: np.random.Generator) -> lis
     A prefix of eight rows of one label says nothing about a classifier that always answers that label. With more than
     12 distinct labels, or labels that are no plain values, the order is a plain shuffle.
     """
-    shuffled = [rows[i] for i in rng.permutation(len(rows))]
+    shuffled = [rows[int(i)] for i in cast("list[int]", rng.permutation(len(rows)).tolist())]
     groups: dict[str, list[str]] = {}
     for row in shuffled:
         label = row.expected

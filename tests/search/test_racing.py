@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from agentopt.evaluation import Dataset, EvaluationRow, Example
 from agentopt.graph import Candidate, SetDemos, SetText
 from agentopt.optimizers import Update
-from agentopt.search._board import Board
+from agentopt.search._board import Board, Split
 from agentopt.search._budget import Budget, Ledger
 from agentopt.search._choose import best_pooled, near_ties
 from agentopt.search._gate import Gate
@@ -71,9 +71,9 @@ def test_keep_best_breaks_ties_by_proposal_order() -> None:
     assert 30 < gate_cost(100) < 60
 
 
-def board(accuracy: dict[str, float], data: dict[str, Dataset] | None = None, rollouts: int = 10_000) -> Board:
+def board(accuracy: dict[str, float], data: dict[Split, Dataset] | None = None, rollouts: int = 10_000) -> Board:
     source = SyntheticRows(lambda c: accuracy[str(c.get(PARAMETER))])
-    return Board(source, data or splits(), Ledger(Budget(rollouts=rollouts)))  # type: ignore[arg-type]
+    return Board(source, data or splits(), Ledger(Budget(rollouts=rollouts)))
 
 
 def test_gate_compares_on_the_same_prefix_and_accepts_only_complete_rows() -> None:
@@ -164,10 +164,10 @@ def test_final_pick_uses_training_rows_only_among_near_ties_on_validation() -> N
     b = board({}, data)
     names = ("leader", "tied", "behind")
 
-    def put(name: str, split: str, score: list[float]) -> None:
-        ids = data[split].ids  # type: ignore[index]
+    def put(name: str, split: Split, score: list[float]) -> None:
+        ids = data[split].ids
         made = [EvaluationRow(candidate(name).hash, "d", i, 0, 0, s) for i, s in zip(ids, score, strict=True)]
-        b._keep(candidate(name), split, made)  # type: ignore[arg-type]
+        b._keep(candidate(name), split, made)
 
     put("leader", "validation", [1.0] * 30 + [0.0] * 10)
     put("tied", "validation", [1.0] * 29 + [0.0] * 11)
