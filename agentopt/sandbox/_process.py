@@ -75,9 +75,12 @@ class _Worker:
         os.set_blocking(request_write, False)
         os.set_blocking(reply_read, False)
         self.buffer = b""
+        self.owner = os.getpid()
         self.defined: set[str] = set()
         # The group is killed and the folder removed also when nobody calls close().
-        self.close = weakref.finalize(self, _destroy, self.process, (request_write, reply_read), self.folder)
+        self.close = weakref.finalize(
+            self, _destroy, self.process, (request_write, reply_read), self.folder, self.owner
+        )
         settings = {
             "modules": sorted(ALLOWED_MODULES),
             "max_bytes": limits.result_bytes,
@@ -153,8 +156,10 @@ class _Worker:
             raise TimeoutError
 
 
-def _destroy(process: subprocess.Popen[bytes], descriptors: tuple[int, ...], folder: str) -> None:
+def _destroy(process: subprocess.Popen[bytes], descriptors: tuple[int, ...], folder: str, owner: int) -> None:
     """Kill the worker's whole process group, reap it, close the pipes, remove the folder."""
+    if os.getpid() != owner:
+        return  # a fork of the owner ends: the worker is not its own
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
@@ -250,6 +255,8 @@ class ProcessRunner:
         self.close()
 
     def _live(self) -> _Worker:
+        if self._worker is not None and self._worker.owner != os.getpid():
+            self._worker = None  # this process was forked: the pipes are the parent's
         if self._worker is not None and self._worker.process.poll() is not None:
             self._drop()
         if self._worker is None:

@@ -113,6 +113,22 @@ def test_equality_and_hash_are_identity_and_copies_are_the_handle() -> None:
     assert copy.deepcopy({"a": [p]})["a"][0] is p
 
 
+def test_handle_given_to_an_op_is_recorded_as_a_reference(tmp_path: Path) -> None:
+    p = graph.prompt("text", name="p")
+
+    @graph.step
+    def ask(system: object) -> str:
+        return f"{system}!"
+
+    with graph.record() as recording:
+        assert ask(p) == "text!"
+    recording.trace.save(tmp_path / "t.trace.jsonl")
+    for trace in (recording.trace, graph.Trace.load(tmp_path / "t.trace.jsonl")):
+        (op,) = [op for op in trace.ops if op.op == "ask"]
+        assert op.inputs == {"system": {"$parameter": "p"}}
+        assert [kind for _, kind in op.parents] == ["parameter"]
+
+
 def test_repr_reads_nothing() -> None:
     p = graph.prompt("text", name="p")
     with graph.record() as recording:

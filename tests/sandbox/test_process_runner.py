@@ -326,6 +326,25 @@ def test_dropped_runner_ends_its_worker() -> None:
         os.kill(pid, 0)
 
 
+def test_forked_process_leaves_the_worker_of_its_parent_alone() -> None:
+    code = """
+import os
+from agentopt.sandbox import ProcessRunner
+runner = ProcessRunner()
+identity = runner.compile("def f(x): return x", "f")
+child = os.fork()
+if child == 0:
+    assert runner.call(identity, (1,), {}) == 1
+    raise SystemExit(0)
+assert os.waitpid(child, 0)[1] == 0
+pid = runner.pid
+assert runner.call(identity, (2,), {}) == 2
+assert runner.pid == pid
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_worker_of_a_killed_parent_does_not_stay() -> None:
     code = """
 import sys
