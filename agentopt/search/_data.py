@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from agentopt.errors import UserError
 from agentopt.evaluation import Dataset, overlap, split_dataset
 from agentopt.search._board import Split
@@ -39,23 +37,27 @@ def make_splits(train: Dataset, val: Dataset | None, test: Dataset | None, seed:
     return splits
 
 
-def check_splits(splits: dict[Split, Dataset], warn: Callable[[str], None]) -> None:
-    """Warn about equal and overlapping sets: what is measured on rows that were trained on is no gain."""
+def check_splits(splits: dict[Split, Dataset]) -> list[str]:
+    """Warnings about equal and overlapping sets: what is measured on rows that were trained on is no gain."""
+    found: list[str] = []
     names: list[Split] = [name for name in ("train", "validation", "test") if name in splits]
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
             a, b = splits[first], splits[second]
             if a is b or a.id == b.id:
-                warn(
+                found.append(
                     f"The {first} and {second} sets are the same rows: gains on {second} say nothing about new inputs; "
                     "give different rows."
                 )
                 continue
             common = overlap(a, b)
             if common:
-                warn(f"{len(common)} rows are in both the {first} and the {second} set, for example {common[0]!r}.")
+                found.append(
+                    f"{len(common)} rows are in both the {first} and the {second} set, for example {common[0]!r}."
+                )
     test = splits.get("test")
     if test is None:
-        warn("There is no test set, so no claim can be made.")
+        found.append("There is no test set, so no claim can be made.")
     elif len(test) < 30:
-        warn(f"The test set has {len(test)} rows; with fewer than 30 no claim is made.")
+        found.append(f"The test set has {len(test)} rows; with fewer than 30 no claim is made.")
+    return found

@@ -48,8 +48,9 @@ class Greedy:
 
     def _count(self, state: SearchState, allotment: int) -> int:
         sizes = state.sizes
-        gate = min(self.gate_rows * sizes.validation, allotment / 2)
-        pool = (allotment / sizes.repeats - gate - sizes.batch) / screen_cost(sizes.batch)
+        rows = allotment / sizes.repeats
+        gate = min(self.gate_rows * sizes.validation, rows / 2)
+        pool = (rows - gate - sizes.batch) / screen_cost(sizes.batch)
         count = max(1, min(state.options.max_round, int(pool)))
         return count if state.proposals_left is None else min(count, state.proposals_left)
 

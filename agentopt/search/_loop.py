@@ -72,6 +72,8 @@ class Setup:
     optimizer_model: str = ""
     program_summary: str = ""
     metric_name: str = ""
+    notices: Sequence[str] = ()
+    """Warnings about the input, passed on right after the start."""
     sleep: Callable[[float], Awaitable[None]] = anyio.sleep
 
 
@@ -149,6 +151,8 @@ class Search:
                 plan=make_plan(self.sizes, self.ledger).to_dict(),
             )
         )
+        for notice in self._setup.notices:
+            self.warn(notice)
         plan = await self._run_baseline()
         reason = await self._rounds()
         best = await self._choose()

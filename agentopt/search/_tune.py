@@ -119,9 +119,9 @@ async def tune_program(
                     optimizer_model=_model_name(lm),
                     program_summary=_summary(program),
                     metric_name=measure.name,
+                    notices=check_splits(splits),
                 )
             )
-            check_splits(splits, search.warn)
             return await _finish(search, kept, run.id, program.name, log)
     finally:
         if own_store:

@@ -296,12 +296,10 @@ def test_without_a_test_set_nothing_is_claimed() -> None:
 
 def test_equal_and_overlapping_sets_are_warned_about_f6() -> None:
     same = rows("same", 40)
-    warnings: list[str] = []
-    check_splits({"train": same, "validation": same, "test": rows("test", 40)}, warnings.append)
+    warnings = check_splits({"train": same, "validation": same, "test": rows("test", 40)})
     assert warnings and "train and validation sets are the same rows" in warnings[0]
-    warnings.clear()
     copy = Dataset("other name", list(same))
-    check_splits({"train": same, "validation": copy, "test": Dataset("t", [*rows("t", 40), same[0]])}, warnings.append)
+    warnings = check_splits({"train": same, "validation": copy, "test": Dataset("t", [*rows("t", 40), same[0]])})
     assert len(warnings) == 3
     assert "same rows" in warnings[0] and "1 rows are in both the train and the test set" in warnings[1]
 
