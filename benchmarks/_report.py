@@ -25,7 +25,7 @@ PEERS = ".venv-peers"
 
 @dataclass(frozen=True)
 class Row:
-    """One measured number. `goal` is "<= x", ">= x" or None; `interval` is a 95 % interval or the range of the repeats."""
+    """One measured number. `goal` is "<= x", ">= x" or None; `interval` is a 95 % interval or the repeats' range."""
 
     name: str
     value: float | None

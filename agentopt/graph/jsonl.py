@@ -116,7 +116,8 @@ def write_trace(trace: Trace, path: str | Path) -> Path:
 
 
 def _line(data: dict[str, Any]) -> bytes:
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.encode("utf-8", "replace") + b"\n"  # values are clean; only a name could hold a lone surrogate
 
 
 def read_trace(path: str | Path) -> Trace:

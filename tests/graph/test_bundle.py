@@ -135,7 +135,7 @@ def test_d2_external_reads_inside_a_function_are_edges() -> None:
 
     @ao.bundle
     def above(x: int) -> bool:
-        if other == 6:
+        if bool(other == 6):  # pyright: ignore[reportUnnecessaryComparison]
             return False
         return x > threshold.value
 
@@ -184,7 +184,7 @@ def test_d10_in_place_mutation_inside_a_function_does_not_change_the_recorded_in
     assert last(result).output == [1, 2, 9, 10] and result.trace.find("push")[0].output == [1, 2, 9]
 
 
-# --- errors --------------------------------------------------------------------------------------------------------------
+# --- errors
 
 
 @pytest.mark.parametrize("error", [ValueError(), AssertionError(), KeyError(), StopIteration(), Exception()])
@@ -285,7 +285,7 @@ def test_exceptions_that_do_not_combine_are_plain_execution_errors() -> None:
 
     @ao.bundle
     def opens(x: str) -> Any:
-        return open(x, encoding="utf-8")  # noqa: SIM115
+        return open(x, encoding="utf-8")
 
     with pytest.raises(ao.ExecutionError) as caught:
         decode(ao.node(b"\xff"))
@@ -295,7 +295,7 @@ def test_exceptions_that_do_not_combine_are_plain_execution_errors() -> None:
     assert missing.value.filename == "no such file" or isinstance(missing.value, ao.ExecutionError)
 
 
-# --- async and generators ------------------------------------------------------------------------------------------------
+# --- async and generators
 
 
 @ao.bundle
@@ -435,7 +435,7 @@ async def test_d8_an_async_generator_yields_nodes() -> None:
     assert inspect.isasyncgenfunction(stream)
 
 
-# --- trainable code --------------------------------------------------------------------------------------------------------
+# --- trainable code
 
 
 class InProcessRunner:

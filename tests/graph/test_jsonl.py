@@ -66,7 +66,7 @@ def test_an_unknown_value_form_is_refused() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(values, values), max_size=8), texts)
+@given(st.lists(st.tuples(values, values), max_size=8), st.text())
 def test_a_trace_of_wild_values_survives_the_file(tmp_path_factory: Any, calls: list[Any], name: str) -> None:
     with ao.record(name) as recording:
         for x, y in calls:
@@ -74,12 +74,19 @@ def test_a_trace_of_wild_values_survives_the_file(tmp_path_factory: Any, calls: 
                 op.annotate(meta=y)
                 op.set_output(x)
         ao.note_parameter_read("p", name)
-        ao.node(3) + 4
+        _ = ao.node(3) + 4
     trace = recording.trace
     path = tmp_path_factory.mktemp("traces") / "run.trace.jsonl"
     trace.save(path)
     assert ao.Trace.load(path) == trace
     assert ao.Trace.from_dict(json.loads(json.dumps(trace.to_dict()))) == trace
+
+
+def test_a_name_that_is_not_unicode_does_not_break_the_file(tmp_path: Path) -> None:
+    with ao.record("run \ud800") as recording, ao.operation("op \udcff", inputs={"\udcff": 1}):
+        pass
+    loaded = ao.Trace.load(recording.trace.save(tmp_path / "odd.trace.jsonl"))
+    assert (loaded.name, loaded.ops[0].inputs) == ("run ?", {"?": 1})
 
 
 def failing_trace() -> ao.Trace:

@@ -179,7 +179,7 @@ def test_a_callable_value_has_the_function_and_its_arguments_as_parents() -> Non
 
 def test_mutation_through_operators_keeps_what_was_recorded_before() -> None:
     numbers = ao.node([1, 2], name="numbers")
-    before = numbers + [3]
+    before = numbers + [3]  # noqa: RUF005
     numbers[0] = ao.node(9, name="nine")
     numbers.append(4)
     last = numbers.pop()
@@ -197,9 +197,9 @@ def test_mutation_through_operators_keeps_what_was_recorded_before() -> None:
 def test_d10_a_container_changed_behind_the_nodes_back_gets_a_new_record() -> None:
     original = [1]
     numbers = ao.node(original, name="numbers")
-    before = numbers + [2]
+    before = numbers + [2]  # noqa: RUF005
     original.append(5)
-    after = numbers + [2]
+    after = numbers + [2]  # noqa: RUF005
     assert before.trace.ops[-1].inputs["x"] == [1]
     assert after.trace.ops[-1].inputs["x"] == [1, 5]
     assert "mutated" in {op.op for op in after.trace.ops}
@@ -258,7 +258,7 @@ def test_custom_values_are_kept_by_reference() -> None:
     assert (recorded.value, recorded.mutable, recorded.type.endswith("Box")) == (box, True, True)
 
 
-# --- parameters ----------------------------------------------------------------------------------------------------------
+# --- parameters
 
 
 def test_a_parameter_is_a_trainable_leaf_with_a_description_and_a_constraint() -> None:
@@ -309,7 +309,7 @@ def test_one_name_is_one_parameter() -> None:
         ao.parameter(2, name="same")
 
 
-# --- memory and switches -----------------------------------------------------------------------------------------------
+# --- memory and switches
 
 
 def test_a_chain_of_100_000_operations_is_freed_at_once_and_without_a_cycle() -> None:

@@ -63,9 +63,14 @@ def test_the_cost_is_unknown_when_one_call_has_no_price() -> None:
 
 
 def test_an_error_in_a_call_is_recorded_and_goes_on() -> None:
-    with pytest.raises(ValueError, match="no"), ao.record() as recording, ao.operation("agent", kind="agent"):
-        with ao.operation("tool", kind="tool", inputs={"x": 1}):
-            raise ValueError("no")
+    recording = ao.record()
+    with (
+        pytest.raises(ValueError, match="no"),
+        recording,
+        ao.operation("agent", kind="agent"),
+        ao.operation("tool", kind="tool", inputs={"x": 1}),
+    ):
+        raise ValueError("no")
     trace = recording.trace
     assert [op.error.op if op.error else None for op in trace.ops] == ["tool", "tool", "tool"]
     assert trace.error is not None
@@ -177,7 +182,8 @@ def test_parameter_reads_belong_to_the_open_op_and_outside_to_the_root() -> None
 def test_control_flow_on_a_node_is_a_read() -> None:
     p = ao.parameter(3, name="p")
     with ao.record() as recording:
-        branch = ao.node(1) + 1 if p == 3 else ao.node(2)
+        three: Any = 3
+        branch = ao.node(1) + 1 if p == three else ao.node(2)
     trace = recording.trace
     assert trace.output == 2
     assert ao.backward(trace, ao.Feedback(trace.output_id, "fb")).keys() == {"p"}
@@ -351,8 +357,9 @@ async def test_a_task_left_over_after_the_recording_writes_nothing() -> None:
         call("late", 1)
         assert (ao.node(1) + 1).value == 2
 
+    recording = ao.record()
     async with anyio.create_task_group() as group:
-        with ao.record() as recording:
+        with recording:
             group.start_soon(late)
             await anyio.sleep(0)
             call("early", 1)
