@@ -86,6 +86,7 @@ class _Worker:
             "max_bytes": limits.result_bytes,
             "memory_bytes": limits.memory_bytes,
             "file_bytes": limits.file_bytes,
+            "folder": self.folder,
         }
         self.exchange(settings, _START_SECONDS, limits.result_bytes)
 

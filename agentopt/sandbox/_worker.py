@@ -18,6 +18,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import sys
 import traceback
@@ -248,6 +249,7 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         writer.write(reply + "\n")
         writer.flush()
+    shutil.rmtree(settings["folder"], ignore_errors=True)  # the parent is gone without having removed it
 
 
 if __name__ == "__main__":
