@@ -117,7 +117,9 @@ def _content(name: str, value: Any) -> Any:
         parts = cast("list[Any]", value)
         if all(isinstance(part, (str, dict)) for part in parts):
             return [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
-    raise UserError(f"{name}: expected text, a handle, or a list of content parts, found {type(value).__name__}")
+    raise UserError(
+        f"{name}: expected text, a handle, or a list of content parts, found {type(cast('object', value)).__name__}"
+    )
 
 
 def _with_demos(turns: list[Message], examples: Any) -> list[Message]:

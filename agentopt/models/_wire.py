@@ -15,7 +15,6 @@ from typing import Any, cast
 from agentopt.graph import Usage
 from agentopt.models._errors import LMError, LMRateLimit, LMRefused, LMTimeout, LMUnavailable
 from agentopt.models._protocol import Reply, Request, ToolCall
-from agentopt.models._structured import match_choice
 
 _SHOWN = 300  # characters of a server's answer that an error message quotes
 
@@ -83,7 +82,7 @@ def read_completion(data: Any, request: Request) -> Reply:
 def read_usage(data: Any) -> Usage:
     """Token counts; a server that gives none yields zeros (one call, one try)."""
     usage = cast("dict[str, Any]", data or {})
-    details = usage.get("prompt_tokens_details") or {}
+    details = cast("dict[str, Any]", usage.get("prompt_tokens_details") or {})
     return Usage(
         input_tokens=int(usage.get("prompt_tokens") or 0),
         output_tokens=int(usage.get("completion_tokens") or 0),
@@ -124,11 +123,6 @@ def _choice_logprobs(data: Any, choices: tuple[str, ...] | None) -> dict[str, fl
     return found or None
 
 
-def first_choice_text(reply: Reply, choices: tuple[str, ...]) -> str:
-    """The reply's text as one of `choices` where it means one, else unchanged (the `LM` repairs it)."""
-    return match_choice(reply.text, choices) or reply.text
-
-
 class StreamReader:
     """Turns streamed chunks into text pieces and, at the end, a `Reply` with usage and finish reason."""
 
@@ -147,7 +141,7 @@ class StreamReader:
         self._model = chunk.get("model") or self._model
         for choice in chunk.get("choices") or ():
             self._reason = choice.get("finish_reason") or self._reason
-            text = (choice.get("delta") or {}).get("content")
+            text = cast("dict[str, Any]", choice.get("delta") or {}).get("content")
             if text:
                 self._text.append(text)
                 return str(text)
@@ -187,8 +181,8 @@ def http_error(name: str, status: int, headers: Mapping[str, str], body: bytes |
 
 def _detail(text: str) -> str:
     try:
-        error = json.loads(text).get("error")
-        message = error.get("message") if isinstance(error, dict) else error
+        error: Any = json.loads(text).get("error")
+        message: Any = cast("dict[str, Any]", error).get("message") if isinstance(error, dict) else error
         if message:
             return str(message)[:_SHOWN]
     except (ValueError, AttributeError):

@@ -110,7 +110,7 @@ async def test_connections_are_kept_alive_and_one_the_server_closed_is_not_used_
     assert server.connections == 3
 
 
-async def test_a_body_cut_short_is_a_retryable_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_cut_short_is_a_retryable_failure() -> None:
     async def half(stream: anyio.abc.SocketStream) -> None:
         async with stream:
             await stream.receive()
@@ -122,8 +122,8 @@ async def test_a_body_cut_short_is_a_retryable_failure(monkeypatch: pytest.Monke
         group.start_soon(listener.serve, half)
         with pytest.raises(LMUnavailable) as caught:
             await OpenAICompatible(f"http://127.0.0.1:{port}", "m").send(ask())
+        assert caught.value.retryable
         group.cancel_scope.cancel()
-    assert caught.value.retryable
 
 
 async def test_a_proxy_in_the_environment_is_used(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
