@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from agentopt.graph import Usage
-from agentopt.models._embedded_choices import score_choices
+from agentopt.models._embedded_choices import normalised, score_choices
 from agentopt.models._embedded_engine import (
     Loaded,
     Stop,
@@ -206,16 +206,15 @@ def _scores(model: Loaded, messages: Sequence[Message], labels: Sequence[str]) -
     # After an answer prefix such as "Sentiment:" the label is the next word, so it begins with a space.
     space = "" if text[-1:].isspace() or messages[-1]["role"] != "assistant" else " "
     tokens = {label: model.label_tokens(space + label) for label in labels}
-    return score_choices(
-        tokens, model.end_token, lambda done, candidates: model.next_logprobs((*prompt, *done), candidates)
-    ), len(prompt)
+
+    def next_logprobs(done: Sequence[int], candidates: Sequence[int], absolute: bool) -> dict[int, float]:
+        return model.next_logprobs((*prompt, *done), candidates, absolute)
+
+    return score_choices(tokens, next_logprobs), len(prompt)
 
 
 def _calibrated(scores: Mapping[str, float], prior: Mapping[str, float]) -> dict[str, float]:
-    raw = {label: score - math.log(max(prior[label], 1e-9)) for label, score in scores.items()}
-    top = max(raw.values())
-    norm = top + math.log(sum(math.exp(value - top) for value in raw.values()))
-    return {label: value - norm for label, value in raw.items()}
+    return normalised({label: score - math.log(max(prior[label], 1e-9)) for label, score in scores.items()})
 
 
 def _body(request: Request) -> dict[str, Any]:

@@ -114,7 +114,6 @@ class Loaded:
             timeout=30,
         )
         self._label_tokens: dict[str, tuple[int, ...]] = {}
-        self.end_token = self.tokens(str(self._get("/props").get("eos_token") or ""), special=True)[-1]
 
     def close(self) -> None:
         """Free the model."""
@@ -137,27 +136,36 @@ class Loaded:
             found = self._label_tokens[text] = self.tokens(text)
         return found
 
-    def next_logprobs(self, prompt: Sequence[int], candidates: Sequence[int]) -> dict[int, float]:
-        """Log-probability of each candidate as the next token, renormalised over the candidates: one pass, and only
-        over the part of the prompt that no slot holds yet.
+    def next_logprobs(self, prompt: Sequence[int], candidates: Sequence[int], absolute: bool) -> dict[int, float]:
+        """Log-probability of each candidate as the next token: over the candidates, or over the whole vocabulary.
+
+        Only the part of the prompt that no slot holds yet is computed, so a second look costs one token.
         """
-        reply = self.checked(
-            self._server.handle_completions(
-                {
-                    "prompt": list(prompt),
-                    "max_tokens": 1,
-                    "temperature": 1.0,
-                    "samplers": ["temperature"],
-                    "seed": 1,
-                    "logprobs": len(candidates),
-                    "post_sampling_probs": True,
-                    "logit_bias": [[token, _FORCE] for token in candidates],
-                    "cache_prompt": True,
-                }
-            )
-        )
-        found = {item["id"]: item["prob"] for item in reply["choices"][0]["logprobs"]["content"][0]["top_probs"]}
-        return {token: math.log(max(found.get(token, 0.0), 1e-45)) for token in candidates}
+        found = dict.fromkeys(candidates, 0.0)
+        if len(candidates) > 1:
+            first = self._first_token(prompt, candidates, {"post_sampling_probs": True, "temperature": 1.0})
+            probs = {item["id"]: item["prob"] for item in first["top_probs"]}
+            found = {token: math.log(max(probs.get(token, 0.0), 1e-45)) for token in candidates}
+        if absolute:
+            best = max(candidates, key=lambda token: found[token])
+            shift = self._first_token(prompt, [best], {"temperature": 0.0})["logprob"] - found[best]
+            found = {token: value + shift for token, value in found.items()}
+        return found
+
+    def _first_token(self, prompt: Sequence[int], candidates: Sequence[int], how: dict[str, Any]) -> dict[str, Any]:
+        """What llama.cpp tells of one next token that is forced to be among the candidates."""
+        body = {
+            "prompt": list(prompt),
+            "max_tokens": 1,
+            "samplers": ["temperature"],
+            "seed": 1,
+            "logprobs": len(candidates),
+            "logit_bias": [[token, _FORCE] for token in candidates],
+            "cache_prompt": True,
+            **how,
+        }
+        reply = self.checked(self._server.handle_completions(body))
+        return reply["choices"][0]["logprobs"]["content"][0]
 
     def chat(self, body: dict[str, Any], on_chunk: Callable[[dict[str, Any]], bool]) -> None:
         """Generate; each chunk of the OpenAI stream form goes to `on_chunk`, which returns True to stop."""
@@ -191,9 +199,6 @@ class Loaded:
 
     def _post(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
         return self.checked(self._http.post(route, json=body).json())
-
-    def _get(self, route: str) -> dict[str, Any]:
-        return self.checked(self._http.get(route).json())
 
 
 class _Job(Generic[T]):

@@ -38,30 +38,43 @@ def _request(
 # ---- label scoring, without a model
 
 
-@given(
-    st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4).map(tuple), min_size=1, max_size=8, unique=True),
-    st.randoms(use_true_random=False),
-)
-def test_label_probabilities_sum_to_one_for_any_tokenisation(labels: list[tuple[int, ...]], random: object) -> None:
-    def uneven(done: Sequence[int], candidates: Sequence[int]) -> dict[int, float]:
-        total = sum(1 + abs(token) + len(done) for token in candidates)
-        return {token: math.log((1 + abs(token) + len(done)) / total) for token in candidates}
+def _tree(done: Sequence[int], candidates: Sequence[int], absolute: bool) -> dict[int, float]:
+    """A model over the tokens 0..4 whose probabilities depend on the path."""
+    weights = {token: 1.0 + token + 3 * len(done) * (token % 2) for token in range(5)}
+    total = sum(weights.values()) if absolute else 7.0
+    return {token: math.log(weights[token] / total) for token in candidates}
 
-    scores = score_choices({str(label): label for label in labels}, -1, uneven)
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4).map(tuple), min_size=1, max_size=8, unique=True))
+def test_label_probabilities_sum_to_one_for_any_tokenisation(labels: list[tuple[int, ...]]) -> None:
+    scores = score_choices({str(label): label for label in labels}, _tree)
     assert math.isclose(sum(math.exp(score) for score in scores.values()), 1.0, rel_tol=1e-9)
 
 
-def test_labels_with_distinct_first_tokens_take_one_pass_whatever_their_length() -> None:
+def test_scores_of_labels_are_the_renormalised_products_of_their_tokens() -> None:
+    scores = score_choices({"a": (1, 2), "b": (3,), "a2": (1, 3)}, _tree)
+    second = {token: math.exp(_tree((1,), [token], True)[token]) for token in (2, 3)}
+    raw = {"a": 2 * second[2], "b": 4.0, "a2": 2 * second[3]}
+    for label, value in raw.items():
+        assert math.isclose(math.exp(scores[label]), value / sum(raw.values()))
+
+
+def test_label_that_begins_another_counts_without_it() -> None:
+    scores = score_choices({"no": (1,), "not sure": (1, 2)}, _tree)
+    assert math.isclose(math.exp(scores["not sure"]), math.exp(_tree((1,), [2], True)[2]))
+
+
+def test_labels_of_one_token_take_one_pass_and_further_tokens_one_each() -> None:
     passes: list[tuple[int, ...]] = []
 
-    def even(done: Sequence[int], candidates: Sequence[int]) -> dict[int, float]:
+    def counted(done: Sequence[int], candidates: Sequence[int], absolute: bool) -> dict[int, float]:
         passes.append(tuple(done))
-        return dict.fromkeys(candidates, -math.log(len(candidates)))
+        return _tree(done, candidates, absolute)
 
-    score_choices({"a": (1, 2, 3, 4), "b": (5,), "c": (6, 2)}, 0, even)
+    score_choices({"a": (1,), "b": (2,), "c": (3,)}, counted)
     assert passes == [()]
-    score_choices({"no": (1,), "not sure": (1, 2), "yes": (3,)}, 0, even)
-    assert passes == [(), (), (1,)]
+    score_choices({"a": (1, 2, 3), "b": (2,)}, counted)
+    assert passes == [(), (), (1,), (1, 2)]
 
 
 # ---- files
