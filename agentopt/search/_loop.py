@@ -44,10 +44,10 @@ from agentopt.search._options import TuneOptions
 from agentopt.search._plan import Plan, Sizes, check_after, check_before, make_plan
 from agentopt.search._pool import Pool
 from agentopt.search._propose import Checker, Proposal, ask
-from agentopt.search._racing import gate_cost
+from agentopt.search._racing import gate_cost, screen_cost
 from agentopt.search._resume import FAILURES, Replay
 from agentopt.search._sampling import Minibatches, balanced_order, draw
-from agentopt.search._screen import ScreenResult, screen
+from agentopt.search._screen import SECOND_LOOK, ScreenResult, screen
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,8 @@ class Search:
             await self._nothing(problems, skipped=skipped)
             return
         self._barren = 0
-        screened = await screen(self.board, proposals, batch)
+        more = self._second_rows(step, batch, len(proposals), spent_before)
+        screened = await screen(self.board, proposals, batch, more)
         self._setup.emit(
             ScreenDone(
                 iteration=self._iteration,
@@ -299,6 +300,16 @@ class Search:
         known = self.board.scores(step.parents[0][0], "train")
         failing = [row_id for row_id, score in known.items() if score < self._options.perfect_score]
         return self._minibatches.batch(self._iteration, first=failing)
+
+    def _second_rows(self, step: Step, batch: Sequence[str], proposals: int, spent_before: int) -> Sequence[str]:
+        """Rows for a second look of the screen, where the round can afford them beside one full validation."""
+        following = self._minibatches.batch(self._iteration + 1)
+        fresh = [row_id for row_id in following if row_id not in batch]
+        each = screen_cost(len(batch)) if proposals > 4 else len(batch)
+        cost = (proposals * each + (SECOND_LOOK + len(step.parents)) * len(fresh)) * self._options.repeats
+        spent = self.ledger.rollouts - spent_before
+        full = self.sizes.validation * self._options.repeats
+        return fresh if proposals > 1 and spent + cost + full <= step.allotment else ()
 
     async def _parent_rows(self, parent: Candidate, batch: Sequence[str]) -> EvaluationResult | None:
         stored = self._setup.replay.proposal(self._iteration, parent.hash) is not None

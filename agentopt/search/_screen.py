@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from agentopt.search._board import Board
 from agentopt.search._propose import Proposal
-from agentopt.search._racing import KEEP, first_look, keep_best
+from agentopt.search._racing import KEEP, behind, first_look, keep_best
 
 
 @dataclass(slots=True)
@@ -24,8 +24,19 @@ class ScreenResult:
     reasons: dict[str, str] = field(default_factory=dict[str, str])
 
 
-async def screen(board: Board, proposals: Sequence[Proposal], batch: Sequence[str]) -> ScreenResult:
-    """Run the screen.
+SECOND_LOOK = 4
+"""Near misses that are looked at again when fewer than `WANTED` passed."""
+WANTED = 2
+_FAR = 0.2
+
+
+async def screen(
+    board: Board, proposals: Sequence[Proposal], batch: Sequence[str], more: Sequence[str] = ()
+) -> ScreenResult:
+    """Run the screen. `more` are the rows of a second look, empty for none.
+
+    A parent that happens to be lucky on 16 rows beats everybody. When hardly anyone passes, the best few that are not
+    significantly behind get as many rows again, parent included, and pass with a gain over all of them.
 
     Raises:
         OutOfBudget: the minibatch no longer fits.
@@ -54,7 +65,31 @@ async def screen(board: Board, proposals: Sequence[Proposal], batch: Sequence[st
             result.passed.append(by_hash[key])
         else:
             result.reasons[key] = f"no gain over its parent on the minibatch ({difference:+.3f} on {rows} rows)"
+    near = [
+        proposal
+        for candidate in running
+        if candidate.hash in result.reasons
+        and not behind(board.paired((proposal := by_hash[candidate.hash]).parent, candidate, "train", batch), _FAR)
+    ]
+    if more and near and len(result.passed) < WANTED:
+        near.sort(key=lambda proposal: -standing[proposal.candidate.hash])  # stable: the earlier proposal wins a tie
+        await _second_look(board, near[:SECOND_LOOK], [*batch, *more], result)
     return result
+
+
+async def _second_look(board: Board, near: Sequence[Proposal], ids: Sequence[str], result: ScreenResult) -> None:
+    parents = {proposal.parent.hash: proposal.parent for proposal in near}
+    await board.run_many([*parents.values(), *(proposal.candidate for proposal in near)], "train", ids)
+    for proposal in near:
+        key = proposal.candidate.hash
+        difference, rows = _mean_difference(board, proposal, ids)
+        result.scores[key] = difference
+        if difference > 0:
+            result.passed.append(proposal)
+            del result.reasons[key]
+        else:
+            result.reasons[key] = f"no gain over its parent on the minibatch ({difference:+.3f} on {rows} rows)"
+    result.passed.sort(key=lambda proposal: -result.scores[proposal.candidate.hash])
 
 
 def _mean_difference(board: Board, proposal: Proposal, ids: Sequence[str]) -> tuple[float, int]:
