@@ -82,7 +82,7 @@ def execution_error(node: Node, original: BaseException) -> ExecutionError:
 def describe(error: BaseException, op: LiveOp) -> tuple[ErrorRecord, LiveOp]:
     """Make the record of `error` leaving `op`; an error that already left an inner op keeps that op as its place."""
     known: tuple[ErrorRecord, LiveOp] | None = getattr(error, _ATTRIBUTE, None)
-    if known is not None:
+    if known is not None and known[1].open_id >= op.open_id:  # it left an op inside this one, not an earlier one
         return known
     names, values = op.op.names, op.inputs
     inputs = tuple((name, summarize(_plain(value))) for name, value in zip(names, values, strict=False))

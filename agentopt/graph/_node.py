@@ -16,6 +16,7 @@ from agentopt.errors import UserError
 from agentopt.graph import _context
 from agentopt.graph._backward import Subgraph, backward
 from agentopt.graph._errors import describe, execution_error
+from agentopt.graph._handles import Handle
 from agentopt.graph._jsonvalue import copied, normalize
 from agentopt.graph._live import LiveOp, Op, Rec, current, note_read
 from agentopt.graph._parameters import ParameterSpec, declare
@@ -439,12 +440,24 @@ def take(value: Any) -> tuple[Any, Any]:
         return value, value
     if isinstance(value, Node):
         return value._current()
+    if isinstance(value, Handle):
+        return _read_handle(value)
     if kind in CONTAINERS:
         packed = pack(value)
         if packed is not None:
             return packed._rec, packed._live
         return settle(value), value
     return value, value
+
+
+def _read_handle(handle: Handle) -> tuple[Rec, Any]:
+    """A leaf for a handle used as an operand, so that its parameter is reached without a recording too."""
+    value, spec = handle.value, handle.spec
+    text = spec.constraint_text or None
+    op = Op(
+        spec.name, kind="parameter", description=spec.description or None, constraint=text, parameter_kind=spec.kind
+    )
+    return Rec(op, (), settle(value), 0), value
 
 
 def plain(value: Any) -> Any:

@@ -256,6 +256,26 @@ def test_the_cause_of_an_exception_is_told_in_the_outer_record() -> None:
     assert "inverse failed: ZeroDivisionError" in caught.value.record.text
 
 
+def test_an_exception_object_raised_again_later_belongs_to_the_later_op() -> None:
+    error = ValueError("shared")
+
+    @ao.bundle
+    def one(x: Any) -> Any:
+        raise error
+
+    @ao.bundle
+    def two(x: Any) -> Any:
+        raise error
+
+    failed: list[str] = []
+    for fn in (one, two):
+        with pytest.raises(ValueError, match="shared") as caught:
+            fn(ao.node(1))
+        assert isinstance(caught.value, ao.ExecutionError)
+        failed.append(caught.value.record.op)
+    assert failed == ["one", "two"]
+
+
 def test_with_catch_errors_off_the_exception_escapes_as_it_is_but_is_recorded() -> None:
     @ao.bundle(catch_errors=False)
     def fails(x: Any) -> Any:

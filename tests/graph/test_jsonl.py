@@ -46,6 +46,7 @@ values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(values)
 def test_any_value_survives_the_json_form(value: Any) -> None:
     frozen = freeze(value)

@@ -302,6 +302,15 @@ def test_a_parameter_is_not_mutated_in_place_but_a_clone_is() -> None:
     assert (x.value, p.value, x.backward("f").keys()) == ([2], [1], {"p"})
 
 
+def test_a_handle_used_with_a_node_is_a_parent() -> None:
+    style = ao.prompt("briefly", name="style")
+    text = ao.node("Answer ") + style
+    assert (text.value, text.backward("fb").keys()) == ("Answer briefly", {"style"})
+    assert text.trace.parameters["style"].kind == "prompt"
+    with ao.Candidate({"style": "at length"}).active():
+        assert (ao.node("Answer ") + style).value == "Answer at length"
+
+
 def test_one_name_is_one_parameter() -> None:
     ao.parameter(1, name="same")
     ao.parameter(1, name="same")
