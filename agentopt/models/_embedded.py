@@ -149,7 +149,7 @@ class EmbeddedClient:
                     texts.append(piece)
                     if push is not None:
                         push(piece)
-            return bool(stop) or engine().closing
+            return bool(stop)
 
         model.chat({**_body(request), "stream_options": {"include_usage": True}}, on_chunk)
         if "error" in last:

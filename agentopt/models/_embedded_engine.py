@@ -36,7 +36,9 @@ _SLOTS = 4
 _FORCE = 100.0
 """Added to the logits of candidate tokens: e^100 is far above any ratio of probabilities; float32 still holds it."""
 _IDLE_SECONDS = 0.25
-_EXIT_SECONDS = 10.0
+_EXIT_SECONDS = 30.0
+"""A thread that is still in native code when the interpreter ends aborts the process. Generation stops at its next
+token; a prompt in work cannot be stopped, and the longest one takes about this long on one slow core."""
 
 
 def engine_threads() -> int:
@@ -215,6 +217,7 @@ class Engine:
         self._lock = lock or MachineLock()
         self._loaded: dict[Path, Loaded] = {}
         self._closing = threading.Event()
+        self._running: _Job[Any] | None = None
         self._thread = threading.Thread(target=self._run, name="agentopt-engine", daemon=True)
         self._thread.start()
 
@@ -228,6 +231,9 @@ class Engine:
         """Drop queued jobs, stop the running one at its next token, free the models; at most `timeout` seconds."""
         self._closing.set()
         self._jobs.put(None)
+        running = self._running
+        if running is not None:
+            running.stop.ask()
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
 
@@ -259,11 +265,16 @@ class Engine:
             if model is None:
                 model = self._loaded[job.path] = Loaded(job.path)
             job.stop.start()
+            self._running = job
+            if self._closing.is_set():  # `close` may have looked for a running job just before there was one
+                job.stop.ask()
             result = job.work(model)
         except BaseException as error:  # noqa: BLE001  # whatever it is, it belongs to the caller who waits
             job.future.set_exception(error)
         else:
             job.future.set_result(result)
+        finally:
+            self._running = None
 
     def _refuse_queued(self) -> None:
         while True:
