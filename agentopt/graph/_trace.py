@@ -7,7 +7,6 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Self
@@ -15,7 +14,7 @@ from typing import Any, Final, Self
 from agentopt.errors import UserError
 from agentopt.graph._live import Edge, LiveOp, Rec, entry_of
 from agentopt.graph._records import EdgeKind, ErrorRecord, OpRecord, TracedParameter, Usage
-from agentopt.graph._values import freeze
+from agentopt.graph._values import ATOMS, freeze, kind_of
 
 FORMAT: Final = "agentopt.trace"
 VERSION: Final = 1
@@ -246,12 +245,15 @@ def _gather(start: Iterable[Rec | LiveOp], found: dict[int, Rec | LiveOp]) -> No
 
 def _plain_record(number: int, entry: Rec, place: dict[int, int], opened: dict[int, int]) -> OpRecord:
     op = entry.op
-    record = OpRecord(number, op.name, op.kind, output=freeze(entry.value))
+    value = entry.value
+    record = _blank(number, op.name, op.kind, value if type(value) in ATOMS else freeze(value))
     if entry.inputs:
         _set_inputs(record, op.names, entry.inputs, place)
-        origins = dict.fromkeys(origin for _, origin in record._input_sources)
-        parents: list[tuple[int, EdgeKind]] = [(origin, "data") for origin in origins]
-        record.parents = tuple(parents)
+        sources = record._input_sources
+        if sources:
+            origins = {origin: None for _, origin in sources}
+            parents: list[tuple[int, EdgeKind]] = [(origin, "data") for origin in origins]
+            record.parents = tuple(parents)
     if entry.scope:
         record.parent_op = opened.get(entry.scope)
     if op.kind == "parameter":
@@ -260,15 +262,33 @@ def _plain_record(number: int, entry: Rec, place: dict[int, int], opened: dict[i
     return record
 
 
+def _blank(number: int, op: str, kind: str, output: Any) -> OpRecord:
+    """An OpRecord without the checks of its constructor: a long trace makes hundreds of thousands."""
+    record = OpRecord.__new__(OpRecord)
+    record.id = number
+    record.op = op
+    record.kind = kind
+    record.output = output
+    record.parents = ()
+    record._input_names = record._input_values = record._input_sources = ()
+    record.error = record.parent_op = record.duration = record.usage = record.cost = record.meta = None
+    record.started = 0.0
+    return record
+
+
 def _set_inputs(record: OpRecord, names: tuple[str, ...], inputs: tuple[Any, ...], place: dict[int, int]) -> None:
     values: list[Any] = []
     sources: list[tuple[str, int]] = []
-    for name, value in zip_longest(names[: len(inputs)], inputs, fillvalue="item"):
-        if (type(value) is Rec or type(value) is LiveOp) and value.id is not None:
-            sources.append((name, place[value.id]))
-            values.append(freeze(value.value))
-        else:
-            values.append(freeze(value))
+    for name, value in zip(names, inputs, strict=True):
+        kind = kind_of(value)
+        if kind in ATOMS:
+            values.append(value)
+            continue
+        if kind is Rec or kind is LiveOp:
+            if value.id is not None:
+                sources.append((name, place[value.id]))
+            value = value.value
+        values.append(value if type(value) in ATOMS else freeze(value))
     record._input_names = names
     record._input_values = tuple(values)
     record._input_sources = tuple(sources)
@@ -281,7 +301,7 @@ def _op_record(
     opened: dict[int, int],
     edges: Sequence[Edge] | None = None,
 ) -> OpRecord:
-    record = OpRecord(number, live.op.name, live.op.kind, output=freeze(live.value))
+    record = _blank(number, live.op.name, live.op.kind, freeze(live.value))
     _set_inputs(record, live.op.names, live.inputs, place)
     parents: dict[tuple[int, EdgeKind], None] = {(source, "data"): None for _, source in record._input_sources}
     sources = list(record._input_sources)
