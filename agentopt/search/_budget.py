@@ -46,7 +46,7 @@ class Budget:
             value: object = getattr(self, bound.name)
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise UserError(f"budget: {bound.name} must be a positive number; found {value!r}")
             if bound.name in _INTEGERS and not float(value).is_integer():
                 raise UserError(f"budget: {bound.name} must be a whole number; found {value!r}")

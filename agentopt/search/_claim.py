@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
-from agentopt.evaluation._statistics import TestResult, paired_test, smallest_detectable_difference
+from agentopt.evaluation import TestResult, paired_test, smallest_detectable_difference
 
 ClaimStatus = Literal["improved", "not_improved", "worse", "no_claim", "kept_baseline"]
 

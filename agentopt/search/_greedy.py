@@ -6,6 +6,7 @@ the winner, and there is always enough for a full validation at the end.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from agentopt.graph import Candidate
@@ -27,6 +28,8 @@ class Greedy:
     share: float = 0.35
     gate_rows: float = 2.0
     """Validation passes that a round sets aside for its gate."""
+    near: float = 0.25
+    """Runner-ups within this many times 1/sqrt(validation rows) of the best share its rounds."""
     name: str = "greedy"
 
     def next(self, state: SearchState) -> Step | str:
@@ -55,7 +58,9 @@ class Greedy:
         return count if state.proposals_left is None else min(count, state.proposals_left)
 
     def _parents(self, state: SearchState, count: int) -> tuple[tuple[Candidate, int], ...]:
-        top = [entry.candidate for entry in state.pool.top(state.options.beam)]
+        # A runner-up is worth a share of the round only while validation hardly tells it from the best.
+        near = state.pool.best.score - self.near / math.sqrt(state.sizes.validation)
+        top = [entry.candidate for entry in state.pool.top(state.options.beam) if entry.score >= near]
         if len(top) == 1 or count < 4:
             # With few proposals a round, every third one gives the runner-up a try.
             chosen = top[1] if len(top) > 1 and state.iteration % 3 == 2 else top[0]
