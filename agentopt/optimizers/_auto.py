@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agentopt.graph import SetText
 from agentopt.models import BudgetExhausted, LMError
 from agentopt.optimizers._demonstrations import Demonstrations
 from agentopt.optimizers._draws import seeded
@@ -134,7 +135,11 @@ class _Deal:
 
 
 class Joint:
-    """An instruction from frames and a demonstration set in one update."""
+    """Several parameters in one update: texts from frames for the prompts, and a demonstration set.
+
+    A prompt and the demonstrations (or an instruction and the beginning of the answer) can help together where neither
+    helps alone, and a race that changes one at a time never sees it.
+    """
 
     name = "joint"
 
@@ -143,13 +148,21 @@ class Joint:
         self._demonstrations = demonstrations
 
     async def propose(self, context: ProposeContext) -> list[Update]:
-        """Up to `context.count` pairs, best instruction with first set, and so on."""
-        wide = replace(context, count=context.count + 2)
-        texts = await call(self._instructions, wide)
-        sets = self._demonstrations.propose(wide)
+        """Up to `context.count` updates of two or more parameters; the best of each come together first."""
+        wanted = 2 * context.count + len(context.taken)
+        queues: list[list[Update]] = []
+        for spec in context.specs.values():
+            if spec.kind == "prompt":
+                texts = self._instructions.free_texts(context, spec, wanted)
+                queues.append([Update((SetText(spec.name, text),), why) for text, why in texts])
+        sets = self._demonstrations.propose(replace(context, count=wanted, taken=frozenset()))
+        queues.append(sets)
+        queues = [queue for queue in queues if queue]
         proposals = Proposals(context)
-        for text, demos in zip(texts, sets, strict=False):
-            update = merged((text, demos), self.name)
+        for place in range(wanted if len(queues) > 1 else 0):
+            rng = seeded("joint", context.seed, context.iteration, context.parent.hash, place)
+            chosen = rng.sample(range(len(queues)), rng.randint(2, len(queues)))
+            update = merged([queues[at][place % len(queues[at])] for at in sorted(chosen)], self.name)
             if update is not None:
                 proposals.offer(update)
         return proposals.updates
@@ -192,12 +205,13 @@ class Auto:
         weak = context.lm is None or is_weak(model_name(context))
         plenty = len(context.train) >= _SMALL_DATA
         arms: list[Arm] = []
-        if "prompt" in kinds:
+        prompts = sum(spec.kind == "prompt" for spec in context.specs.values())
+        if prompts:
             arms.append(Arm(self._free, 3.0, 3.0) if weak else Arm(self._free, 1.5, 4.0))
         if "demos" in kinds:
-            arms.append(Arm(self._demonstrations, 2.0 if plenty else 1.0, 4.0))
-            if "prompt" in kinds:
-                arms.append(Arm(self._joint, 2.0 if plenty else 1.0, 4.0))
+            arms.append(Arm(self._demonstrations, (3.0 if weak else 2.0) if plenty else 1.0, 3.0 if weak else 4.0))
+        if prompts + ("demos" in kinds) > 1 and prompts:
+            arms.append(Arm(self._joint, (3.0 if weak else 2.0) if plenty else 1.0, 3.0 if weak else 4.0))
         if context.lm is not None and not weak:
             if "prompt" in kinds:
                 arms.append(Arm(self._written, 3.0, 3.0))

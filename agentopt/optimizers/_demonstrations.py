@@ -176,7 +176,11 @@ def sizes_for(spec: ParameterSpec, stock: Sequence[Demo]) -> list[int]:
 
 
 def _size(context: ProposeContext, spec: ParameterSpec, stock: Sequence[Demo], rng: random.Random) -> int:
-    """A size drawn by Thompson sampling over what sets of each size scored so far."""
+    """A size drawn by Thompson sampling over what sets of each size scored so far.
+
+    Before anything is measured smaller sets are somewhat more likely: with a small model which examples are shown
+    matters more than how many, and a long set tilts the replies towards one label.
+    """
     sizes = sizes_for(spec, stock)
     if not sizes:
         return 0
@@ -192,7 +196,7 @@ def _size(context: ProposeContext, spec: ParameterSpec, stock: Sequence[Demo], r
 
     def sampled(size: int) -> float:
         seen = scores[size]
-        mean = (sum(seen) + 2 * overall) / (len(seen) + 2)
+        mean = (sum(seen) + 2 * (overall - 0.03 * sizes.index(size))) / (len(seen) + 2)
         return rng.gauss(mean, 0.12 / (len(seen) + 1) ** 0.5)
 
     return max(sizes, key=sampled)

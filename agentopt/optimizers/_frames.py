@@ -50,10 +50,13 @@ class Pool:
         templates: Templates,
         *,
         cues: Mapping[str, Sequence[str]],
-        seed: int,
+        key: str,
         extra_head: str | None = None,
     ) -> None:
-        """`extra_head` is a further text to build on (a proposal of another optimizer that became the parent)."""
+        """`key` decides which sample is drawn of a pool that is too large: the same one in every round of a run.
+
+        `extra_head` is a further text to build on (a proposal of another optimizer that became the parent).
+        """
         self._space = space
         self._cues = cues
         self._choices = self._collect(templates, extra_head)
@@ -64,7 +67,7 @@ class Pool:
                 self._columns[slot, place] = len(priors)
                 priors.append(prior)
         self._prior: Array = np.array(priors)
-        self.texts, recipes = self._enumerate(seed)
+        self.texts, recipes = self._enumerate(key)
         self._recipes = recipes
         self._index = {text: place for place, text in enumerate(self.texts)}
         # Row r's weights: the intercept (column 0) and one column per slot.
@@ -138,13 +141,13 @@ class Pool:
         ordered.extend([labels[half:] + labels[:half], labels[1:] + labels[:1]])
         return list(dict.fromkeys(ordered))[:_MAX_ORDERS]
 
-    def _enumerate(self, seed: int) -> tuple[list[str], list[tuple[int, ...]]]:
+    def _enumerate(self, key: str) -> tuple[list[str], list[tuple[int, ...]]]:
         sizes = [len(self._choices[slot]) for slot in SLOTS]
         total = int(np.prod(sizes))
         if total <= MAX_POOL:
             recipes: Iterable[tuple[int, ...]] = product(*map(range, sizes))
         else:
-            rng = seeded("frames", seed, self._space.name)
+            rng = seeded("frames", key, self._space.name)
             first = [tuple(0 for _ in sizes)]
             for slot, size in enumerate(sizes):
                 first.extend(tuple(value if s == slot else 0 for s in range(len(sizes))) for value in range(size))

@@ -102,11 +102,11 @@ class Instructions:
         original = str(spec.default)
         data = describe(context.train)
         space = text_space(context, spec, data, original)
-        key = (context.train.id, str(context.seed), spec.name, original, *space.labels)
+        key = (context.train.id, spec.name, original, space.subject, space.noun, *space.labels)
         base = self._pools.get(key)
         if base is None:
             cues = cue_words(context.train, space.labels)
-            base = self._pools[key] = Pool(space, self.templates, cues=cues, seed=context.seed)
+            base = self._pools[key] = Pool(space, self.templates, cues=cues, key=context.train.id)
         parent_text = str(current_value(context, spec))
         if parent_text == original or parent_text in base or space.fixed:
             return base
@@ -114,7 +114,7 @@ class Instructions:
         extended = (*key, core)
         if extended not in self._pools:
             cues = cue_words(context.train, space.labels)
-            self._pools[extended] = Pool(space, self.templates, cues=cues, seed=context.seed, extra_head=core)
+            self._pools[extended] = Pool(space, self.templates, cues=cues, key=context.train.id, extra_head=core)
         return self._pools[extended]
 
     # --- written by a model ----------------------------------------------------------------------------------------

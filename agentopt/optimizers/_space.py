@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _PLACEHOLDER = re.compile(r"(?<!\{)\{([^{}]*)\}(?!\})")
 _OPENERS = (":", "<", '"', "'", "`", "(")
 _TAG_LINE = re.compile(r"^</?[\w-]+>$")
-_CUE_NAME = re.compile(r"(?:^|[._])(?:prefix|prefill|cue|lead_in|answer_start|reply_start)$", re.IGNORECASE)
+_CUE_NAME = re.compile(r"(?:^|[._])(?:prefix|prefill|cue|lead_in|opening|answer_start|reply_start)$", re.IGNORECASE)
 _DETERMINED = re.compile(
     r"\b(?:the|this|that|these|each|an?|following|given|provided|your|my)\s+(?=((?:[a-z][\w'-]*\s+){0,3}[a-z][\w'-]*))",
     re.IGNORECASE,

@@ -115,7 +115,7 @@ def test_a_text_that_begins_the_answer_gets_other_beginnings(make: Any) -> None:
     graph.prompt("", name="toy.cue")
     world.specs = {"toy.cue": graph.declared_parameters()["toy.cue"], **world.specs}
     texts = [text for text, _ in FREE.free_texts(world.context(count=8), world.specs["toy.cue"], 8)]
-    assert {"Label:", "Queue:", "Answer:", "The queue is"} <= set(texts)
+    assert {"Label:", "Queue:", "Category:"} <= set(texts)
     assert all(len(text.split()) < 8 for text in texts)
 
 
