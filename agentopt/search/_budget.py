@@ -87,7 +87,7 @@ class Budget:
         values = dict(data)
         for name in _INTEGERS:
             value = values.get(name)
-            if isinstance(value, float) and math.isfinite(value) and value == int(value):
+            if isinstance(value, float) and value.is_integer():
                 values[name] = int(value)
         return cls(**values)
 
