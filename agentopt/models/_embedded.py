@@ -4,6 +4,9 @@ Forms: `embedded/smollm2-135m-instruct` (the packaged weights), any `.gguf` path
 free, deterministic (a pure function of the request) and run one at a time in a worker thread. `choices=` is answered by
 scoring the labels (see `_embedded_choices`), not by generating text.
 
+A last message of the assistant is the beginning of the reply: the model goes on from it ("Sentiment:" before a label
+helps a small model more than any instruction). An empty one counts as absent, so a tunable beginning may start empty.
+
 `LMOptions.extra`: `{"calibrate": "content_free"}` divides the label probabilities by those the same prompt gives to
 inputs without content (contextual calibration, Zhao et al. 2021, arXiv 2102.09690); everything else is passed to
 llama.cpp (`grammar`, `min_p`, `repeat_penalty`, ...).
@@ -201,6 +204,7 @@ class EmbeddedClient:
 
 
 def _scores(model: Loaded, messages: Sequence[Message], labels: Sequence[str]) -> tuple[dict[str, float], int]:
+    messages = _turns(messages)
     text = model.prompt_text(messages)
     prompt = model.tokens(text, special=True)
     # After an answer prefix such as "Sentiment:" the label is the next word, so it begins with a space.
@@ -220,7 +224,7 @@ def _calibrated(scores: Mapping[str, float], prior: Mapping[str, float]) -> dict
 def _body(request: Request) -> dict[str, Any]:
     options: LMOptions = request.options
     body: dict[str, Any] = {
-        "messages": list(request.messages),
+        "messages": _turns(request.messages),
         "max_tokens": options.max_tokens,
         "temperature": options.temperature,
         "seed": ((options.seed or 0) * 1_000_003 + options.sample) % 2**32,
@@ -236,6 +240,12 @@ def _body(request: Request) -> dict[str, Any]:
     if request.schema is not None:
         body["response_format"] = {"type": "json_schema", "json_schema": {"name": "reply", "schema": request.schema}}
     return body
+
+
+def _turns(messages: Sequence[Message]) -> list[Message]:
+    last = messages[-1]
+    empty = last["role"] == "assistant" and not last.get("content") and not last.get("tool_calls")
+    return list(messages[:-1] if empty and len(messages) > 1 else messages)
 
 
 def _refuse_images(messages: Sequence[Message]) -> None:

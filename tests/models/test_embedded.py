@@ -175,6 +175,22 @@ async def test_choices_give_log_probabilities_that_sum_to_one_and_the_best_label
 @pytest.mark.embedded
 @needs_engine
 @pytest.mark.anyio
+async def test_reply_goes_on_from_a_last_assistant_turn_and_an_empty_one_counts_as_absent() -> None:
+    client = EmbeddedClient()
+    turns = [{"role": "user", "content": "What colour is the sky?"}]
+
+    def begun(text: str) -> Request:
+        beginning = {"role": "assistant", "content": text}
+        return Request("embedded", (*turns, beginning), choices=("blue", "green"))
+
+    plain = await client.send(Request("embedded", tuple(turns), choices=("blue", "green")))
+    assert (await client.send(begun(""))).logprobs == plain.logprobs
+    assert (await client.send(begun("The sky is"))).logprobs != plain.logprobs
+
+
+@pytest.mark.embedded
+@needs_engine
+@pytest.mark.anyio
 async def test_json_schema_and_grammar_constrain_the_reply() -> None:
     client = EmbeddedClient()
     schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
