@@ -34,6 +34,7 @@ from _report import PEERS, ROOT, Row, peer_python, write_results
 import agentopt as ao
 
 SEARCH_ROLLOUTS = 1200
+"""The most a search may use; --search lowers it."""
 SST2 = ["negative", "positive"]
 TREC = {
     "ABBR": "abbreviation",
@@ -46,21 +47,31 @@ TREC = {
 CONTENT_FREE = ("N/A", "[MASK]", "")
 
 sst2_instruction = ao.prompt("Is the movie review positive or negative?", name="sst2.instruction")
+sst2_cue = ao.prompt("", name="sst2.cue")
 sst2_examples = ao.demos(name="sst2.examples", max_items=8)
 trec_instruction = ao.prompt("What type of thing does the question ask for?", name="trec.instruction")
+trec_cue = ao.prompt("", name="trec.cue")
 trec_examples = ao.demos(name="trec.examples", max_items=8)
+
+
+def with_cue(text: str, cue: str) -> list[dict[str, str]]:
+    """The user's turn and, when there is a cue, an open assistant turn that the label continues."""
+    turns = [{"role": "user", "content": text}]
+    return [*turns, {"role": "assistant", "content": cue}] if cue else turns
 
 
 @ao.agent
 async def sst2(review: str) -> str:
-    reply = await ao.lm("agent").complete(system=sst2_instruction, user=review, demos=sst2_examples, choices=SST2)
+    turns = with_cue(review, str(sst2_cue))
+    reply = await ao.lm("agent").complete(turns, system=sst2_instruction, demos=sst2_examples, choices=SST2)
     return reply.text
 
 
 @ao.agent
 async def trec(question: str) -> str:
     labels = list(TREC.values())
-    reply = await ao.lm("agent").complete(system=trec_instruction, user=question, demos=trec_examples, choices=labels)
+    turns = with_cue(question, str(trec_cue))
+    reply = await ao.lm("agent").complete(turns, system=trec_instruction, demos=trec_examples, choices=labels)
     return reply.text
 
 
@@ -281,7 +292,7 @@ def one_seed(task: Task, folder: Path, seed: int, options: argparse.Namespace, s
     out = Outcome(seed)
     common = Counter(row["expected"] for row in rows.train).most_common(1)[0][0]
     out.majority = statistics.fmean(row["expected"] == common for row in rows.test)
-    search = 400 if options.quick else SEARCH_ROLLOUTS
+    search = min(400, options.search) if options.quick else options.search
     began = time.monotonic()
     result = tune(task, rows, seed, store, search)
     out.seconds = time.monotonic() - began
@@ -293,7 +304,7 @@ def one_seed(task: Task, folder: Path, seed: int, options: argparse.Namespace, s
     out.tuned_values = dict(result.best.values)
     out.calibrated = asyncio.run(calibrated(task, task.start, rows.test))
     out.by_hand = asyncio.run(best_by_hand(task, rows))
-    if gepa:
+    if gepa and (options.gepa_seeds is None or seed < options.gepa_seeds):
         out.gepa, out.gepa_calls, out.gepa_seconds = run_gepa(task, rows, seed)
     text = f"{task.name} seed {seed}: start {out.start:.3f} tuned {out.tuned:.3f} ({out.status}) "
     text += f"gepa {out.gepa if out.gepa is None else round(out.gepa, 3)} by hand {out.by_hand:.3f}"
@@ -309,8 +320,9 @@ def summarize(task: Task, found: list[Outcome]) -> list[Row]:
         return statistics.fmean(values), (min(values), max(values))
 
     rows: list[Row] = []
-    has_gepa = all(outcome.gepa is not None for outcome in found)
-    gepa = statistics.fmean(outcome.gepa or 0 for outcome in found) if has_gepa else None
+    with_gepa = [outcome for outcome in found if outcome.gepa is not None]
+    has_gepa = bool(with_gepa)
+    gepa = statistics.fmean(outcome.gepa or 0 for outcome in with_gepa) if has_gepa else None
     labels = {
         "majority": "majority class",
         "start": "starting line",
@@ -322,9 +334,16 @@ def summarize(task: Task, found: list[Outcome]) -> list[Row]:
         value, interval = mean(name)
         peer = ("gepa 0.1.4", gepa) if name == "tuned" and has_gepa else (None, None)
         rows.append(Row(f"{task.name}: {label}", value, "test accuracy, mean of seeds", interval, None, *peer))
-    if has_gepa:
-        value, interval = mean("gepa")
-        rows.append(Row(f"{task.name}: gepa 0.1.4", value, "test accuracy, mean of seeds", interval))
+    if has_gepa and gepa is not None:
+        scores = [outcome.gepa or 0.0 for outcome in with_gepa]
+        rows.append(
+            Row(
+                f"{task.name}: gepa 0.1.4",
+                gepa,
+                f"test accuracy, mean of {len(scores)} seeds",
+                (min(scores), max(scores)),
+            )
+        )
     improved = sum(outcome.status == "improved" for outcome in found)
     rows.append(Row(f"{task.name}: seeds with claim improved", improved, f"of {len(found)}"))
     if task.goal is not None:
@@ -332,12 +351,12 @@ def summarize(task: Task, found: list[Outcome]) -> list[Row]:
         goal = f">= {round(0.8 * len(found))}"
         rows.append(Row(f"{task.name}: seeds at {task.goal} or better", reached, f"of {len(found)}", goal=goal))
     value, interval = mean("search_rollouts")
-    peer = ("gepa 0.1.4", statistics.fmean(outcome.gepa_calls for outcome in found)) if has_gepa else (None, None)
+    peer = ("gepa 0.1.4", statistics.fmean(outcome.gepa_calls for outcome in with_gepa)) if has_gepa else (None, None)
     rows.append(
         Row(f"{task.name}: rollouts of the search", value, "rollouts", interval, f"<= {SEARCH_ROLLOUTS}", *peer)
     )
     value, interval = mean("seconds")
-    peer = ("gepa 0.1.4", statistics.fmean(outcome.gepa_seconds for outcome in found)) if has_gepa else (None, None)
+    peer = ("gepa 0.1.4", statistics.fmean(outcome.gepa_seconds for outcome in with_gepa)) if has_gepa else (None, None)
     rows.append(Row(f"{task.name}: wall time of one run, test included", value, "s", interval, None, *peer))
     return rows
 
@@ -347,13 +366,13 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small rows and budget, two seeds, no gepa")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "classification")
+    parser.add_argument("--search", type=int, default=SEARCH_ROLLOUTS, help="rollouts a search may use")
+    parser.add_argument("--gepa-seeds", type=int, default=None, help="seeds on which gepa runs beside; default all")
     parser.add_argument("--skip-gepa", action="store_true")
     parser.add_argument("--only", choices=[task.name for task in TASKS])
     options = parser.parse_args()
     if not (options.data / "sst2").exists():
-        print(
-            f"tune_public: no data in {options.data.name}/; give --data DIR (see the top of this file); nothing ran"
-        )
+        print(f"tune_public: no data in {options.data.name}/; give --data DIR (see the top of this file); nothing ran")
         return 0
     gepa = not (options.skip_gepa or options.quick)
     if gepa:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from agentopt.graph import parameter_scope
 
 
 @pytest.fixture
@@ -19,3 +22,10 @@ def isolated_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("AGENTOPT_DB", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def own_parameters() -> Iterator[None]:
+    """Parameter names are identities: a test's declarations end with the test."""
+    with parameter_scope():
+        yield

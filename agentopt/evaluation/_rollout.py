@@ -25,7 +25,7 @@ from agentopt.evaluation._metrics import Metric
 from agentopt.evaluation._program import Program
 from agentopt.evaluation._rows import EvaluationOptions, EvaluationRow, KeepTraces, Score
 from agentopt.graph import Candidate, EffectsRefused, LostContextError, Meter, Recording, RolloutScope, Trace
-from agentopt.models import BudgetExhausted, UnknownModel
+from agentopt.models import BudgetExhausted, UnknownModel, capture_session
 from agentopt.store import StoreError
 
 FATAL = (LostContextError, EffectsRefused, UnknownModel, BudgetExhausted, StoreError)
@@ -111,7 +111,7 @@ class Runner:
         outcome = _Outcome(Score(options.min_score))
         with anyio.move_on_after(options.timeout) as limit:
             try:
-                with recording:
+                with recording, capture_session():
                     outcome.output = await program.run(example)
                     recording.set_output(outcome.output)
             except asyncio.CancelledError as error:

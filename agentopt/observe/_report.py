@@ -191,11 +191,16 @@ def _lines(value: Any) -> list[str]:
         return value.splitlines()
     if isinstance(value, list):
         items = cast("list[Any]", value)
-        return [
-            f"{item['input']}  →  {item['output']}" if isinstance(item, dict) and "output" in item else str(item)
-            for item in items
-        ]
+        return [_item(item) for item in items]
     return [json.dumps(value, ensure_ascii=False)]
+
+
+def _item(item: Any) -> str:
+    """A demonstration as `input  →  output`; any other list item as JSON."""
+    if isinstance(item, Mapping) and "output" in item:
+        pair = cast("Mapping[str, Any]", item)
+        return f"{pair['input']}  →  {pair['output']}"
+    return json.dumps(item, ensure_ascii=False)
 
 
 def _usd(amount: Any) -> str:
