@@ -9,6 +9,7 @@ again.
 from __future__ import annotations
 
 import inspect
+import random
 import re
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
@@ -162,10 +163,15 @@ class Joint:
         for place in range(wanted if len(queues) > 1 else 0):
             rng = seeded("joint", context.seed, context.iteration, context.parent.hash, place)
             chosen = rng.sample(range(len(queues)), rng.randint(2, len(queues)))
-            update = merged([queues[at][place % len(queues[at])] for at in sorted(chosen)], self.name)
+            update = merged([_pick(queues[at], place, rng) for at in sorted(chosen)], self.name)
             if update is not None:
                 proposals.offer(update)
         return proposals.updates
+
+
+def _pick(queue: Sequence[Update], place: int, rng: random.Random) -> Update:
+    """The proposal at `place`; of a short list one from near its front, where the better ones stand."""
+    return queue[place % len(queue)] if len(queue) > 24 else queue[int(len(queue) * rng.random() ** 2)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ _LOOKS_LIKE_HEADER = re.compile(r"^===.*===\s*$")
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 
 _FRAME_SLOTS = ("head", "answer", "cues", "tail", "cue")
-_FRAME_KINDS = ("label", "number", "json", "any")
+_FRAME_KINDS = ("label", "number", "json", "text", "any")
 _FRAME_PLACEHOLDERS = frozenset(
     {
         "original",
@@ -166,7 +166,7 @@ def _check_name(name: str, place: str, known: frozenset[str] | None) -> None:
         return
     raise UserError(
         f"{place}: there is no fragment {name!r}; known are {', '.join(_ALLOWED)}, and frames named "
-        "head|answer|cues|tail|cue.label|number|json|any.NAME."
+        "head|answer|cues|tail|cue.label|number|json|text|any.NAME."
     )
 
 
