@@ -29,6 +29,8 @@ def missed(row: dict[str, Any]) -> bool:
     goal = row.get("goal")
     if not goal:
         return False
+    if row["value"] is None:
+        return True
     sign, number = str(goal).split()[:2]
     return row["value"] > float(number) if sign == "<=" else row["value"] < float(number)
 
@@ -36,6 +38,12 @@ def missed(row: dict[str, Any]) -> bool:
 def figure(value: Any) -> str:
     """A number with as many digits as a reader needs."""
     return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def result_files(*, quick: bool = False) -> list[Path]:
+    """The committed full runs, or what `--quick` just wrote."""
+    found = sorted((HERE / "results").glob("*.json"))
+    return [path for path in found if path.name.endswith(".quick.json") == quick]
 
 
 def leaderboard() -> str:
@@ -46,7 +54,7 @@ def leaderboard() -> str:
         "One table per script, made from `results/*.json` by `python benchmarks/run_all.py --table`. A row that misses",
         "its goal stays. Figures of peers were measured in the same run on the same machine.",
     ]
-    for path in sorted((HERE / "results").glob("*.json")):
+    for path in result_files():
         data = json.loads(path.read_text(encoding="utf-8"))
         quick = " (quick form)" if data.get("quick") else ""
         lines += ["", f"## {path.stem}{quick}", "", f"`{data['command']}` · {data['date']} · {data['machine']}", ""]
@@ -80,7 +88,7 @@ def main() -> int:
     (HERE / "README.md").write_text(leaderboard(), encoding="utf-8")
     print("\nRows that miss their goal:")
     none = True
-    for path in sorted((HERE / "results").glob("*.json")):
+    for path in result_files(quick=options.quick):
         for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
             if missed(row):
                 none = False
