@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from agentopt.cli._console import count, err, seconds, short, usd
+from agentopt.cli._console import err, seconds, short, usd
 
 
 class LiveRun:
@@ -37,7 +37,8 @@ class LiveRun:
         )
         self.task: TaskID | None = None
         self.total: int | None = None
-        self.first_rollouts: int | None = None
+        self.rollouts = 0
+        self.spent: float | None = 0.0
 
     def __enter__(self) -> LiveRun:
         self.progress.start()
@@ -59,19 +60,19 @@ class LiveRun:
         if not self.quiet:
             self.progress.console.print(Text.assemble(*parts))
 
-    def show(self, description: str, *, done: int | None = None, total: int | None = None, note: str = "") -> None:
-        """Move the bottom line."""
+    def show(self, description: str) -> None:
+        """Say at the bottom line what is running."""
         if self.task is None:
-            self.task = self.progress.add_task(description, total=total, note=note)
-        self.progress.update(self.task, description=description, completed=done, total=total, note=note)
+            self.task = self.progress.add_task(description, total=self.total, note="")
+        self.progress.update(
+            self.task, description=description, completed=self.rollouts, total=self.total, note=self.note()
+        )
 
     # One method per event kind.
 
     def on_run_started(self, event: Any) -> None:
         self.say(("run ", "dim"), (event.run_id, "bold"), (f"  {event.program}", ""))
         self.say((f"  optimizer {event.optimizer}, driver {event.driver}: {event.driver_reason}", "dim"))
-        if text := event.plan.get("text"):
-            self.say((f"  {text}", "dim"))
         self.show("baseline on validation")
 
     def on_baseline_done(self, event: Any) -> None:
@@ -84,7 +85,8 @@ class LiveRun:
             self.say((f"  calls tools: {calls}", "dim"))
         if text := event.plan.get("text"):
             self.say((f"  {text}", "dim"))
-        self.total = event.plan.get("search")
+        search = event.plan.get("search")
+        self.total = None if search is None else self.rollouts + search
         self.show("asking the optimizer")
 
     def on_proposal_made(self, event: Any) -> None:
@@ -94,18 +96,20 @@ class LiveRun:
                 (f"round {event.iteration + 1}: ", "bold"),
                 (f"no proposal ({event.outcome}: {short(event.detail, 80)})", "yellow"),
             )
-        self.show(f"round {event.iteration + 1}: screening {number} proposals", note=self.score())
+        self.show(f"round {event.iteration + 1}: screening {number}")
 
     def on_screen_done(self, event: Any) -> None:
         self.say(
             (f"round {event.iteration + 1}: ", "bold"),
             f"{len(event.passed)} of {len(event.scores)} proposals beat their parent on {event.rows} examples",
         )
-        self.show(f"round {event.iteration + 1}: racing on validation", note=self.score())
+        self.show(f"round {event.iteration + 1}: racing")
 
     def on_gate_progress(self, event: Any) -> None:
-        note = f"{len(event.live)} left, leader {event.leader_mean:.3f}"
-        self.show(f"round {event.iteration + 1}: racing on validation", done=event.rows, total=event.total, note=note)
+        self.show(f"round {event.iteration + 1}: {len(event.live)} racing, row {event.rows} of {event.total}")
+
+    def on_gate_done(self, event: Any) -> None:
+        self.show("comparing")
 
     def on_candidate_accepted(self, event: Any) -> None:
         self.best = max(self.best or event.validation, event.validation)
@@ -115,24 +119,34 @@ class LiveRun:
             (f"  {event.source}", "dim"),
         )
 
+    def on_row_done(self, event: Any) -> None:
+        if not event.cached:
+            self.rollouts += 1
+            self.spent = None if event.cost is None or self.spent is None else self.spent + event.cost
+        if self.task is not None:
+            self.progress.update(self.task, completed=self.rollouts, total=self.total, note=self.note())
+
     def on_spend(self, event: Any) -> None:
-        spent = event.totals
-        rollouts = int(spent.get("rollouts", 0))
-        if self.first_rollouts is None:
-            self.first_rollouts = rollouts
-        note = f"{self.score()}  {count(rollouts)} rollouts  {usd(spent.get('usd'))}"
-        if event.left is not None and rollouts > self.first_rollouts:
-            pace = (time.monotonic() - self.start) / max(1, rollouts)
-            note += f"  ~{seconds(pace * event.left)} left"
-        total = None if event.left is None else rollouts + event.left
-        self.show("searching", done=rollouts, total=total, note=note)
+        self.total = None if event.left is None else self.rollouts + event.left
+        self.show("asking the optimizer")
 
     def on_warning(self, event: Any) -> None:
         self.say(("warning: ", "yellow"), event.message)
 
     def on_test_done(self, event: Any) -> None:
-        self.show("writing the report", done=1, total=1)
+        self.show("writing the report")
 
-    def score(self) -> str:
-        """Best validation mean so far."""
-        return "" if self.best is None else f"best {self.best:.3f}"
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the view was made."""
+        return time.monotonic() - self.start
+
+    def note(self) -> str:
+        """Rollouts done, score so far, spend so far, time left."""
+        parts = [f"{self.rollouts}" if self.total is None else f"{self.rollouts}/{self.total}"]
+        parts.append("" if self.best is None else f"best {self.best:.3f}")
+        parts.append(usd(self.spent))
+        if self.total and self.rollouts >= 20:
+            pace = self.elapsed / self.rollouts
+            parts.append(f"~{seconds(pace * max(0, self.total - self.rollouts))} left")
+        return "  ".join(part for part in parts if part)

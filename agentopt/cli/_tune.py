@@ -91,7 +91,7 @@ def _run(settings: Settings, *, resume: str | None, as_json: bool, quiet: bool) 
     if as_json:
         print(json.dumps(result.to_dict(), ensure_ascii=False, indent=2, default=str))
     else:
-        print_result(result, _folder(settings, result.run_id), out())
+        print_result(result, _folder(settings, result.run_id), out(), elapsed=live.elapsed)
     return 0
 
 
@@ -137,8 +137,8 @@ def _options(settings: Settings) -> Any:
     )
 
 
-def print_result(result: TuneResult, folder: Path | None, console: Console) -> None:
-    """The end of a run: the claim, what it cost, what changed, where the files are."""
+def print_result(result: TuneResult, folder: Path | None, console: Console, *, elapsed: float | None = None) -> None:
+    """The end of a run: the claim, what it cost, what changed, where the files are. `elapsed` is in seconds."""
     claim = result.claim
     head, colon, figures = claim.text.partition(":")
     console.print()
@@ -149,7 +149,7 @@ def print_result(result: TuneResult, folder: Path | None, console: Console) -> N
         style="dim",
     )
     console.print()
-    console.print(_cost_table(result))
+    console.print(_cost_table(result, elapsed))
     console.print()
     print_diff(console, result.baseline.values, result.best.values)
     console.print()
@@ -164,12 +164,12 @@ def print_result(result: TuneResult, folder: Path | None, console: Console) -> N
         err().print("agentopt: no claim could be made; see the sentence above.", style="yellow")
 
 
-def _cost_table(result: TuneResult) -> Table:
+def _cost_table(result: TuneResult, elapsed: float | None) -> Table:
     cost = result.cost
     table = Table(box=None, pad_edge=False)
     for title in ("cost", "usd", "tokens", "LM calls", "time"):
         table.add_column(title, justify="left" if title == "cost" else "right")
-    minutes = seconds(cost.get("seconds"))
+    minutes = seconds(elapsed)
     table.add_row(
         f"tuning, {int(cost['rollouts'])} rollouts",
         usd(cost["usd"]),

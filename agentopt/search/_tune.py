@@ -19,6 +19,7 @@ from agentopt.search._data import check_splits, make_splits
 from agentopt.search._driver import Driver, resolve_driver
 from agentopt.search._events import Event, RunFinished
 from agentopt.search._loop import Search, Setup
+from agentopt.search._observed import Observed
 from agentopt.search._options import TuneOptions
 from agentopt.search._plan import Sizes, default_budget
 from agentopt.search._result import TuneResult, make_result
@@ -99,12 +100,13 @@ async def tune_program(
             if options.allow_effects:
                 stack.enter_context(allow_effects())
             lm = _optimizer_lm()
+            evaluator = Evaluator(program, measure, _evaluation_options(options, seed), store=kept, run_id=run.id)
             search = Search(
                 Setup(
                     run_id=run.id,
                     program_name=program.name,
                     specs=specs,
-                    source=Evaluator(program, measure, _evaluation_options(options, seed), store=kept, run_id=run.id),
+                    source=evaluator if on_event is None else Observed(evaluator, on_event),
                     optimizer=chosen,
                     driver=steering,
                     driver_reason=reason,
