@@ -52,6 +52,12 @@ class _State:
             self.on_row(row)
 
 
+async def _stay_awake() -> None:
+    """Have the loop look around twice a second: a Ctrl-C that comes just before it goes to sleep is noticed then."""
+    while True:
+        await anyio.sleep(0.5)
+
+
 class Evaluator:
     """Runs candidates of one program under one metric; one per run, so that its cache and its limits are shared."""
 
@@ -141,9 +147,12 @@ class Evaluator:
             self._limit = anyio.Semaphore(self.options.concurrency)
         self._active += 1
         try:
-            async with anyio.create_task_group() as tasks:
-                for _ in range(min(count, self.options.concurrency)):
-                    tasks.start_soon(self._worker, state, tasks.cancel_scope)
+            async with anyio.create_task_group() as outer:
+                outer.start_soon(_stay_awake)
+                async with anyio.create_task_group() as tasks:
+                    for _ in range(min(count, self.options.concurrency)):
+                        tasks.start_soon(self._worker, state, tasks.cancel_scope)
+                outer.cancel_scope.cancel()
         finally:
             self._active -= 1
         if state.fatal is not None:
