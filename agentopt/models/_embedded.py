@@ -7,9 +7,12 @@ scoring the labels (see `_embedded_choices`), not by generating text.
 A last message of the assistant is the beginning of the reply: the model goes on from it ("Sentiment:" before a label
 helps a small model more than any instruction). An empty one counts as absent, so a tunable beginning may start empty.
 
-`LMOptions.extra`: `{"calibrate": "content_free"}` divides the label probabilities by those the same prompt gives to
-inputs without content (contextual calibration, Zhao et al. 2021, arXiv 2102.09690); everything else is passed to
-llama.cpp (`grammar`, `min_p`, `repeat_penalty`, ...).
+`LMOptions.extra["calibrate"]` removes a prompt's label bias: label probabilities are divided by their mean over other
+user turns in place of the last one. `"content_free"`: "N/A", "" and "[MASK]" (contextual calibration, Zhao et al. 2021,
+arXiv 2102.09690). A list of texts: those, typically some training inputs without their labels (batch calibration, Zhou
+et al. 2023, arXiv 2309.17249), written as the user turn is. `"none"` or an empty list: nothing. The mean is computed
+once for each prompt; its passes are not counted in `usage`. Everything else in `extra` is passed to llama.cpp (`grammar`,
+`min_p`, `repeat_penalty`, ...).
 """
 
 from __future__ import annotations
@@ -179,26 +182,26 @@ class EmbeddedClient:
     def _choose(self, model: Loaded, request: Request) -> Reply:
         labels = request.choices or ()
         scores, prompt_tokens = _scores(model, request.messages, labels)
-        calibrate = request.options.extra.get("calibrate", "none")
-        if calibrate == "content_free":
-            scores = _calibrated(scores, self._prior(model, request.messages, labels))
-        elif calibrate != "none":
-            raise LMRefused(f'extra["calibrate"]: expected "none" or "content_free", found {calibrate!r}', status=400)
+        inputs = _calibration_inputs(request.options.extra.get("calibrate", "none"))
+        if inputs:
+            scores = _calibrated(scores, self._prior(model, request.messages, labels, inputs))
         text = max(labels, key=lambda label: scores[label])  # the first of equals
         usage = Usage(input_tokens=prompt_tokens, output_tokens=1, calls=1, tries=1)
         return Reply(text, usage=usage, cost=0.0, logprobs=scores, model=self.name)
 
-    def _prior(self, model: Loaded, messages: Sequence[Message], labels: tuple[str, ...]) -> dict[str, float]:
-        """Mean label probability when the last user turn has no content; computed once per prompt."""
+    def _prior(
+        self, model: Loaded, messages: Sequence[Message], labels: tuple[str, ...], inputs: tuple[str, ...]
+    ) -> dict[str, float]:
+        """Mean label probability over `inputs` in place of the last user turn; computed once per prompt."""
         last = max((i for i, turn in enumerate(messages) if turn["role"] == "user"), default=0)
-        key = (labels, repr([(turn["role"], turn["content"]) for i, turn in enumerate(messages) if i != last]))
+        key = (labels, inputs, repr([(turn["role"], turn["content"]) for i, turn in enumerate(messages) if i != last]))
         found = self._priors.get(key)
         if found is None:
             total = dict.fromkeys(labels, 0.0)
-            for text in _CONTENT_FREE:
+            for text in inputs:
                 blank = [{**turn, "content": text} if i == last else turn for i, turn in enumerate(messages)]
                 for label, logprob in _scores(model, blank, labels)[0].items():
-                    total[label] += math.exp(logprob) / len(_CONTENT_FREE)
+                    total[label] += math.exp(logprob) / len(inputs)
             found = self._priors[key] = total
         return found
 
@@ -211,8 +214,10 @@ def _scores(model: Loaded, messages: Sequence[Message], labels: Sequence[str]) -
     space = "" if text[-1:].isspace() or messages[-1]["role"] != "assistant" else " "
     tokens = {label: model.label_tokens(space + label) for label in labels}
 
+    slot = model.place(prompt)
+
     def next_logprobs(done: Sequence[int], candidates: Sequence[int], absolute: bool) -> dict[int, float]:
-        return model.next_logprobs((*prompt, *done), candidates, absolute)
+        return model.next_logprobs(slot, (*prompt, *done), candidates, absolute)
 
     return score_choices(tokens, next_logprobs), len(prompt)
 
@@ -240,6 +245,20 @@ def _body(request: Request) -> dict[str, Any]:
     if request.schema is not None:
         body["response_format"] = {"type": "json_schema", "json_schema": {"name": "reply", "schema": request.schema}}
     return body
+
+
+def _calibration_inputs(calibrate: Any) -> tuple[str, ...]:
+    if calibrate == "none":
+        return ()
+    if calibrate == "content_free":
+        return _CONTENT_FREE
+    items: list[Any] = cast("list[Any]", calibrate) if isinstance(calibrate, list) else [None]
+    if not all(isinstance(item, str) for item in items):
+        found = f"{calibrate!r:.60}"
+        raise LMRefused(
+            f'extra["calibrate"]: expected "none", "content_free" or a list of texts, found {found}', status=400
+        )
+    return tuple(items)
 
 
 def _turns(messages: Sequence[Message]) -> list[Message]:

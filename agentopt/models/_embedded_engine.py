@@ -2,9 +2,9 @@
 
 Measured choices. Flash attention is off and every slot has key-value memory of its own: otherwise the last bits of a
 probability depend on how much of the prompt came from the prefix cache (60 prompts, 11 of them differed) and on where
-other prompts lie in the shared memory (a greedy text differed). Like this all are bit-equal, so a reply is a pure
-function of its request, whatever ran before. One thread fewer than there are physical cores, for prompt and generation
-alike: llama.cpp's threads spin, and one that cannot get a core stalls all others.
+other prompts lie in the shared memory (a greedy text differed). Like this, and with the rules of `_embedded_slots`, all
+are bit-equal: a reply is a pure function of its request, whatever ran before. One thread fewer than there are physical
+cores, for prompt and generation alike: llama.cpp's threads spin, and one that cannot get a core stalls all others.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from agentopt.models._embedded_files import INSTALL_ENGINE
 from agentopt.models._embedded_lock import MachineLock
+from agentopt.models._embedded_slots import Slots
 from agentopt.models._errors import LMError, LMRefused, LMTimeout, LMUnavailable, UnknownModel
 from agentopt.models._protocol import Message
 
@@ -116,15 +117,19 @@ class Loaded:
             timeout=30,
         )
         self._label_tokens: dict[str, tuple[int, ...]] = {}
+        self._slots = Slots(_SLOTS)
 
     def close(self) -> None:
         """Free the model."""
         self._http.close()
         self._server = None
 
-    def prompt_text(self, messages: Sequence[Message]) -> str:
+    def prompt_text(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> str:
         """The model's own chat template applied; a last assistant message is left open to be continued."""
-        return str(self._post("/apply-template", {"messages": list(messages)})["prompt"])
+        body: dict[str, Any] = {"messages": list(messages)}
+        if tools:
+            body["tools"] = list(tools)
+        return str(self._post("/apply-template", body)["prompt"])
 
     def tokens(self, text: str, *, special: bool = False) -> tuple[int, ...]:
         """Token ids; `special` adds the beginning token, where the model has one, and reads control tokens in it."""
@@ -138,19 +143,33 @@ class Loaded:
             found = self._label_tokens[text] = self.tokens(text)
         return found
 
-    def next_logprobs(self, prompt: Sequence[int], candidates: Sequence[int], absolute: bool) -> dict[int, float]:
+    def place(self, prompt: Sequence[int]) -> int:
+        """The slot that is to compute `prompt` next, cut back to what may be reused (see `_embedded_slots`)."""
+        plan = self._slots.plan(prompt)
+        if plan.first is not None:
+            self.checked(
+                self._server.handle_completions(
+                    {"prompt": list(plan.first), "max_tokens": 1, "temperature": 0.0, "id_slot": plan.slot}
+                )
+            )
+        return plan.slot
+
+    def next_logprobs(
+        self, slot: int, prompt: Sequence[int], candidates: Sequence[int], absolute: bool
+    ) -> dict[int, float]:
         """Log-probability of each candidate as the next token: over the candidates, or over the whole vocabulary.
 
-        Only the part of the prompt that no slot holds yet is computed, so a second look costs one token.
+        Only the part of the prompt that the slot does not hold yet is computed, so a second look costs one token.
         """
         found = dict.fromkeys(candidates, 0.0)
         if len(candidates) > 1:
-            first = self._first_token(prompt, candidates, {"post_sampling_probs": True, "temperature": 1.0})
+            how: dict[str, Any] = {"post_sampling_probs": True, "temperature": 1.0, "id_slot": slot}
+            first = self._first_token(prompt, candidates, how)
             probs = {item["id"]: item["prob"] for item in first["top_probs"]}
             found = {token: math.log(max(probs.get(token, 0.0), 1e-45)) for token in candidates}
         if absolute:
             best = max(candidates, key=lambda token: found[token])
-            shift = self._first_token(prompt, [best], {"temperature": 0.0})["logprob"] - found[best]
+            shift = self._first_token(prompt, [best], {"temperature": 0.0, "id_slot": slot})["logprob"] - found[best]
             found = {token: value + shift for token, value in found.items()}
         return found
 
@@ -171,22 +190,28 @@ class Loaded:
 
     def chat(self, body: dict[str, Any], on_chunk: Callable[[dict[str, Any]], bool]) -> None:
         """Generate; each chunk of the OpenAI stream form goes to `on_chunk`, which returns True to stop."""
+        slot = self._placed(body)
 
         def receive(chunk: Any) -> bool:
             # An exception must not cross the native frames; an error chunk is kept and raised by the caller.
             return on_chunk(cast("dict[str, Any]", chunk))
 
         try:
-            self._server.handle_chat_completions({**body, "stream": True}, receive)
+            self._server.handle_chat_completions({**body, "id_slot": slot, "stream": True}, receive)
         except ValueError as error:
             raise LMRefused(f"the embedded engine rejected the request: {error}", status=400) from error
 
     def chat_once(self, body: dict[str, Any]) -> dict[str, Any]:
         """Generate without a stream (tool calls come whole)."""
+        slot = self._placed(body)
         try:
-            return self.checked(self._server.handle_chat_completions(body))
+            return self.checked(self._server.handle_chat_completions({**body, "id_slot": slot}))
         except ValueError as error:
             raise LMRefused(f"the embedded engine rejected the request: {error}", status=400) from error
+
+    def _placed(self, body: dict[str, Any]) -> int:
+        text = self.prompt_text(body["messages"], body.get("tools") or ())
+        return self.place(self.tokens(text, special=True))
 
     def checked(self, reply: dict[str, Any]) -> dict[str, Any]:
         """The reply, or the error it carries as an exception."""

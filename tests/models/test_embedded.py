@@ -21,6 +21,7 @@ from agentopt.models._embedded import EmbeddedClient, close_engine, embedded_ava
 from agentopt.models._embedded_choices import score_choices
 from agentopt.models._embedded_files import packaged_file
 from agentopt.models._embedded_lock import MachineLock
+from agentopt.models._embedded_slots import Slots
 
 needs_engine = pytest.mark.skipif(not embedded_available(), reason="embedded engine or weights not installed")
 
@@ -75,6 +76,41 @@ def test_labels_of_one_token_take_one_pass_and_further_tokens_one_each() -> None
     assert passes == [()]
     score_choices({"a": (1, 2, 3), "b": (2,)}, counted)
     assert passes == [(), (), (1,), (1, 2)]
+
+
+# ---- prefix reuse
+
+
+@given(st.lists(st.lists(st.integers(10, 12), min_size=2, max_size=9), min_size=1, max_size=30))
+def test_no_prompt_reuses_single_token_passes_or_leaves_a_pass_of_one_token(prompts: list[list[int]]) -> None:
+    """A model of the engine: it reuses the longest common prefix of what a slot holds, and computes the rest."""
+    slots, held = Slots(2), {0: list[tuple[int, bool]](), 1: list[tuple[int, bool]]()}
+
+    def compute(slot: int, prompt: Sequence[int]) -> int:
+        common = 0
+        while common < min(len(held[slot]), len(prompt)) and held[slot][common][0] == prompt[common]:
+            common += 1
+        common = min(common, len(prompt) - 1)
+        new = prompt[common:]
+        held[slot] = [*held[slot][:common], *((token, len(new) == 1) for token in new)]
+        return len(new)
+
+    for prompt in prompts:
+        plan = slots.plan(prompt)
+        if plan.first is not None:
+            compute(plan.slot, plan.first)
+        assert compute(plan.slot, prompt) >= 2
+        assert not any(alone for _, alone in held[plan.slot])
+        held[plan.slot].append((11, True))  # the reply, one token at a time
+
+
+def test_shared_beginning_is_reused_and_other_prompts_get_slots_of_their_own() -> None:
+    slots = Slots(2)
+    slots.plan(range(100))
+    again = slots.plan([*range(90), *range(200, 210)])
+    assert (again.reused, again.first) == (90, None)
+    assert slots.plan(range(300, 400)).slot != again.slot
+    assert slots.plan([*range(90), 7, 8]).slot == again.slot
 
 
 # ---- files
@@ -153,6 +189,7 @@ async def test_reply_is_a_pure_function_of_the_request_whatever_ran_before() -> 
     texts = ["a fine film", "dull and far too long", "it works , mostly , and the cast is a delight", "no"]
     requests = [_request(text, system="Is the review positive or negative?", choices=labels) for text in texts]
     requests += [_request(text) for text in texts[:2]]
+    requests += [requests[0], _request(texts[0] + " ,", system="Is the review positive or negative?", choices=labels)]
     first = [await client.send(request) for request in requests]
     close_engine()
     again = [await client.send(request) for request in reversed(requests)][::-1]
@@ -184,7 +221,7 @@ async def test_reply_goes_on_from_a_last_assistant_turn_and_an_empty_one_counts_
         return Request("embedded", (*turns, beginning), choices=("blue", "green"))
 
     plain = await client.send(Request("embedded", tuple(turns), choices=("blue", "green")))
-    assert (await client.send(begun(""))).logprobs == plain.logprobs
+    assert await client.send(begun("")) == plain
     assert (await client.send(begun("The sky is"))).logprobs != plain.logprobs
 
 
@@ -254,6 +291,9 @@ async def test_calibration_divides_by_what_inputs_without_content_get() -> None:
     )
     assert calibrated.logprobs != plain.logprobs
     assert math.isclose(sum(math.exp(value) for value in (calibrated.logprobs or {}).values()), 1.0, rel_tol=1e-4)
+    extra = {"calibrate": ["a good film", "a bad film"]}
+    batch = await client.send(_request("fine", choices=("positive", "negative"), extra=extra))
+    assert batch.logprobs not in (plain.logprobs, calibrated.logprobs)
     with pytest.raises(LMRefused, match="content_free"):
         await client.send(_request("fine", choices=("a", "b"), extra={"calibrate": "yes"}))
 
