@@ -11,8 +11,8 @@ helps a small model more than any instruction). An empty one counts as absent, s
 user turns in place of the last one. `"content_free"`: "N/A", "" and "[MASK]" (contextual calibration, Zhao et al. 2021,
 arXiv 2102.09690). A list of texts: those, typically some training inputs without their labels (batch calibration, Zhou
 et al. 2023, arXiv 2309.17249), written as the user turn is. `"none"` or an empty list: nothing. The mean is computed
-once for each prompt; its passes are not counted in `usage`. Everything else in `extra` is passed to llama.cpp (`grammar`,
-`min_p`, `repeat_penalty`, ...).
+once for each prompt; its passes are not counted in `usage`. Everything else in `extra` is passed to llama.cpp
+(`grammar`, `min_p`, `repeat_penalty`, ...).
 """
 
 from __future__ import annotations
