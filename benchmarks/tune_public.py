@@ -32,6 +32,8 @@ from typing import Any
 from _report import PEERS, ROOT, Row, peer_python, write_results
 
 import agentopt as ao
+from agentopt import models
+from agentopt.store import Store
 
 SEARCH_ROLLOUTS = 1200
 """The most a search may use; --search lowers it."""
@@ -44,13 +46,16 @@ TREC = {
     "LOC": "location",
     "NUM": "number",
 }
+MODEL = "embedded/smollm2-135m-instruct"
 CONTENT_FREE = ("N/A", "[MASK]", "")
 
 sst2_instruction = ao.prompt("Is the movie review positive or negative?", name="sst2.instruction")
 sst2_cue = ao.prompt("", name="sst2.cue")
+sst2_calibrate = ao.choice(["none", "content_free"], name="sst2.calibrate")
 sst2_examples = ao.demos(name="sst2.examples", max_items=8)
 trec_instruction = ao.prompt("What type of thing does the question ask for?", name="trec.instruction")
 trec_cue = ao.prompt("", name="trec.cue")
+trec_calibrate = ao.choice(["none", "content_free"], name="trec.calibrate")
 trec_examples = ao.demos(name="trec.examples", max_items=8)
 
 
@@ -60,18 +65,25 @@ def with_cue(text: str, cue: str) -> list[dict[str, str]]:
     return [*turns, {"role": "assistant", "content": cue}] if cue else turns
 
 
+def reading(calibrate: object) -> ao.LMOptions:
+    """How label probabilities are read: as they are, or divided by their prior on content-free inputs."""
+    return ao.LMOptions(extra={"calibrate": calibrate} if calibrate != "none" else {})
+
+
 @ao.agent
 async def sst2(review: str) -> str:
-    turns = with_cue(review, str(sst2_cue))
-    reply = await ao.lm("agent").complete(turns, system=sst2_instruction, demos=sst2_examples, choices=SST2)
+    turns, options = with_cue(review, str(sst2_cue)), reading(sst2_calibrate.value)
+    model = ao.lm("agent")
+    reply = await model.complete(turns, system=sst2_instruction, demos=sst2_examples, choices=SST2, options=options)
     return reply.text
 
 
 @ao.agent
 async def trec(question: str) -> str:
     labels = list(TREC.values())
-    turns = with_cue(question, str(trec_cue))
-    reply = await ao.lm("agent").complete(turns, system=trec_instruction, demos=trec_examples, choices=labels)
+    turns, options = with_cue(question, str(trec_cue)), reading(trec_calibrate.value)
+    model = ao.lm("agent")
+    reply = await model.complete(turns, system=trec_instruction, demos=trec_examples, choices=labels, options=options)
     return reply.text
 
 
@@ -138,7 +150,7 @@ class Outcome:
     majority: float = 0.0
     start: float = 0.0
     calibrated: float = 0.0
-    by_hand: float = 0.0
+    by_hand: float | None = None
     tuned: float = 0.0
     gepa: float | None = None
     status: str = ""
@@ -302,12 +314,17 @@ def one_seed(task: Task, folder: Path, seed: int, options: argparse.Namespace, s
     tested = len(rows.test) * (1 if claim.status == "kept_baseline" else 2)
     out.search_rollouts = int(result.cost["rollouts"]) - tested
     out.tuned_values = dict(result.best.values)
-    out.calibrated = asyncio.run(calibrated(task, task.start, rows.test))
-    out.by_hand = asyncio.run(best_by_hand(task, rows))
-    if gepa and (options.gepa_seeds is None or seed < options.gepa_seeds):
+    with Store.open(store) as cache:  # the starting line's test replies are known already
+        ao.configure(models={"agent": MODEL}, cache=cache)
+        out.calibrated = asyncio.run(calibrated(task, task.start, rows.test))
+        if options.peer_seeds is None or seed < options.peer_seeds:
+            out.by_hand = asyncio.run(best_by_hand(task, rows))
+    models.reset()
+    ao.configure(models={"agent": MODEL})
+    if gepa and (options.peer_seeds is None or seed < options.peer_seeds):
         out.gepa, out.gepa_calls, out.gepa_seconds = run_gepa(task, rows, seed)
     text = f"{task.name} seed {seed}: start {out.start:.3f} tuned {out.tuned:.3f} ({out.status}) "
-    text += f"gepa {out.gepa if out.gepa is None else round(out.gepa, 3)} by hand {out.by_hand:.3f}"
+    text += f"calibrated {out.calibrated:.3f} by hand {out.by_hand} gepa {out.gepa}"
     print(f"{text} {out.search_rollouts} rollouts {out.seconds:.0f} s", flush=True)
     return out
 
@@ -316,7 +333,7 @@ def summarize(task: Task, found: list[Outcome]) -> list[Row]:
     """Rows of the result file for one task."""
 
     def mean(name: str) -> tuple[float, tuple[float, float]]:
-        values = [getattr(outcome, name) for outcome in found]
+        values = [value for outcome in found if (value := getattr(outcome, name)) is not None]
         return statistics.fmean(values), (min(values), max(values))
 
     rows: list[Row] = []
@@ -331,6 +348,8 @@ def summarize(task: Task, found: list[Outcome]) -> list[Row]:
         "tuned": "agentopt tune",
     }
     for name, label in labels.items():
+        if all(getattr(outcome, name) is None for outcome in found):
+            continue
         value, interval = mean(name)
         peer = ("gepa 0.1.4", gepa) if name == "tuned" and has_gepa else (None, None)
         rows.append(Row(f"{task.name}: {label}", value, "test accuracy, mean of seeds", interval, None, *peer))
@@ -367,7 +386,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "classification")
     parser.add_argument("--search", type=int, default=SEARCH_ROLLOUTS, help="rollouts a search may use")
-    parser.add_argument("--gepa-seeds", type=int, default=None, help="seeds on which gepa runs beside; default all")
+    parser.add_argument("--peer-seeds", type=int, default=None, help="seeds with gepa and hand-written; default all")
     parser.add_argument("--skip-gepa", action="store_true")
     parser.add_argument("--only", choices=[task.name for task in TASKS])
     options = parser.parse_args()
@@ -381,19 +400,18 @@ def main() -> int:
         print(f"gepa could not be installed: {problem}" if problem else "gepa 0.1.4 runs beside", flush=True)
         sys.path.extend(glob.glob(str(ROOT / PEERS / "lib" / "python3*" / "site-packages")))
     seeds = 2 if options.quick else options.seeds
-    ao.configure(models={"agent": "embedded/smollm2-135m-instruct"})
+    ao.configure(models={"agent": MODEL})
     rows: list[Row] = []
     detail: dict[str, Any] = {}
     for task in TASKS:
         if options.only in (None, task.name):
             with tempfile.TemporaryDirectory() as folder:
-                found = [
-                    one_seed(task, options.data, seed, options, Path(folder) / f"{seed}.db", gepa)
-                    for seed in range(seeds)
-                ]
+                found: list[Outcome] = []
+                for seed in range(seeds):
+                    found.append(one_seed(task, options.data, seed, options, Path(folder) / f"{seed}.db", gepa))
+                    detail[task.name] = [vars(outcome) for outcome in found]
+                    write_results("tune_public", [*rows, *summarize(task, found)], quick=options.quick, extra=detail)
             rows += summarize(task, found)
-            detail[task.name] = [vars(outcome) for outcome in found]
-            write_results("tune_public", rows, quick=options.quick, extra=detail)
     return 0
 
 
