@@ -49,7 +49,8 @@ def data_of(*texts: str, expected: Any = "ok") -> Dataset:
 
 def evaluator(target: Callable[..., Any], metric: Any = "exact_match", **options: Any) -> Evaluator:
     store, run_id = options.pop("store", None), options.pop("run_id", None)
-    made = EvaluationOptions(**({"timeout": 20.0} | options))
+    given: dict[str, Any] = {"timeout": 20.0} | options
+    made = EvaluationOptions(**given)
     return Evaluator(load_program(target), resolve_metric(metric), made, store=store, run_id=run_id)
 
 
@@ -382,7 +383,7 @@ def test_a_read_in_a_thread_without_context_stops_the_evaluation_even_when_swall
         return "ok"
 
     with pytest.raises(LostContextError, match=r"'e\.lost' was read at .*test_evaluator\.py:\d+"):
-        run(target, data_of("a", "b"))
+        run(target, data_of("a", "b"), concurrency=1)
 
     def bound(text: str) -> str:
         found: list[str] = []
