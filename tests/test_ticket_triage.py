@@ -20,7 +20,7 @@ from agentopt.graph import step_info
 from agentopt.models import ModelsConfig, use
 
 FOLDER = Path(__file__).parents[1] / "traces" / "ticket_triage"
-LABELS = ("money", "delivery", "repair", "profile")
+LABELS = ("billing", "shipping", "technical", "account")
 SPLITS = ("train", "val", "test")
 FIELDS = {"id", "ticket", "channel", "queue", "priority", "order_id", "also"}
 
@@ -106,8 +106,8 @@ def run(program: Any, ticket: str, answer: str) -> tuple[dict[str, Any], ao.Trac
 
 
 def test_agent_routes_looks_up_the_order_and_sets_a_priority(program: Any) -> None:
-    output, trace = run(program, "Refund for OM-10127 please, it is urgent.", "money")
-    assert output["queue"] == "money"
+    output, trace = run(program, "Refund for OM-10127 please, it is urgent.", "billing")
+    assert output["queue"] == "billing"
     assert output["priority"] == "urgent"
     assert output["order"] == {"found": True, "product": "robot vacuum", "status": "returned", "total": 349.0}
     kinds = {op.op: op.kind for op in trace.ops}
@@ -116,24 +116,42 @@ def test_agent_routes_looks_up_the_order_and_sets_a_priority(program: Any) -> No
 
 
 def test_agent_survives_an_unknown_order_and_a_ticket_without_one(program: Any) -> None:
-    unknown, _ = run(program, "Where is OM-99999?", "delivery")
-    without, trace = run(program, "Do you deliver on Sundays?", "delivery")
+    unknown, _ = run(program, "Where is OM-99999?", "shipping")
+    without, trace = run(program, "Do you deliver on Sundays?", "shipping")
     assert unknown["order"] == {"found": False}
     assert without["order"] is None
     assert without["priority"] == "low"
     assert trace.find("lookup_order") == []
 
 
-def test_agent_labels_are_those_of_the_data_and_only_prompt_and_demos_are_tunable(program: Any) -> None:
+def test_agent_labels_are_those_of_the_data_and_the_tool_is_frozen(program: Any) -> None:
     module: ModuleType = __import__("sys").modules[program.module]
     assert module.LABELS == LABELS
-    assert sorted(program.tunable()) == ["triage.examples", "triage.instruction"]
+    assert sorted(program.tunable()) == ["triage.calibrate", "triage.cue", "triage.examples", "triage.instruction"]
     assert step_info(program.target) is not None
 
 
+def test_agent_sends_the_cue_and_the_calibration_only_when_they_are_set(program: Any) -> None:
+    seen: list[Any] = []
+
+    def model(request: Any) -> str:
+        seen.append(request)
+        return "shipping"
+
+    tuned = ao.Candidate({"triage.cue": "Queue:", "triage.calibrate": "content_free"})
+    with use(ModelsConfig({"agent": ao.FunctionLM(model)})):
+        asyncio.run(program.target("Where is it?"))
+        with tuned.active():
+            asyncio.run(program.target("Where is it?"))
+    assert [message["role"] for message in seen[0].messages] == ["system", "user"]
+    assert not seen[0].options.extra
+    assert seen[1].messages[-1] == {"role": "assistant", "content": "Queue:"}
+    assert seen[1].options.extra == {"calibrate": "content_free"}
+
+
 def test_feedback_reaches_the_instruction(program: Any) -> None:
-    _, trace = run(program, "My parcel is late.", "money")
-    found = ao.backward(trace, [ao.Feedback(target=trace.output_id, text="expected delivery", score=0.0)])
+    _, trace = run(program, "My parcel is late.", "billing")
+    found = ao.backward(trace, [ao.Feedback(target=trace.output_id, text="expected shipping", score=0.0)])
     assert {"triage.instruction", "triage.examples"} <= set(found)
 
 

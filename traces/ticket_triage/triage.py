@@ -1,7 +1,7 @@
 """An agent for a web shop's support desk: which queue gets the ticket, and how soon must someone answer?
 
 Three steps: a language model chooses the queue, a tool looks up the order that the ticket names, and plain code sets
-the priority. `agentopt tune` may change the instruction and the worked examples of the first step.
+the priority. `agentopt tune` may change what the first step says to the model, and how it reads the answer.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from typing import Any
 
 import agentopt as ao
 
-LABELS = ("money", "delivery", "repair", "profile")
+LABELS = ("billing", "shipping", "technical", "account")
 
 # Deliberately the first thing that comes to mind: tuning starts from here.
 instruction = ao.prompt("Route the ticket.", name="triage.instruction")
 examples = ao.demos(name="triage.examples", max_items=8)
+cue = ao.prompt("", name="triage.cue")  # the first words of the answer, written for the model; none to start with
+# How the queues' probabilities are read: as they are, or divided by what the prompt gives to an empty ticket.
+calibrate = ao.choice(["none", "content_free"], name="triage.calibrate")
 
 _ORDERS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("orders.json").read_text(encoding="utf-8"))
 _ORDER_ID = re.compile(r"\bOM-\d{5}\b")
@@ -31,7 +34,12 @@ _QUESTION = re.compile(r"\b(can i|could|do you|does|is there|how do i|where do i
 @ao.step
 async def choose_queue(ticket: str) -> str:
     """Let the model pick one of the queues."""
-    reply = await ao.lm("agent").complete(system=instruction, user=ticket, demos=examples, choices=LABELS)
+    turns = [{"role": "user", "content": ticket}]
+    if beginning := cue.value:
+        turns.append({"role": "assistant", "content": beginning})
+    # Only the embedded model knows this option, so it is sent only when it is on.
+    options = ao.LMOptions() if calibrate.value == "none" else ao.LMOptions(extra={"calibrate": calibrate.value})
+    reply = await ao.lm("agent").complete(turns, system=instruction, demos=examples, choices=LABELS, options=options)
     return reply.text
 
 
