@@ -314,6 +314,7 @@ async def test_a_stream_that_is_left_early_closes_its_connection(server: FakeSer
     with anyio.fail_after(10):
         while server.active:
             await anyio.sleep(0.01)
+    assert not server.active
 
 
 async def test_a_stream_retries_before_its_first_piece(server: FakeServer, clock: Any) -> None:

@@ -125,6 +125,7 @@ async def test_cancelling_a_call_closes_its_connection(server: FakeServer) -> No
     with anyio.fail_after(10):
         while server.active:
             await anyio.sleep(0.01)
+    assert not server.active
 
 
 # ---- throttle

@@ -173,4 +173,4 @@ async def test_D12_garbage_instructions_are_dropped_or_legal(make: Any, reply: s
     world.lm = LM(make.client(lambda _: reply))
     context = world.context(count=3)
     for update in await Instructions().propose(context):
-        apply_edits(context.parent, update.edits, context.specs)
+        assert apply_edits(context.parent, update.edits, context.specs).hash != context.parent.hash
