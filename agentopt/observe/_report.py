@@ -124,7 +124,10 @@ def build_report(
     proposals = proposals_of(events)
     baseline: Mapping[str, Any] = summary.get("baseline") or {}
     best: Mapping[str, Any] = summary.get("best") or {}
-    flips = _flips(rows, str(baseline.get("hash", "")), str(best.get("hash", "")), test)
+    origin: Mapping[str, Any] = config.get("origin") or {}
+    settings: Mapping[str, Any] = origin.get("settings") or {}
+    output_field: str | None = settings.get("output_field")
+    flips = _flips(rows, str(baseline.get("hash", "")), str(best.get("hash", "")), test, output_field)
     plan = next(
         (event["plan"].get("text", "") for event in reversed(events) if event.get("kind") == "baseline_done"), ""
     )
@@ -252,7 +255,9 @@ def _points(rows: Sequence[ProposalRow], start: float) -> list[Point]:
     return points
 
 
-def _flips(rows: Sequence[Mapping[str, Any]], baseline: str, best: str, test: Dataset | None) -> list[Flip]:
+def _flips(
+    rows: Sequence[Mapping[str, Any]], baseline: str, best: str, test: Dataset | None, output_field: str | None
+) -> list[Flip]:
     """Test rows (first repeat) on which baseline and best scored differently."""
     if test is None or baseline == best:
         return []
@@ -271,11 +276,19 @@ def _flips(rows: Sequence[Mapping[str, Any]], baseline: str, best: str, test: Da
                     fixed=new["score"] > old["score"],
                     input=_clip(shown),
                     expected=_clip(example.expected, 60),
-                    before=_clip(old.get("error") or old.get("output"), 60),
-                    after=_clip(new.get("error") or new.get("output"), 60),
+                    before=_clip(_answer(old, output_field), 60),
+                    after=_clip(_answer(new, output_field), 60),
                 )
             )
     return flips
+
+
+def _answer(row: Mapping[str, Any], output_field: str | None) -> Any:
+    """What the metric read: the error, the output's field, or the output."""
+    output = row.get("output")
+    if output_field and isinstance(output, Mapping):
+        output = cast("Mapping[str, Any]", output).get(output_field)
+    return row.get("error") or output
 
 
 def _balanced(flips: Sequence[Flip]) -> list[Flip]:
