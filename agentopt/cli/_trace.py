@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,16 +58,8 @@ def show_trace(reference: str, store: str | None, *, op: int | None, limit: int,
     tokens = total.input_tokens + total.output_tokens
     head = f"{len(trace.ops)} ops, {total.calls} LM calls, {tokens} tokens, {usd(trace.cost)}"
     root = Tree(Text(head, style="bold"))
-    branches: dict[int, Tree] = {}
-    shown = 0
-    for record in trace.ops:
-        if record.kind in HIDDEN:
-            continue
-        shown += 1
-        if shown > limit:
-            continue
-        parent = branches.get(record.parent_op, root) if record.parent_op is not None else root
-        branches[record.id] = parent.add(_line(record, console.width))
+    shown = [record for record in trace.ops if record.kind not in HIDDEN]
+    _grow(root, shown, limit, console.width)
     console.print(root)
     if trace.parameters:
         console.print(Text("\nparameters read", style="bold"))
@@ -76,8 +69,25 @@ def show_trace(reference: str, store: str | None, *, op: int | None, limit: int,
                     ("  " + name, "blue"), f" = {short(parameter.value, max(20, console.width - len(name) - 8))}"
                 )
             )
-    if shown > limit:
-        err().print(f"{shown - limit} more ops; --limit {shown} prints all.")
+    if len(shown) > limit:
+        err().print(f"{len(shown) - limit} more ops; --limit {len(shown)} prints all.")
+
+
+def _grow(root: Tree, records: Sequence[OpRecord], limit: int, width: int) -> None:
+    """Hang at most `limit` records below the call that made them, in the order in which they started.
+
+    Ids follow completion, so an enclosing call has a larger id than what it called: children are gathered first.
+    """
+    known = {record.id for record in records}
+    below: dict[int | None, list[OpRecord]] = {}
+    for record in sorted(records, key=lambda item: item.started):
+        below.setdefault(record.parent_op if record.parent_op in known else None, []).append(record)
+    waiting = [(record, root) for record in reversed(below.get(None, []))]
+    while waiting and limit > 0:
+        record, parent = waiting.pop()
+        branch = parent.add(_line(record, width))
+        limit -= 1
+        waiting.extend((child, branch) for child in reversed(below.get(record.id, [])))
 
 
 def _line(record: OpRecord, width: int) -> Text:
