@@ -315,7 +315,11 @@ def one_seed(task: Task, folder: Path, seed: int, options: argparse.Namespace, s
     out.p_value, out.interval = claim.p_value, claim.interval
     tested = len(rows.test) * (1 if claim.status == "kept_baseline" else 2)
     out.search_rollouts = int(result.cost["rollouts"]) - tested
-    out.tuned_values = dict(result.best.values)
+    # Demonstrations are rows of data sets that are not ours to pass on: their number is enough.
+    out.tuned_values = {
+        name: f"{len(value)} demonstrations" if isinstance(value, list) else value
+        for name, value in result.best.values.items()
+    }
     with Store.open(store) as cache:  # the starting line's test replies are known already
         ao.configure(models={"agent": MODEL}, cache=cache)
         out.calibrated = asyncio.run(calibrated(task, task.start, rows.test))
