@@ -52,8 +52,8 @@ def leaderboard() -> str:
         "# What was measured",
         "",
         "One table per script, made from `results/*.json` by `python benchmarks/run_all.py --table`. A row that misses",
-        "its goal stays. Peers were measured on the same machine and day; `tune_public` ran each task, and the peers of",
-        "its seed 0, as processes of their own, some of them at the same time.",
+        "its goal stays. Peers were measured on the same machine and day; `tune_public` ran each task, and the peers",
+        "of its seed 0, as processes of their own, some of them at the same time.",
     ]
     for path in result_files():
         data = json.loads(path.read_text(encoding="utf-8"))
