@@ -87,6 +87,7 @@ from agentopt.graph._parameters import (
 )
 from agentopt.graph._recording import Operation, Recording, current_recording, operation, record, report_usage
 from agentopt.graph._records import EdgeKind, ErrorRecord, Feedback, OpRecord, TracedParameter, Usage
+from agentopt.graph._structured import EditError, StructuredEdit
 from agentopt.graph._trace import Trace
 from agentopt.graph._values import Reference
 
@@ -103,6 +104,7 @@ __all__ = [
     "DropDemo",
     "EdgeKind",
     "Edit",
+    "EditError",
     "EffectsRefused",
     "ErrorRecord",
     "ExecutionError",
@@ -134,6 +136,7 @@ __all__ = [
     "SetText",
     "SetValue",
     "StepInfo",
+    "StructuredEdit",
     "Subgraph",
     "ThreadPoolExecutor",
     "Tool",

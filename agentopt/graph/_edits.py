@@ -6,9 +6,9 @@ Each edit names one parameter, can say what is wrong with it (`check`) and can m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
 from agentopt.errors import UserError
 from agentopt.graph._jsonvalue import JSONValue, copied, normalize
@@ -18,22 +18,11 @@ from agentopt.graph._parameters import (
     ParameterSpec,
     demo_problems,
     find_parameter,
-    suggestion,
 )
+from agentopt.graph._structured import STRUCTURED, Problem, StructuredEdit, resolve_spec
 
 if TYPE_CHECKING:
     from agentopt.graph._candidate import Candidate
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Why an edit is not allowed: the parameter's name and one clear clause."""
-
-    name: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.message}"
 
 
 class IllegalEdit(UserError):
@@ -42,19 +31,6 @@ class IllegalEdit(UserError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
         super().__init__("edit refused: " + "; ".join(str(problem) for problem in self.problems))
-
-
-def _resolve(
-    name: str, kinds: frozenset[str], edit_kind: str, specs: Mapping[str, ParameterSpec]
-) -> tuple[ParameterSpec | None, list[Problem]]:
-    spec = specs.get(name)
-    if spec is None:
-        known = ", ".join(specs) or "none"
-        message = f"not a tunable parameter{suggestion(name, list(specs))}; tunable are: {known}"
-        return None, [Problem(name, message)]
-    if spec.kind not in kinds:
-        return None, [Problem(name, f"{edit_kind} does not fit a parameter of kind {spec.kind!r}")]
-    return spec, []
 
 
 def _current(candidate: Candidate, name: str) -> JSONValue:
@@ -78,7 +54,7 @@ class _SetValue:
 
     def check(self, candidate: Candidate, specs: Mapping[str, ParameterSpec]) -> list[Problem]:
         """Return what keeps this edit from being applied; an empty list when nothing does."""
-        spec, problems = _resolve(self.name, self.kinds, self.kind, specs)
+        spec, problems = resolve_spec(self.name, self.kinds, self.kind, specs)
         if spec is None:
             return problems
         try:
@@ -179,10 +155,10 @@ class SetCode(_SetValue):
 
 @dataclass(frozen=True, slots=True)
 class SetValue(_SetValue):
-    """Replace a parameter of kind "value": any JSON value that its constraint allows."""
+    """Replace a JSON value as a whole: a "value", or the whole of a list of principles, a toolbox or a pipeline."""
 
     kind: ClassVar[str] = "set_value"
-    kinds: ClassVar[frozenset[str]] = frozenset({"value"})
+    kinds: ClassVar[frozenset[str]] = frozenset({"value", "principles", "tools", "pipeline"})
     name: str
     value: JSONValue
 
@@ -215,7 +191,7 @@ class AddDemo:
 
     def check(self, candidate: Candidate, specs: Mapping[str, ParameterSpec]) -> list[Problem]:
         """Return what keeps this edit from being applied; an empty list when nothing does."""
-        spec, problems = _resolve(self.name, frozenset({"demos"}), self.kind, specs)
+        spec, problems = resolve_spec(self.name, frozenset({"demos"}), self.kind, specs)
         if spec is None:
             return problems
         found = demo_problems(self.item)
@@ -242,7 +218,7 @@ class DropDemo:
 
     def check(self, candidate: Candidate, specs: Mapping[str, ParameterSpec]) -> list[Problem]:
         """Return what keeps this edit from being applied; an empty list when nothing does."""
-        spec, problems = _resolve(self.name, frozenset({"demos"}), self.kind, specs)
+        spec, problems = resolve_spec(self.name, frozenset({"demos"}), self.kind, specs)
         if spec is None:
             return problems
         items = _items(candidate.get(self.name, spec.default))
@@ -262,9 +238,9 @@ class DropDemo:
         return {"kind": self.kind, "name": self.name, "index": self.index}
 
 
-Edit: TypeAlias = SetText | SetDemos | AddDemo | DropDemo | SetNumber | SetChoice | SetCode | SetValue
+Edit: TypeAlias = SetText | SetDemos | AddDemo | DropDemo | SetNumber | SetChoice | SetCode | SetValue | StructuredEdit
 
-_FIELDS: Mapping[str, tuple[type[Edit], str]] = {
+_FIELDS: Mapping[str, tuple[Callable[[str, Any], Edit], str]] = {
     SetText.kind: (SetText, "text"),
     SetDemos.kind: (SetDemos, "items"),
     AddDemo.kind: (AddDemo, "item"),
@@ -274,7 +250,7 @@ _FIELDS: Mapping[str, tuple[type[Edit], str]] = {
     SetCode.kind: (SetCode, "source"),
     SetValue.kind: (SetValue, "value"),
 }
-_SETTERS: Mapping[ParameterKind, type[Edit]] = {
+_SETTERS: Mapping[ParameterKind, Callable[[str, Any], Edit]] = {
     "prompt": SetText,
     "knowledge": SetText,
     "tool_text": SetText,
@@ -283,6 +259,9 @@ _SETTERS: Mapping[ParameterKind, type[Edit]] = {
     "choice": SetChoice,
     "code": SetCode,
     "value": SetValue,
+    "principles": SetValue,
+    "tools": SetValue,
+    "pipeline": SetValue,
 }
 
 
@@ -293,8 +272,10 @@ def edit_from_dict(data: Mapping[str, object]) -> Edit:
         UserError: unknown kind, or a field is missing or of the wrong type.
     """
     kind = data.get("kind")
+    if isinstance(kind, str) and kind in STRUCTURED:
+        return STRUCTURED[kind].from_dict(data)
     if not isinstance(kind, str) or kind not in _FIELDS:
-        raise UserError(f"edit kind: found {kind!r}; expected one of {', '.join(_FIELDS)}.")
+        raise UserError(f"edit kind: found {kind!r}; expected one of {', '.join((*_FIELDS, *STRUCTURED))}.")
     cls, content = _FIELDS[kind]
     name = data.get("name")
     if not isinstance(name, str):
@@ -306,12 +287,12 @@ def edit_from_dict(data: Mapping[str, object]) -> Edit:
     wrong_number = kind == SetNumber.kind and (isinstance(value, bool) or not isinstance(value, (int, float)))
     if wrong_number or (expected is not None and (not isinstance(value, expected) or isinstance(value, bool))):
         raise UserError(f"edit {kind} of {name!r}: {content!r} has the wrong type ({type(value).__name__}).")
-    return cls(name, value)  # pyright: ignore[reportArgumentType]  # checked just above
+    return cls(name, value)
 
 
 def set_value(spec: ParameterSpec, value: JSONValue) -> Edit:
     """Return the edit that gives the parameter `spec` the value `value`, whatever its kind."""
-    return _SETTERS[spec.kind](spec.name, value)  # pyright: ignore[reportArgumentType]  # `check` judges the value
+    return _SETTERS[spec.kind](spec.name, value)
 
 
 def _projected(edit: Edit, spec: ParameterSpec) -> Edit:
@@ -319,7 +300,7 @@ def _projected(edit: Edit, spec: ParameterSpec) -> Edit:
     if spec.projection is None:
         return edit
     match edit:
-        case AddDemo() | DropDemo():
+        case AddDemo() | DropDemo() | StructuredEdit():
             return edit
         case SetText():
             value: JSONValue = edit.text

@@ -19,7 +19,9 @@ from agentopt.errors import UserError
 from agentopt.graph import _templates
 from agentopt.graph._jsonvalue import JSONValue, canonical, copied
 
-ParameterKind = Literal["prompt", "demos", "number", "choice", "knowledge", "code", "tool_text", "value"]
+ParameterKind = Literal[
+    "prompt", "demos", "number", "choice", "knowledge", "code", "tool_text", "value", "principles", "tools", "pipeline"
+]
 
 TEXT_KINDS: frozenset[str] = frozenset({"prompt", "knowledge", "tool_text"})
 _DEMO_KEYS = ("input", "output", "source")
@@ -59,6 +61,12 @@ class ParameterSpec:
     formatted: bool = False
     read_normally: bool = False
     check_code: Callable[[str], list[str]] | None = None
+    check_value: Callable[[Any], list[str]] | None = None
+    """For principles, tools and pipeline: what is wrong with a whole value."""
+    owner: str = ""
+    """The structured prompt that this parameter is one component of, '' for a parameter of its own."""
+    component: str = ""
+    """Which component of `owner`: task, principles, demos, output_format or extra."""
     _template_fields: tuple[_templates.Field, ...] = field(default=(), init=False, repr=False)
     _is_template: bool = field(default=False, init=False, repr=False)
 
@@ -108,6 +116,8 @@ class ParameterSpec:
                 found = self._code_problems(value)
             case "value":
                 found = []
+            case "principles" | "tools" | "pipeline":
+                found = self.check_value(value) if self.check_value is not None else []
             case _:
                 found = self._text_problems(value)
         return found or _constraint_problems(self, value)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from agentopt.graph import Candidate, ParameterSpec
 
 NGRAM = 5
-_TEXT_KINDS = frozenset({"prompt", "tool_text", "knowledge", "value"})
+_TEXT_KINDS = frozenset({"prompt", "tool_text", "knowledge", "value", "code", "principles", "tools", "pipeline"})
 _WORDS = re.compile(r"\w+(?:['’]\w+)*|\x00")
 _VARIABLE = re.compile(r"\{\w*\}")
 
