@@ -36,7 +36,7 @@ from agentopt.store import Store
 if TYPE_CHECKING:
     from agentopt.evaluation import EvaluationRow
     from agentopt.optimizers import Optimizer
-    from agentopt.search import Budget, Driver, Event, TuneOptions, TuneResult
+    from agentopt.search import Budget, Driver, Event, Planner, TuneOptions, TuneResult
 
 T = TypeVar("T")
 Target = str | Callable[..., Any] | Program
@@ -51,7 +51,7 @@ async def atune(
     test: Data | None = None,
     metric: MetricSpec,
     optimizer: str | Optimizer = "auto",
-    driver: str | Driver = "auto",
+    driver: str | Driver | Planner = "auto",
     budget: Budget | None = None,
     seed: int = 0,
     resume: str | None = None,

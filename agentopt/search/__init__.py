@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agentopt.search._budget import Budget
 from agentopt.search._claim import Claim
-from agentopt.search._driver import DRIVER_NAMES, Driver, SearchState, Step, resolve_driver
+from agentopt.search._driver import DRIVER_NAMES, Driver, Planner, SearchState, Step, resolve_driver
 from agentopt.search._events import (
     BaselineDone,
     CandidateAccepted,
@@ -22,6 +22,7 @@ from agentopt.search._events import (
     Warning_,
 )
 from agentopt.search._greedy import Greedy
+from agentopt.search._lab import Lab
 from agentopt.search._options import TuneOptions
 from agentopt.search._plan import Plan
 from agentopt.search._result import TuneResult
@@ -39,8 +40,10 @@ __all__ = [
     "GateDone",
     "GateProgress",
     "Greedy",
+    "Lab",
     "MinibatchSkipped",
     "Plan",
+    "Planner",
     "ProposalMade",
     "RunFinished",
     "RunStarted",

@@ -1,10 +1,14 @@
-"""Drivers decide which parents are worked on, how many proposals are asked for, and how much a round may take."""
+"""What a driver is, and from what a user wrote (`"auto"`, `"pareto"`, an object) to one.
+
+A driver is a whole search strategy: a coroutine over the lab's building blocks. A planner is the simpler kind: it only
+says which parents get how many proposals, and standard rounds do the rest.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from agentopt.errors import UserError
 from agentopt.graph import Candidate
@@ -12,6 +16,9 @@ from agentopt.optimizers import PastProposal
 from agentopt.search._options import TuneOptions
 from agentopt.search._plan import Sizes
 from agentopt.search._pool import Pool
+
+if TYPE_CHECKING:
+    from agentopt.search._lab import Lab
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +44,8 @@ class Step:
 
 
 @runtime_checkable
-class Driver(Protocol):
-    """A search strategy. It must be a pure function of the state: a resumed run asks it again."""
+class Planner(Protocol):
+    """A search strategy made of standard rounds. It must be a pure function of the state: a resumed run asks again."""
 
     @property
     def name(self) -> str:
@@ -50,25 +57,55 @@ class Driver(Protocol):
         ...
 
 
-DRIVER_NAMES = ("greedy",)
+@runtime_checkable
+class Driver(Protocol):
+    """A search strategy of its own.
 
-
-def resolve_driver(spec: str | Driver) -> tuple[Driver, str]:
-    """The driver and, for `"auto"`, why it was chosen.
-
-    Raises:
-        UserError: an unknown name or an object without `next`.
+    What it decides must follow from the lab alone: a resumed run calls it again and every block answers as before.
     """
+
+    @property
+    def name(self) -> str:
+        """Shown in the report."""
+        ...
+
+    async def run(self, lab: Lab) -> str:
+        """Search until `lab.stop()` gives a reason, and return it. `OutOfBudget` may pass through: it ends the search.
+
+        Every iteration is one `async with lab.turn():` block.
+        """
+        ...
+
+
+def _greedy() -> Planner:
     from agentopt.search._greedy import Greedy
 
+    return Greedy()
+
+
+_BY_NAME: dict[str, Callable[[], Driver | Planner]] = {
+    "greedy": _greedy,
+}
+
+DRIVER_NAMES: tuple[str, ...] = tuple(_BY_NAME)
+
+
+def resolve_driver(spec: str | Driver | Planner) -> tuple[Driver | Planner, str]:
+    """The driver and why it was chosen.
+
+    Raises:
+        UserError: an unknown name, or an object with neither `run` nor `next`.
+    """
+    names = ", ".join(DRIVER_NAMES)
     if isinstance(spec, str):
         if spec == "auto":
-            return Greedy(), "auto: one program, one objective; races each round's proposals and builds on the best"
-        if spec == "greedy":
-            return Greedy(), "as asked"
+            return _greedy(), "auto: one program, one objective; races each round's proposals and builds on the best"
+        if spec in _BY_NAME:
+            return _BY_NAME[spec](), "as asked"
+        raise UserError(f"Unknown driver {spec!r}: expected auto, {names}, or an object with run(lab) or next(state).")
+    given: object = spec
+    if not any(callable(getattr(given, method, None)) for method in ("run", "next")) or not hasattr(given, "name"):
         raise UserError(
-            f"Unknown driver {spec!r}: expected auto, {', '.join(DRIVER_NAMES)}, or an object with next(state)."
+            f"driver={spec!r} must have a name and a run(lab) or next(state) method; or give one of: auto, {names}."
         )
-    if not callable(getattr(cast("object", spec), "next", None)) or not hasattr(spec, "name"):
-        raise UserError(f"driver={spec!r} must have a name and a next(state) method; or give one of: auto, greedy.")
     return spec, "as given"

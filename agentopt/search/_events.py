@@ -70,6 +70,10 @@ class ProposalMade(Event):
     usd: float | None
     tokens: int
     transient: bool = False
+    place: int = 0
+    """Counts the calls about this parent in this iteration."""
+    dropped: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """Edits that the optimizer gave up, each with `source`, `problem` and `tries`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,8 @@ class TuneOptions:
     """Let tools with side effects run for real during tuning."""
     allow_failing_baseline: bool = False
     """Go on although the first rollouts of the baseline all fail in the same way."""
+    objectives: tuple[str, ...] = ("score",)
+    """What "better" means: "score", "cost", "tokens" (of the prompt) or "latency"; the score always counts."""
     capture: bool = True
     """Serve the loopback endpoint for programs that bring their own LM client."""
     template: Path | None = None
@@ -76,7 +78,8 @@ class TuneOptions:
         """JSON values, for the run's config."""
         data = asdict(self)
         data["template"] = None if self.template is None else str(self.template)
-        data["tune"], data["freeze"] = list(self.tune), list(self.freeze)
+        for name in ("tune", "freeze", "objectives"):
+            data[name] = list(data[name])
         return data
 
     @classmethod

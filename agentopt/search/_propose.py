@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import anyio.to_thread
@@ -78,6 +78,7 @@ async def ask(optimizer: Optimizer, context: ProposeContext, ledger: Ledger) -> 
         usd=meter.cost,
         tokens=usage_tokens(meter.usage),
         transient=transient,
+        dropped=[asdict(drop) for drop in context.dropped],
     )
 
 

@@ -33,18 +33,18 @@ FAILURES = frozenset({"none", "garbage", "error"})
 
 
 class Replay:
-    """Stored proposals by (iteration, parent)."""
+    """Stored proposals by (iteration, parent, place)."""
 
     def __init__(self, events: Sequence[StoredEvent], *, retry_failures: bool = False) -> None:
         made = [event.payload for event in events if event.kind == ProposalMade.kind]
         if retry_failures:  # the run ended because of them: asking again is the point of resuming
             while made and made[-1]["outcome"] in FAILURES:
                 made.pop()
-        self._made = {(int(p["iteration"]), str(p["parent"])): p for p in made}
+        self._made = {(int(p["iteration"]), str(p["parent"]), int(p.get("place", 0))): p for p in made}
 
-    def proposal(self, iteration: int, parent: str) -> ProposalMade | None:
+    def proposal(self, iteration: int, parent: str, place: int = 0) -> ProposalMade | None:
         """What the optimizer answered then, or None when it was not asked yet."""
-        payload = self._made.get((iteration, parent))
+        payload = self._made.get((iteration, parent, place))
         if payload is None:
             return None
         return ProposalMade(
@@ -56,6 +56,8 @@ class Replay:
             usd=payload.get("usd"),
             tokens=int(payload.get("tokens", 0)),
             transient=bool(payload.get("transient", False)),
+            place=place,
+            dropped=list(payload.get("dropped") or []),
         )
 
 

@@ -18,7 +18,7 @@ from agentopt.graph import Candidate, ParameterSpec, SetText
 from agentopt.optimizers import ProposeContext, Update
 from agentopt.search._board import Split
 from agentopt.search._budget import Budget
-from agentopt.search._driver import Driver
+from agentopt.search._driver import Driver, Planner
 from agentopt.search._events import Event
 from agentopt.search._greedy import Greedy
 from agentopt.search._loop import Outcome, Search, Setup
@@ -126,7 +126,7 @@ async def simulate(
     seed: int = 0,
     budget: Budget | None = None,
     data: dict[Split, Dataset] | None = None,
-    driver: Driver | None = None,
+    driver: Driver | Planner | None = None,
     options: TuneOptions | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> Outcome:

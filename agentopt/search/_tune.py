@@ -16,7 +16,7 @@ from agentopt.optimizers import Optimizer, resolve_optimizer
 from agentopt.search._board import Split
 from agentopt.search._budget import Budget
 from agentopt.search._data import check_splits, make_splits
-from agentopt.search._driver import Driver, resolve_driver
+from agentopt.search._driver import Driver, Planner, resolve_driver
 from agentopt.search._events import Event, RunFinished
 from agentopt.search._loop import Search, Setup
 from agentopt.search._observed import Observed
@@ -42,7 +42,7 @@ async def tune_program(
     metric: Metric | str | Callable[..., Any],
     *,
     optimizer: str | Optimizer = "auto",
-    driver: str | Driver = "auto",
+    driver: str | Driver | Planner = "auto",
     budget: Budget | None = None,
     seed: int = 0,
     store: Store | None = None,
@@ -62,7 +62,7 @@ async def tune_program(
         test: rows for the one claim.
         metric: larger is better; a name, a callable or a metric.
         optimizer: a name or an object with `propose`.
-        driver: "auto", "greedy" or an object with `next`.
+        driver: "auto", a name of `DRIVER_NAMES`, or an object with `run(lab)` or `next(state)`.
         budget: bounds for the whole run, the final test included; None for a default of rollouts.
         seed: every draw of the run follows from it.
         store: where rows, replies and events go; None for a store in memory, from which nothing can be resumed.
@@ -191,7 +191,7 @@ def _identity(
     splits: Mapping[Split, Dataset],
     metric: Metric,
     optimizer: Optimizer,
-    driver: Driver,
+    driver: Driver | Planner,
     budget: Budget,
     seed: int,
     options: TuneOptions,
