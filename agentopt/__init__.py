@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         stop_tracing,
         tool,
     )
-    from agentopt.models import LM, FunctionLM, LMOptions, ReplayLM, Reply, ScriptedLM, configure, lm
+    from agentopt.models import LM, FunctionLM, LMOptions, OracleLM, ReplayLM, Reply, ScriptedLM, configure, lm
     from agentopt.search import Budget, Claim, TuneOptions, TuneResult
 
 _ROOMS = {
@@ -79,7 +79,17 @@ _ROOMS = {
         "stop_tracing",
         "tool",
     ),
-    "agentopt.models": ("LM", "FunctionLM", "LMOptions", "ReplayLM", "Reply", "ScriptedLM", "configure", "lm"),
+    "agentopt.models": (
+        "LM",
+        "FunctionLM",
+        "LMOptions",
+        "OracleLM",
+        "ReplayLM",
+        "Reply",
+        "ScriptedLM",
+        "configure",
+        "lm",
+    ),
     "agentopt.search": ("Budget", "Claim", "TuneOptions", "TuneResult"),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
@@ -103,6 +113,7 @@ __all__ = [
     "Module",
     "Node",
     "OpRecord",
+    "OracleLM",
     "ReplayLM",
     "Reply",
     "RunError",

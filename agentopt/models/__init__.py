@@ -27,6 +27,7 @@ from agentopt.models._litellm import LiteLLMClient
 from agentopt.models._lm import LM
 from agentopt.models._messages import image
 from agentopt.models._openai import OpenAICompatible, OpenAIOptions
+from agentopt.models._oracle import OracleLM
 from agentopt.models._prices import Price, PriceTable, default_prices, load_prices
 from agentopt.models._protocol import Client, LMOptions, Message, Reply, ReplyCache, Request, ToolCall
 from agentopt.models._retry import Clock, RetryPolicy
@@ -54,6 +55,7 @@ __all__ = [
     "ModelsConfig",
     "OpenAICompatible",
     "OpenAIOptions",
+    "OracleLM",
     "Price",
     "PriceTable",
     "ReplayLM",

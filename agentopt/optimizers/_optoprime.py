@@ -6,21 +6,21 @@ of illegal values. What is still illegal then is dropped and recorded; the legal
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentopt.errors import UserError
 from agentopt.models import LMOptions
-from agentopt.optimizers._ask import ask, text_of
 from agentopt.optimizers._draws import seed_number
 from agentopt.optimizers._feedback import cut
-from agentopt.optimizers._legal import Proposals, current_value, edit_for, problems_of
+from agentopt.optimizers._legal import Proposals, current_value, edit_for
 from agentopt.optimizers._memory import render_memory
 from agentopt.optimizers._problem import cases_of, render_problem
 from agentopt.optimizers._protocol import ProposeContext, Update
-from agentopt.optimizers._reply import Parsed, parse_reply
+from agentopt.optimizers._repair import Draft, Turns, propose_legal
+from agentopt.optimizers._reply import parse_reply
 from agentopt.optimizers._templates import load_templates
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class OptoPrime:
             return []
         proposals = Proposals(context)
         for place in range(context.count):
-            update = await self._one(context, context.lm, names, proposals, place)
+            update = await self._one(context, context.lm, names, place)
             if update is not None:
                 proposals.offer(update)
         return proposals.updates
@@ -111,78 +111,44 @@ class OptoPrime:
             {"role": "user", "content": _tidy(self.templates["optoprime.task"].fill(fields))},
         ]
 
-    async def _one(
-        self, context: ProposeContext, lm: LM, names: list[str], proposals: Proposals, place: int
-    ) -> Update | None:
-        messages = self.messages(context)
+    async def _one(self, context: ProposeContext, lm: LM, names: list[str], place: int) -> Update | None:
         options = LMOptions(
             temperature=0.0 if place == 0 else self.options.temperature,
             max_tokens=self.options.reply_tokens,
             seed=seed_number("optoprime", context.seed, context.iteration, context.parent.hash, place),
             sample=place,
         )
-        schema = reply_schema(names)
-        answer = await ask(lm, messages, options=options, schema=schema)
-        parsed = parse_reply(answer.reply, names)
-        if parsed.problem is not None and not answer.repaired:
-            turn = self.templates["optoprime.unreadable"].fill({"error": parsed.problem, "names": ", ".join(names)})
-            messages = _continued(messages, answer.reply, turn)
-            answer = await ask(lm, messages, options=options, schema=None)
-            parsed = parse_reply(answer.reply, names)
-        if parsed.problem is not None:
-            proposals.drop(self.name, f"the answer could not be read, repair round included: {parsed.problem}", 2)
-            return None
-        edits, reasoning = await self._legal(context, lm, (messages, answer.reply, parsed), options, proposals)
-        return Update(tuple(edits), cut(reasoning, 600), self.name) if edits else None
+        return await propose_legal(
+            context,
+            lm,
+            self.messages(context),
+            options=options,
+            read=lambda reply: read_values(context, reply, names),
+            source=self.name,
+            schema=reply_schema(names),
+            repairs=self.options.repairs,
+            turns=self.turns(names),
+        )
 
-    async def _legal(
-        self,
-        context: ProposeContext,
-        lm: LM,
-        state: tuple[list[Message], Any, Parsed],
-        options: LMOptions,
-        proposals: Proposals,
-    ) -> tuple[list[Edit], str]:
-        """Edits that pass their checks; illegal ones are sent back at most `repairs` times, then dropped."""
-        messages, reply, parsed = state
-        wanted: dict[str, Any] = dict(parsed.suggestion)
-        reasoning = parsed.reasoning
-        names = list(wanted)
-        for attempt in range(self.options.repairs + 1):
-            good, bad = _judge(context, wanted)
-            if not bad:
-                return good, reasoning
-            if attempt == self.options.repairs:
-                break
-            lines = "\n".join(f"- {line}" for line in bad.values())
-            turn = self.templates["optoprime.illegal"].fill({"problems": lines, "names": ", ".join(names)})
-            messages = _continued(messages, reply, turn)
-            reply = (await ask(lm, messages, options=options, schema=None)).reply
-            again = parse_reply(reply, names)
-            if again.problem is None and not again.suggestion:
-                break  # the model takes the values back
-            wanted.update({name: value for name, value in again.suggestion.items() if name in bad})
-        good, bad = _judge(context, wanted)
-        for line in bad.values():
-            proposals.drop(self.name, line, self.options.repairs + 1)
-        return good, reasoning
+    def turns(self, names: Sequence[str]) -> Turns:
+        """What is sent back after an answer that cannot be used."""
+        return Turns(self.templates["optoprime.unreadable"], self.templates["optoprime.illegal"], ", ".join(names))
 
 
-def _judge(context: ProposeContext, wanted: Mapping[str, Any]) -> tuple[list[Edit], dict[str, str]]:
-    """Legal edits, and for each illegal one what is wrong. Values equal to the present ones are left out."""
-    good: list[Edit] = []
-    bad: dict[str, str] = {}
-    for name, value in wanted.items():
+def read_values(context: ProposeContext, reply: Any, names: Sequence[str]) -> Draft:
+    """New parameter values as edits; empty values and those equal to the present ones are left out."""
+    parsed = parse_reply(reply, names)
+    if parsed.problem is not None:
+        return Draft(unreadable=parsed.problem)
+    edits: list[Edit] = []
+    for name, value in parsed.suggestion.items():
         spec = context.specs[name]
         if value is None or (isinstance(value, str) and not value.strip() and spec.kind != "value"):
             continue
         edit = edit_for(spec, value)
-        problems = problems_of(context, [edit])
-        if problems:
-            bad[name] = "; ".join(problems)
-        elif edit_for(spec, current_value(context, spec)) != edit:
-            good.append(edit)
-    return good, bad
+        if edit != edit_for(spec, current_value(context, spec)):
+            edits.append(edit)
+    return Draft(edits, parsed.reasoning)
 
 
 def reply_schema(names: list[str]) -> dict[str, Any]:
@@ -199,11 +165,6 @@ def reply_schema(names: list[str]) -> dict[str, Any]:
         "required": ["reasoning", "suggestion"],
         "additionalProperties": False,
     }
-
-
-def _continued(messages: list[Message], reply: Any, turn: str) -> list[Message]:
-    said = cut(text_of(reply), 6000) or "(no answer)"
-    return [*messages, {"role": "assistant", "content": said}, {"role": "user", "content": turn}]
 
 
 def _tidy(text: str) -> str:

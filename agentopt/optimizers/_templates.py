@@ -7,10 +7,10 @@ The unit is one fragment. A file looks like this; lines before the first header 
     === head.label.classify +0.03 ===
     Classify the {subject} as {labels_or}.
 
-Placeholders are `{name}` of a fixed set per fragment; every other brace is plain text, so JSON needs no escaping. The
-optional number in the header of a frame is its prior: the gain in mean score it is expected to bring before anything
-was measured. A user's file may replace any shipped fragment and may add new frames (`head.`, `answer.`, `cues.`,
-`tail.`, `cue.`).
+Placeholders are `{name}` of a fixed set per fragment (those of the shipped text, where `_ALLOWED` does not name more);
+every other brace is plain text, so JSON needs no escaping. The optional number in the header of a frame is its prior:
+the gain in mean score it is expected to bring before anything was measured. A user's file may replace any shipped
+fragment and may add new frames (`head.`, `answer.`, `cues.`, `tail.`, `cue.`).
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def load_templates(override: Path | None = None) -> Templates:
         text = override.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Template file {str(override)!r} cannot be read: {error}.") from error
-    return {**shipped, **parse_fragments(text, str(override), known=frozenset(shipped))}
+    return {**shipped, **parse_fragments(text, str(override), shipped)}
 
 
 @cache
@@ -123,8 +123,10 @@ def _shipped() -> Templates:
     return found
 
 
-def parse_fragments(text: str, place: str, *, known: frozenset[str] | None = None) -> dict[str, Fragment]:
-    """Read fragments from `text`; `place` names the file in errors, `known` lists what exists to be overridden.
+def parse_fragments(text: str, place: str, shipped: Templates | None = None) -> dict[str, Fragment]:
+    """Read fragments from `text`; `place` names the file in errors, `shipped` is what may be overridden.
+
+    Without `shipped` the text is a shipped file itself: it declares its fragments and their placeholders.
 
     Raises:
         UserError: see `load_templates`.
@@ -141,7 +143,7 @@ def parse_fragments(text: str, place: str, *, known: frozenset[str] | None = Non
             name = current = str(match["name"])
             if name in lines:
                 raise UserError(f"{place}:{number}: the fragment {name!r} stands twice in this file.")
-            _check_name(name, f"{place}:{number}", known)
+            _check_name(name, f"{place}:{number}", shipped)
             lines[name] = []
             starts[name] = (number, float(match["prior"] or 0.0))
         elif current is not None:
@@ -151,7 +153,7 @@ def parse_fragments(text: str, place: str, *, known: frozenset[str] | None = Non
     for name, body in lines.items():
         number, prior = starts[name]
         fragment = Fragment(name, "\n".join(body).strip("\n"), prior)
-        _check_placeholders(fragment, f"{place}:{number}")
+        _check_placeholders(fragment, f"{place}:{number}", shipped)
         found[name] = fragment
     return found
 
@@ -161,17 +163,20 @@ def _is_frame(name: str) -> bool:
     return len(parts) >= 3 and parts[0] in _FRAME_SLOTS and parts[1] in _FRAME_KINDS
 
 
-def _check_name(name: str, place: str, known: frozenset[str] | None) -> None:
-    if name in _ALLOWED or _is_frame(name) or (known is not None and name in known):
+def _check_name(name: str, place: str, shipped: Templates | None) -> None:
+    if shipped is None or name in shipped or _is_frame(name):
         return
+    known = ", ".join(known for known in shipped if not _is_frame(known))
     raise UserError(
-        f"{place}: there is no fragment {name!r}; known are {', '.join(_ALLOWED)}, and frames named "
+        f"{place}: there is no fragment {name!r}; known are {known}, and frames named "
         "head|answer|cues|tail|cue.label|number|json|text|any.NAME."
     )
 
 
-def _check_placeholders(fragment: Fragment, place: str) -> None:
-    allowed = _FRAME_PLACEHOLDERS if _is_frame(fragment.name) else _ALLOWED.get(fragment.name, frozenset())
+def _check_placeholders(fragment: Fragment, place: str, shipped: Templates | None) -> None:
+    allowed = _FRAME_PLACEHOLDERS if _is_frame(fragment.name) else _ALLOWED.get(fragment.name)
+    if allowed is None:
+        allowed = fragment.placeholders if shipped is None else shipped[fragment.name].placeholders
     unknown = sorted(fragment.placeholders - allowed)
     if unknown:
         raise UserError(
