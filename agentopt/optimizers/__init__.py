@@ -9,6 +9,7 @@ from agentopt.optimizers._optoprime import OptoPrime, OptoPrimeOptions
 from agentopt.optimizers._protocol import DroppedEdit, Optimizer, PastProposal, ProposeContext, Update
 from agentopt.optimizers._resolve import OPTIMIZER_NAMES, resolve_optimizer
 from agentopt.optimizers._templates import load_templates
+from agentopt.optimizers._tpe import Tpe
 from agentopt.optimizers._values import Values
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "PastProposal",
     "ProposeContext",
     "Together",
+    "Tpe",
     "Update",
     "Values",
     "load_templates",

@@ -40,6 +40,12 @@ def _instructions_free(template: Path | None) -> Optimizer:
     return Instructions(lm=False, template=template)
 
 
+def _tpe(template: Path | None) -> Optimizer:
+    from agentopt.optimizers._tpe import Tpe
+
+    return Tpe()
+
+
 def _values(template: Path | None) -> Optimizer:
     from agentopt.optimizers._values import Values
 
@@ -52,6 +58,7 @@ _BY_NAME: dict[str, Callable[[Path | None], Optimizer]] = {
     "instructions": _instructions,
     "instructions-free": _instructions_free,
     "optoprime": _optoprime,
+    "tpe": _tpe,
     "values": _values,
 }
 

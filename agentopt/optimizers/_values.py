@@ -46,6 +46,13 @@ class Values:
         return proposals.updates
 
 
+def bounds(spec: ParameterSpec, value: float) -> tuple[float, float]:
+    """The declared bounds of a number; where one is missing, room around `value`."""
+    low = spec.low if spec.low is not None else min(0.0, 2.0 * value)
+    high = spec.high if spec.high is not None else max(1.0, 2.0 * value)
+    return low, high
+
+
 def neighbours(spec: ParameterSpec, value: Any) -> Iterator[Any]:
     """Values near `value`, nearest first for numbers, in order of declaration for choices; all allowed by `spec`."""
     if spec.kind == "choice":
@@ -53,8 +60,7 @@ def neighbours(spec: ParameterSpec, value: Any) -> Iterator[Any]:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
-    low = spec.low if spec.low is not None else min(0.0, 2.0 * value)
-    high = spec.high if spec.high is not None else max(1.0, 2.0 * value)
+    low, high = bounds(spec, value)
     seen: list[Any] = [value]
     for share in (0.25, -0.25, 0.1, -0.1, 0.5, -0.5):
         step = share * (high - low)
