@@ -83,8 +83,29 @@ def _greedy() -> Planner:
     return Greedy()
 
 
+def _beam() -> Planner:
+    from agentopt.search._beam import Beam
+
+    return Beam()
+
+
+def _ucb() -> Driver:
+    from agentopt.search._ucb import UCB
+
+    return UCB()
+
+
+def _pareto() -> Driver:
+    from agentopt.search._pareto import Pareto
+
+    return Pareto()
+
+
 _BY_NAME: dict[str, Callable[[], Driver | Planner]] = {
     "greedy": _greedy,
+    "beam": _beam,
+    "ucb": _ucb,
+    "pareto": _pareto,
 }
 
 DRIVER_NAMES: tuple[str, ...] = tuple(_BY_NAME)

@@ -1,0 +1,124 @@
+"""Several objectives: what each is, when one candidate is better than another, and the table of trade-offs.
+
+Every objective is turned so that larger is better; money, prompt tokens and seconds count negative. Values are means
+over validation rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from agentopt.errors import UserError
+from agentopt.evaluation import EvaluationRow
+from agentopt.graph import Candidate
+from agentopt.search._board import Board
+from agentopt.search._racing import behind
+
+TOLERANCE_ALPHA = 0.2
+"""One-sided level at which a cheaper candidate counts as worse in score."""
+
+_OF_ROW: Mapping[str, Callable[[EvaluationRow], float]] = {
+    "score": lambda row: row.score,
+    "cost": lambda row: -(row.cost or 0.0),
+    "tokens": lambda row: -float(row.usage.input_tokens),
+    "latency": lambda row: -row.latency,
+}
+OBJECTIVES = tuple(_OF_ROW)
+
+
+def check_objectives(names: Sequence[str]) -> tuple[str, ...]:
+    """The objectives with the score in front.
+
+    Raises:
+        UserError: an unknown name, or one given twice.
+    """
+    for name in names:
+        if name not in OBJECTIVES:
+            raise UserError(f"options: unknown objective {name!r}; expected one of {', '.join(OBJECTIVES)}")
+    if len(set(names)) < len(names):
+        raise UserError(f"options: an objective is given twice in {', '.join(names)}")
+    return ("score", *(name for name in names if name != "score"))
+
+
+def means(rows: Sequence[EvaluationRow], names: Sequence[str]) -> dict[str, float]:
+    """Mean of each objective over `rows`, larger is better.
+
+    A cached reply cost nothing and took no time: what a run costs is read from rows without one, where there are any.
+    """
+    paid = [row for row in rows if row.usage.cached_calls == 0] or list(rows)
+    found: dict[str, float] = {}
+    for name in names:
+        counted = rows if name == "score" else paid
+        found[name] = sum(map(_OF_ROW[name], counted)) / len(counted) if counted else 0.0
+    return found
+
+
+def dominates(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    """Whether `one` is nowhere worse and somewhere better; both over the same objectives."""
+    return all(one[name] >= other[name] for name in one) and any(one[name] > other[name] for name in one)
+
+
+def front(values: Sequence[Mapping[str, float]]) -> list[bool]:
+    """Which of the points no other one dominates."""
+    return [not any(dominates(other, point) for other in values) for point in values]
+
+
+def better(board: Board, child: Candidate, parent: Candidate, names: Sequence[str]) -> bool:
+    """Whether a child with all validation rows is worth keeping.
+
+    With the score alone: a higher mean. With more objectives also: a score that is not shown to be lower, and another
+    objective that improved while none of them got worse.
+    """
+    if board.mean(child, "validation") > board.mean(parent, "validation"):
+        return True
+    others = [name for name in names if name != "score"]
+    if not others or behind(board.paired(parent, child, "validation"), TOLERANCE_ALPHA):
+        return False
+    return dominates(means(board.rows(child, "validation"), others), means(board.rows(parent, "validation"), others))
+
+
+@dataclass(frozen=True, slots=True)
+class TradeOff:
+    """One candidate with all validation rows. USD, prompt tokens and seconds are per run of the program."""
+
+    candidate: Candidate
+    score: float
+    usd: float | None
+    prompt_tokens: float
+    latency: float
+    on_front: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; the candidate by its hash and values."""
+        return {
+            "candidate": self.candidate.to_dict(),
+            "score": self.score,
+            "usd": self.usd,
+            "prompt_tokens": self.prompt_tokens,
+            "latency": self.latency,
+            "on_front": self.on_front,
+        }
+
+
+def trade_offs(board: Board, candidates: Sequence[Candidate], names: Sequence[str]) -> list[TradeOff]:
+    """The table of all candidates with every validation row, best score first."""
+    complete = [candidate for candidate in candidates if board.complete(candidate, "validation")]
+    rows = [board.rows(candidate, "validation") for candidate in complete]
+    kept = front([means(each, names) for each in rows])
+    found: list[TradeOff] = []
+    for candidate, each, on_front in zip(complete, rows, kept, strict=True):
+        values = means(each, OBJECTIVES)
+        unpriced = any(row.cost is None for row in each)
+        found.append(
+            TradeOff(
+                candidate=candidate,
+                score=values["score"],
+                usd=None if unpriced else -values["cost"],
+                prompt_tokens=-values["tokens"],
+                latency=-values["latency"],
+                on_front=on_front,
+            )
+        )
+    return sorted(found, key=lambda item: -item.score)
