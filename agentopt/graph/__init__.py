@@ -21,6 +21,7 @@ from agentopt.graph._code import (
     set_default_code_runner,
     use_code_runner,
 )
+from agentopt.graph._components import COMPONENTS, Components, components
 from agentopt.graph._context import (
     LostContextError,
     LostRead,
@@ -103,28 +104,49 @@ from agentopt.graph._pipeline_value import (
     pipeline_inputs,
     pipeline_problems,
 )
+from agentopt.graph._principles import (
+    AddPrinciple,
+    CountPrinciples,
+    DropPrinciple,
+    MergePrinciples,
+    Principles,
+    RewritePrinciple,
+    principle_list,
+    principles,
+)
 from agentopt.graph._recording import Operation, Recording, current_recording, operation, record, report_usage
 from agentopt.graph._records import EdgeKind, ErrorRecord, Feedback, OpRecord, TracedParameter, Usage
 from agentopt.graph._structured import EditError, StructuredEdit
+from agentopt.graph._toolbox import Toolbox, ToolError, toolbox
+from agentopt.graph._toolbox_edits import CreateTool, DeleteTool, EditToolCode, EditToolDescription, run_examples
 from agentopt.graph._trace import Trace
 from agentopt.graph._values import Reference
 
 __all__ = [
     "ALLOWED_MODULES",
+    "COMPONENTS",
     "AddDemo",
     "AddNode",
+    "AddPrinciple",
     "Candidate",
     "Choice",
     "CodeError",
     "CodeRunner",
     "CodeTimeout",
     "CodeUnit",
+    "Components",
+    "CountPrinciples",
+    "CreateTool",
     "DeleteNode",
+    "DeleteTool",
     "Demos",
     "DropDemo",
+    "DropPrinciple",
     "EdgeKind",
     "Edit",
     "EditError",
+    "EditToolCode",
+    "EditToolDescription",
     "EffectsRefused",
     "ErrorRecord",
     "ExecutionError",
@@ -135,6 +157,7 @@ __all__ = [
     "JSONValue",
     "LostContextError",
     "LostRead",
+    "MergePrinciples",
     "Meter",
     "Module",
     "MoveNode",
@@ -146,11 +169,13 @@ __all__ = [
     "ParameterKind",
     "ParameterSpec",
     "PipelineEdit",
+    "Principles",
     "Problem",
     "Prompt",
     "Recording",
     "Reference",
     "RewireNodes",
+    "RewritePrinciple",
     "RolloutScope",
     "SetChoice",
     "SetCode",
@@ -168,6 +193,8 @@ __all__ = [
     "Subgraph",
     "ThreadPoolExecutor",
     "Tool",
+    "ToolError",
+    "Toolbox",
     "Trace",
     "TracedParameter",
     "Usage",
@@ -186,6 +213,7 @@ __all__ = [
     "code_runner",
     "code_unit",
     "complete_pipeline",
+    "components",
     "cond",
     "current_recording",
     "current_rollout",
@@ -221,17 +249,21 @@ __all__ = [
     "peek_value",
     "pipeline_inputs",
     "pipeline_problems",
+    "principle_list",
+    "principles",
     "prompt",
     "record",
     "register_dataclass",
     "report_usage",
     "rollout",
+    "run_examples",
     "set_default_code_runner",
     "set_value",
     "step",
     "step_info",
     "stop_tracing",
     "tool",
+    "toolbox",
     "uninstall",
     "use_code_runner",
 ]

@@ -241,6 +241,12 @@ def declare_code(unit: CodeUnit, name: str, *, frozen: bool = True, frame: Frame
     return declare(spec, frame if frame is not None else sys._getframe(1))
 
 
+def code_unit(spec: ParameterSpec) -> CodeUnit | None:
+    """The function whose body the parameter `spec` is; None when it is no code parameter."""
+    unit = getattr(spec.check_code, "__self__", None)
+    return unit if isinstance(unit, CodeUnit) else None
+
+
 def _annotations(fn: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(fn)
@@ -270,15 +276,21 @@ def _definition(fn: Callable[..., Any], where: str) -> tuple[ast.FunctionDef | a
 
 def _used(use: object, fn: Callable[..., Any], where: str) -> Used:
     if isinstance(use, str):
-        name, value = use, _look_up(use, fn, where)
-    else:
-        name = str(getattr(use, "__name__", ""))
-        value = use
-        if not name:
-            raise UserError(
-                f"{where}: uses holds a {type(use).__qualname__} without a name; list values by their variable's name."
-            )
-        name = name.rpartition(".")[2]
+        return describe_use(use, _look_up(use, fn, where), where)
+    return describe_use(str(getattr(use, "__name__", "")), use, where)
+
+
+def describe_use(name: str, value: object, where: str) -> Used:
+    """What changed code gets to see under `name`.
+
+    Raises:
+        UserError: there is no name, or the value cannot cross; the message begins with `where`.
+    """
+    if not name:
+        raise UserError(
+            f"{where}: uses holds a {type(value).__qualname__} without a name; list values by their variable's name."
+        )
+    name = name.rpartition(".")[2]
     if isinstance(value, types.ModuleType):
         return Used(name, "module", value.__name__)
     if isinstance(value, type) and is_dataclass(value):

@@ -73,6 +73,10 @@ class Handle:
         """The active value: the active candidate's, else the declared default. Each read is recorded."""
         return active_value(self._spec)
 
+    def for_model(self, value: JSONValue) -> Any:
+        """What a language model is shown of `value`, this parameter's value."""
+        return value
+
     def __str__(self) -> str:
         return str(active_value(self._spec))
 
@@ -243,7 +247,7 @@ class Choice(Handle):
         return iter(cast("list[Any]", value))
 
 
-_CLASSES: Mapping[str, type[Handle]] = {
+CLASSES: dict[str, type[Handle]] = {
     "prompt": Prompt,
     "tool_text": Prompt,
     "knowledge": Prompt,
@@ -251,6 +255,7 @@ _CLASSES: Mapping[str, type[Handle]] = {
     "number": Number,
     "choice": Choice,
 }
+"""Parameter kind → the handle's class; kinds with a file of their own add themselves."""
 
 
 def _resolved(value: object) -> Any:
@@ -259,7 +264,7 @@ def _resolved(value: object) -> Any:
 
 def handle_for(spec: ParameterSpec) -> Handle:
     """Return a handle that reads the parameter `spec`."""
-    return _CLASSES.get(spec.kind, Handle)(spec)
+    return CLASSES.get(spec.kind, Handle)(spec)
 
 
 def handle_from_json(data: object) -> Handle:
