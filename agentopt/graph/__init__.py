@@ -99,8 +99,14 @@ from agentopt.graph._pipeline_edits import (
     SetNodeTools,
     SetRoute,
 )
+from agentopt.graph._pipeline_handle import PipelineHandle, declare_pipeline
 from agentopt.graph._pipeline_value import (
+    NODE_COMPONENTS,
+    PIPELINE_END,
+    PIPELINE_PREVIOUS,
     complete_pipeline,
+    fill_placeholders,
+    node_placeholders,
     pipeline_inputs,
     pipeline_problems,
 )
@@ -116,6 +122,8 @@ from agentopt.graph._principles import (
 )
 from agentopt.graph._recording import Operation, Recording, current_recording, operation, record, report_usage
 from agentopt.graph._records import EdgeKind, ErrorRecord, Feedback, OpRecord, TracedParameter, Usage
+from agentopt.graph._shown import readable_lines
+from agentopt.graph._steps import OpenStep, open_step
 from agentopt.graph._structured import EditError, StructuredEdit
 from agentopt.graph._toolbox import Toolbox, ToolError, toolbox
 from agentopt.graph._toolbox_edits import CreateTool, DeleteTool, EditToolCode, EditToolDescription, run_examples
@@ -125,6 +133,9 @@ from agentopt.graph._values import Reference
 __all__ = [
     "ALLOWED_MODULES",
     "COMPONENTS",
+    "NODE_COMPONENTS",
+    "PIPELINE_END",
+    "PIPELINE_PREVIOUS",
     "AddDemo",
     "AddNode",
     "AddPrinciple",
@@ -164,11 +175,13 @@ __all__ = [
     "Node",
     "Number",
     "OpRecord",
+    "OpenStep",
     "Operation",
     "Parameter",
     "ParameterKind",
     "ParameterSpec",
     "PipelineEdit",
+    "PipelineHandle",
     "Principles",
     "Problem",
     "Prompt",
@@ -218,6 +231,7 @@ __all__ = [
     "current_recording",
     "current_rollout",
     "declare_code",
+    "declare_pipeline",
     "declared_parameters",
     "decode_crossing",
     "demos",
@@ -227,6 +241,7 @@ __all__ = [
     "effects_allowed",
     "encode_crossing",
     "equal",
+    "fill_placeholders",
     "find_parameter",
     "handle_for",
     "handle_from_json",
@@ -240,9 +255,11 @@ __all__ = [
     "metered",
     "module",
     "node",
+    "node_placeholders",
     "not_",
     "note_parameter_read",
     "number",
+    "open_step",
     "operation",
     "parameter",
     "parameter_scope",
@@ -252,6 +269,7 @@ __all__ = [
     "principle_list",
     "principles",
     "prompt",
+    "readable_lines",
     "record",
     "register_dataclass",
     "report_usage",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from agentopt.optimizers._auto import Auto, Together
+from agentopt.optimizers._code import CodeRepair
 from agentopt.optimizers._demonstrations import Demonstrations
 from agentopt.optimizers._instructions import Instructions
 from agentopt.optimizers._optoprime import OptoPrime, OptoPrimeOptions
@@ -15,6 +16,7 @@ from agentopt.optimizers._values import Values
 __all__ = [
     "OPTIMIZER_NAMES",
     "Auto",
+    "CodeRepair",
     "Demonstrations",
     "DroppedEdit",
     "Instructions",

@@ -7,7 +7,7 @@ read is handled here, so that no junk of a small model ever becomes an exception
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from agentopt.graph import Edit
     from agentopt.models import LM, LMOptions, Message
 
+Trial = Callable[["Edit"], Awaitable[list[str]]]
+"""What running an edit's value shows to be wrong with it, one line each; code is tried in the sandbox like this."""
 _SAID = 6000
 """Characters of the model's own answer that are shown to it again."""
 
@@ -57,6 +59,7 @@ async def propose_legal(
     schema: dict[str, Any] | None = None,
     repairs: int = 3,
     turns: Turns | None = None,
+    trial: Trial | None = None,
 ) -> Update | None:
     """Ask once and return the legal part of the answer; None when there is none. Drops go to `context.dropped`.
 
@@ -73,6 +76,7 @@ async def propose_legal(
         schema: JSON schema of the first answer, if there is one.
         repairs: times that illegal edits are sent back.
         turns: other words for the repair turns; None for the shipped ones.
+        trial: tries a legal edit out before it is proposed; what it says is wrong is sent back like an illegal edit.
 
     Raises:
         LMError: the call could not be completed.
@@ -91,7 +95,7 @@ async def propose_legal(
         context.dropped.append(DroppedEdit(source, problem, 2))
         return None
     reply, tries = answer.reply, 1
-    good, bad = _judge(context, draft)
+    good, bad = await _judge(context, draft, trial)
     while bad and tries <= repairs:
         names = ", ".join(dict.fromkeys(edit.name for edit in draft.edits)) or turns.names
         lines = "\n".join(f"- {line}" for _, line in bad)
@@ -104,12 +108,29 @@ async def propose_legal(
         if not again.edits and not again.problems:
             break  # the model takes them back
         _amend(draft, again, bad)
-        good, bad = _judge(context, draft)
+        good, bad = await _judge(context, draft, trial)
     context.dropped.extend(DroppedEdit(source, line, tries) for _, line in bad)
     return Update(tuple(good), cut(draft.rationale, 600), source) if good else None
 
 
-def _judge(context: ProposeContext, draft: Draft) -> tuple[list[Edit], list[tuple[str, str]]]:
+async def _judge(
+    context: ProposeContext, draft: Draft, trial: Trial | None
+) -> tuple[list[Edit], list[tuple[str, str]]]:
+    """Edits that can be applied in order and pass their trial, and (parameter or '', what is wrong) of the others."""
+    good, bad = _legal(context, draft)
+    if trial is None:
+        return good, bad
+    kept: list[Edit] = []
+    for edit in good:
+        found = await trial(edit)
+        if found:
+            bad.append((edit.name, "; ".join(found)))
+        else:
+            kept.append(edit)
+    return kept, bad
+
+
+def _legal(context: ProposeContext, draft: Draft) -> tuple[list[Edit], list[tuple[str, str]]]:
     """Edits that can be applied in order, and (parameter or '', what is wrong) of the others."""
     good: list[Edit] = []
     bad: list[tuple[str, str]] = [("", line) for line in draft.problems]

@@ -16,6 +16,12 @@ def _auto(template: Path | None) -> Optimizer:
     return Auto(template=template)
 
 
+def _code(template: Path | None) -> Optimizer:
+    from agentopt.optimizers._code import CodeRepair
+
+    return CodeRepair(template=template)
+
+
 def _optoprime(template: Path | None) -> Optimizer:
     from agentopt.optimizers._optoprime import OptoPrime
 
@@ -54,6 +60,7 @@ def _values(template: Path | None) -> Optimizer:
 
 _BY_NAME: dict[str, Callable[[Path | None], Optimizer]] = {
     "auto": _auto,
+    "code": _code,
     "demonstrations": _demonstrations,
     "instructions": _instructions,
     "instructions-free": _instructions_free,
