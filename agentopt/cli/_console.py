@@ -60,13 +60,18 @@ def count(number: float) -> str:
 
 
 def value_lines(value: Any) -> list[str]:
-    """A parameter's value as lines: text as it is, demonstrations one pair a line, anything else as JSON."""
+    """A parameter's value as lines: text as it is, demonstrations one pair a line, the rest readable or as JSON."""
     if isinstance(value, str):
         return value.splitlines() or [""]
     if isinstance(value, list):
         items = cast("list[Any]", value)
         if all(isinstance(item, Mapping) and "output" in item for item in items):
             return [f"{short(item.get('input', ''), 100)}  ->  {item['output']}" for item in items]
+    from agentopt.graph import readable_lines
+
+    lines = readable_lines(value)
+    if lines is not None:
+        return lines
     return json.dumps(value, ensure_ascii=False, indent=2).splitlines()
 
 

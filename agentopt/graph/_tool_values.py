@@ -340,9 +340,13 @@ def _shape_problem(item: Any) -> str:
     return "" if isinstance(entry["examples"], list) else f"{name}: 'examples' must be a list"
 
 
+def _map(value: Any) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
+
+
 def schema_problems(schema: Any, signature: inspect.Signature) -> list[str]:
     """Why `schema` does not describe calls of a function with this signature."""
-    data = cast("Mapping[str, Any]", schema) if isinstance(schema, Mapping) else {}
+    data = _map(schema)
     raw, needed = data.get("properties", {}), data.get("required", [])
     if data.get("type") != "object" or not isinstance(raw, Mapping) or not isinstance(needed, list):
         return ['\'parameters\' must be {"type": "object", "properties": {...}, "required": [...]}']
@@ -366,7 +370,7 @@ def schema_problems(schema: Any, signature: inspect.Signature) -> list[str]:
 def _examples_problems(examples: Sequence[Any], signature: inspect.Signature) -> list[str]:
     found: list[str] = []
     for place, example in enumerate(examples, start=1):
-        entry = cast("Mapping[str, Any]", example) if isinstance(example, Mapping) else {}
+        entry = _map(example)
         args = entry.get("args")
         if set(entry) != {"args", "expected"} or not isinstance(args, Mapping):
             found.append(f'example {place} must be {{"args": {{...}}, "expected": ...}}')

@@ -6,7 +6,6 @@ with source, created or changed by an optimizer, runs through the `CodeRunner` i
 
 from __future__ import annotations
 
-import functools
 import inspect
 import json
 import sys
@@ -17,7 +16,7 @@ from typing import Any, Protocol, cast
 from agentopt.errors import RunError, UserError
 from agentopt.graph import _context
 from agentopt.graph._calls import StepInfo, _call, _call_async
-from agentopt.graph._code import ALLOWED_MODULES, CodeError, Used, describe_use
+from agentopt.graph._code import ALLOWED_MODULES, CodeError, CodeUnit, Used, describe_use
 from agentopt.graph._context import active_value, peek_value
 from agentopt.graph._handles import CLASSES, Handle, _declared
 from agentopt.graph._jsonvalue import JSONValue
@@ -187,8 +186,7 @@ class Toolbox(Handle):
             if unit is None or problems:
                 raise CodeError(tool, "CodeError", "; ".join(problems))
             own, signature = None, unit.signature
-            run: Callable[..., Any] = functools.partial(unit.arun if waits else unit.run, item["source"], ())
-            fn: Callable[..., Any] = lambda **given: run(given)  # noqa: E731 - the arguments go as one map
+            fn = _sandboxed(unit, waits=waits)
         elif own is None:
             raise ToolError(f"the tool {tool!r} has no code")
         else:
@@ -218,6 +216,13 @@ class Toolbox(Handle):
 
 
 CLASSES["tools"] = Toolbox
+
+
+def _sandboxed(unit: CodeUnit, *, waits: bool) -> Callable[..., Any]:
+    def run(**given: Any) -> Any:
+        return unit.arun(unit.source, (), given) if waits else unit.run(unit.source, (), given)
+
+    return run
 
 
 def _held_back(own: OwnTool) -> bool:

@@ -186,13 +186,13 @@ def _example_problem(unit: CodeUnit, args: Mapping[str, Any], expected: JSONValu
 
 def _same(one: Any, other: Any) -> bool:
     """Equal JSON values; numbers up to rounding."""
-    numbers = (int, float)
-    if isinstance(one, numbers) and isinstance(other, numbers) and not isinstance(one, bool | type(None)):
-        return not isinstance(other, bool) and math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
+    numbers = [isinstance(value, (int, float)) and not isinstance(value, bool) for value in (one, other)]
+    if all(numbers):
+        return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
     if isinstance(one, list) and isinstance(other, list):
         pairs = cast("tuple[list[Any], list[Any]]", (one, other))
         return len(pairs[0]) == len(pairs[1]) and all(map(_same, *pairs))
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         left, right = cast("tuple[Mapping[str, Any], Mapping[str, Any]]", (one, other))
         return left.keys() == right.keys() and all(_same(left[key], right[key]) for key in left)
-    return canonical(one) == canonical(other)
+    return canonical(cast("JSONValue", one)) == canonical(cast("JSONValue", other))

@@ -23,7 +23,7 @@ from agentopt.models._background import run_sync
 from agentopt.models._cache import keep, look_up, shared_flights
 from agentopt.models._call import Attempts, Call, LMSettings, reply_watch
 from agentopt.models._errors import LMBadReply, LMError, LMRateLimit, LMTimeout
-from agentopt.models._messages import build
+from agentopt.models._messages import build, tools_of
 from agentopt.models._protocol import Client, LMOptions, Reply, ReplyCache, Request
 from agentopt.models._structured import match_choice, output_of, repair_turn
 from agentopt.models._throttle import shared_throttles
@@ -78,7 +78,7 @@ class LM:
         system: Any = None,
         user: Any = None,
         demos: Any = (),
-        tools: Sequence[dict[str, Any]] = (),
+        tools: Sequence[dict[str, Any]] | graph.Toolbox = (),
         output: Any = None,
         choices: Sequence[str] | None = None,
         options: LMOptions | None = None,
@@ -90,7 +90,7 @@ class LM:
             system: text or handle; alone it is sent as the user turn.
             user: text, handle, or content parts (`agentopt.models.image(...)`).
             demos: `{"input", "output"}` pairs (or a demos handle), shown as turns before the last user turn.
-            tools: OpenAI function-tool objects.
+            tools: OpenAI function-tool objects, or an `ao.toolbox`.
             output: pydantic class, type or JSON schema; `Reply.parsed` has the value. One repair round.
             choices: `Reply.text` is exactly one of them. One repair round.
             options: how to sample; the LM's own options when None.
@@ -114,7 +114,7 @@ class LM:
         system: Any = None,
         user: Any = None,
         demos: Any = (),
-        tools: Sequence[dict[str, Any]] = (),
+        tools: Sequence[dict[str, Any]] | graph.Toolbox = (),
         output: Any = None,
         choices: Sequence[str] | None = None,
         options: LMOptions | None = None,
@@ -141,7 +141,7 @@ class LM:
         system: Any = None,
         user: Any = None,
         demos: Any = (),
-        tools: Sequence[dict[str, Any]] = (),
+        tools: Sequence[dict[str, Any]] | graph.Toolbox = (),
         options: LMOptions | None = None,
     ) -> AsyncGenerator[str, None]:
         """The reply's text in pieces. A cached reply comes in one piece; a finished stream is cached and recorded.
@@ -167,7 +167,7 @@ class LM:
     def _prepare(
         self,
         content: tuple[Any, Any, Any, Any],
-        tools: Sequence[dict[str, Any]],
+        tools: Sequence[dict[str, Any]] | graph.Toolbox,
         output: Any,
         choices: Sequence[str] | None,
         options: LMOptions | None,
@@ -184,7 +184,7 @@ class LM:
         request = Request(
             model=self._client.name,
             messages=prompt.messages,
-            tools=tuple(tools),
+            tools=tools_of(tools, prompt.specs),
             schema=None if wanted is None else wanted.schema,
             choices=None if choices is None else tuple(choices),
             options=options,

@@ -79,13 +79,25 @@ def build(messages: Any, system: Any, user: Any, demos: Any) -> Prompt:
     return Prompt(tuple(turns), inputs, specs)
 
 
+def tools_of(tools: Any, specs: list[graph.ParameterSpec]) -> tuple[dict[str, Any], ...]:
+    """The tools of a call as a chat API takes them; a toolbox is looked up like any handle."""
+    if isinstance(tools, graph.Toolbox):
+        value = graph.peek_value(tools.spec)
+        specs.extend((tools.spec, *tools.reads(value)))
+        return tuple(tools.for_model(value))
+    return tuple(tools)
+
+
 def _plain(value: Any, specs: list[graph.ParameterSpec]) -> Any:
     """`value` with every handle in it replaced by its active value."""
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, graph.Handle):
         specs.append(value.spec)
-        return graph.peek_value(value.spec)
+        return value.for_model(graph.peek_value(value.spec))
+    if isinstance(value, graph.Components):
+        specs.extend(handle.spec for component, handle in value.handles.items() if component != "demos")
+        return value.for_model(graph.peek_value)
     if isinstance(value, Mapping):
         return {key: _plain(item, specs) for key, item in cast("Mapping[str, Any]", value).items()}
     if isinstance(value, (list, tuple)):

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from agentopt.graph import readable_lines
 from agentopt.observe._charts import Point, interval_chart, search_chart
 from agentopt.observe._proposals import ProposalRow, proposals_of
 
@@ -192,6 +193,9 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[s
 def _lines(value: Any) -> list[str]:
     if isinstance(value, str):
         return value.splitlines()
+    readable = readable_lines(value)
+    if readable is not None:
+        return readable
     if isinstance(value, list):
         items = cast("list[Any]", value)
         return [_item(item) for item in items]

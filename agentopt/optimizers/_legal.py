@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from agentopt.errors import UserError
-from agentopt.graph import Candidate, IllegalEdit, apply_edits, set_value
+from agentopt.graph import Candidate, IllegalEdit, apply_edits, principle_list, set_value
 from agentopt.optimizers._protocol import DroppedEdit, ProposeContext, Update
 
 if TYPE_CHECKING:
     from agentopt.graph import Edit, ParameterSpec
 
 TEXT_KINDS = frozenset({"prompt", "knowledge", "tool_text"})
+_BULLET = re.compile(r"(?:[-*•]|[0-9]{1,3}[.)])\s+")
 
 
 def current_value(context: ProposeContext, spec: ParameterSpec) -> Any:
@@ -36,6 +38,11 @@ def coerce(spec: ParameterSpec, value: Any) -> Any:
         case "value" | "demos":
             if isinstance(value, str) and not isinstance(spec.default, str):
                 value = _as_data(value)
+        case "principles":
+            value = _as_principles(spec, value)
+        case "tools" | "pipeline":
+            if isinstance(value, str):
+                value = _as_data(strip_fence(value))
         case "code":
             value = strip_fence(value) if isinstance(value, str) else value
         case _:
@@ -77,6 +84,17 @@ def _as_data(value: str) -> Any:
         return ast.literal_eval(value)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return value
+
+
+def _as_principles(spec: ParameterSpec, value: Any) -> Any:
+    """Texts, or one text with a rule a line, as principles; rules that the default has keep their counters."""
+    if isinstance(value, str):
+        data = _as_data(strip_fence(value))
+        lines = [_BULLET.sub("", line.strip()) for line in strip_fence(value).splitlines()]
+        value = cast("Any", data) if isinstance(data, list) else [line for line in lines if line]
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in cast("list[Any]", value)):
+        return principle_list(cast("list[str]", value), spec.default)
+    return cast("Any", value)
 
 
 def strip_fence(text: str) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from agentopt.graph import StructuredEdit, readable_lines
 from agentopt.optimizers._feedback import cut, shown
 from agentopt.optimizers._problem import estimate_tokens
 
@@ -29,10 +30,22 @@ def gain(past: PastProposal) -> float | None:
 
 
 def edit_text(edit: Edit, limit: int) -> str:
-    """One edit as `name = value`."""
+    """One edit as `name = value`; an edit of a part as `name: what it does` with its fields."""
+    if isinstance(edit, StructuredEdit):
+        return f"{edit.name}: {edit.kind.replace('_', ' ')} {cut(_fields(edit), limit)}".rstrip()
     data = edit.to_dict()
-    value = next((data[key] for key in ("text", "source", "value", "items", "item", "index") if key in data), None)
+    value: Any = next((data[key] for key in ("text", "source", "value", "items", "item", "index") if key in data), None)
+    lines = readable_lines(value)
+    if lines is not None:
+        return f"{edit.name} =\n{cut(chr(10).join(lines), limit)}"
     return f"{edit.name} = {cut(value if isinstance(value, str) else shown(value), limit)}"
+
+
+def _fields(edit: StructuredEdit) -> str:
+    """The fields of an edit of a part; names come as they are, texts in quotes, what is not given is left out."""
+    data = edit.to_dict()
+    given = {key: data[key] for key in data if key not in ("kind", "name") and data[key] not in (None, [])}
+    return ", ".join(f"{key}={shown(value)}" for key, value in given.items())
 
 
 def render_memory(history: Sequence[PastProposal], budget: int) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from agentopt.graph import readable_lines
 from agentopt.optimizers._feedback import cut, feedback_text, shown
 from agentopt.optimizers._templates import Fragment
 
@@ -143,7 +144,7 @@ def _sections(
         "code": "\n".join(code) or "(not recorded)",
         "documentation": "\n".join(documentation) or "(none)",
         "variables": "\n".join(_variable(specs[name], value, level) for name, value in values.items()),
-        "constraints": "\n".join(_constraint(specs[name]) for name in values),
+        "constraints": "\n".join(constraint_line(specs[name]) for name in values),
         "inputs": "\n".join(inputs) or "(none)",
         "others": "\n".join(others) or "(none)",
         "outputs": "\n".join(outputs) or "(none)",
@@ -343,10 +344,14 @@ def _others(case: Case, level: Level) -> list[str]:
 def _variable(spec: ParameterSpec, value: Any, level: Level) -> str:
     if isinstance(value, str):
         return f"({spec.kind}) {spec.name} =\n<<<\n{cut(value, level.variable)}\n>>>"
+    lines = readable_lines(value)
+    if lines is not None:
+        return f"({spec.kind}) {spec.name} =\n<<<\n{cut(chr(10).join(lines), level.variable)}\n>>>"
     return f"({spec.kind}) {spec.name} = {cut(shown(value), level.variable)}"
 
 
-def _constraint(spec: ParameterSpec) -> str:
+def constraint_line(spec: ParameterSpec) -> str:
+    """What every value of a parameter must obey, in one line."""
     rules: list[str] = []
     if spec.variables:
         rules.append(
