@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
-from agentopt.optimizers._auto import Auto, Together
+from agentopt.optimizers._auto import Auto, Together, is_weak
+from agentopt.optimizers._bootstrap import Bootstrap, BootstrapOptions
 from agentopt.optimizers._code import CodeRepair
 from agentopt.optimizers._demonstrations import Demonstrations
+from agentopt.optimizers._grounded import Grounded, GroundedOptions
 from agentopt.optimizers._instructions import Instructions
+from agentopt.optimizers._opro import Opro, OproOptions
 from agentopt.optimizers._optoprime import OptoPrime, OptoPrimeOptions
+from agentopt.optimizers._optoprime_multi import OptoPrimeMulti, OptoPrimeMultiOptions
 from agentopt.optimizers._protocol import DroppedEdit, Optimizer, PastProposal, ProposeContext, Update
+from agentopt.optimizers._reflection import Reflection, ReflectionOptions
 from agentopt.optimizers._resolve import OPTIMIZER_NAMES, resolve_optimizer
 from agentopt.optimizers._templates import load_templates
+from agentopt.optimizers._textgrad import TextGrad, TextGradOptions
 from agentopt.optimizers._tpe import Tpe
 from agentopt.optimizers._values import Values
 
 __all__ = [
     "OPTIMIZER_NAMES",
     "Auto",
+    "Bootstrap",
+    "BootstrapOptions",
     "CodeRepair",
     "Demonstrations",
     "DroppedEdit",
+    "Grounded",
+    "GroundedOptions",
     "Instructions",
+    "Opro",
+    "OproOptions",
     "Optimizer",
     "OptoPrime",
+    "OptoPrimeMulti",
+    "OptoPrimeMultiOptions",
     "OptoPrimeOptions",
     "PastProposal",
     "ProposeContext",
+    "Reflection",
+    "ReflectionOptions",
+    "TextGrad",
+    "TextGradOptions",
     "Together",
     "Tpe",
     "Update",
     "Values",
+    "is_weak",
     "load_templates",
     "resolve_optimizer",
 ]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from agentopt.graph import Candidate
 from agentopt.search._board import Board
 from agentopt.search._budget import OutOfBudget
+from agentopt.search._objectives import means
 from agentopt.search._pool import Pool
 from agentopt.search._racing import behind
 
@@ -66,3 +67,11 @@ def best_pooled(board: Board, ties: Sequence[Candidate]) -> Candidate:
 
 def _pooled(board: Board, a: Candidate, b: Candidate) -> list[float]:
     return board.paired(a, b, "validation") + board.paired(a, b, "train")
+
+
+def cheapest(board: Board, ties: Sequence[Candidate], names: Sequence[str]) -> Candidate:
+    """Of candidates that the score does not tell apart, the best in the first further objective that differs."""
+    others = [name for name in names if name != "score"]
+    values = [means(board.rows(candidate, "validation"), others) for candidate in ties]
+    best = max(range(len(ties)), key=lambda at: ([values[at][name] for name in others], -at))
+    return ties[best]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from agentopt.errors import UserError
 from agentopt.graph import Candidate
 from agentopt.optimizers import PastProposal
+from agentopt.search._auto_driver import Facts, choose
 from agentopt.search._options import TuneOptions
 from agentopt.search._plan import Sizes
 from agentopt.search._pool import Pool
@@ -101,18 +102,36 @@ def _pareto() -> Driver:
     return Pareto()
 
 
+def _bayes() -> Driver:
+    from agentopt.search._bayes import Bayes
+
+    return Bayes()
+
+
+def _islands() -> Driver:
+    from agentopt.search._islands import Islands
+
+    return Islands()
+
+
 _BY_NAME: dict[str, Callable[[], Driver | Planner]] = {
     "greedy": _greedy,
     "beam": _beam,
     "ucb": _ucb,
     "pareto": _pareto,
+    "bayes": _bayes,
+    "islands": _islands,
 }
 
 DRIVER_NAMES: tuple[str, ...] = tuple(_BY_NAME)
 
 
-def resolve_driver(spec: str | Driver | Planner) -> tuple[Driver | Planner, str]:
+def resolve_driver(spec: str | Driver | Planner, facts: Facts | None = None) -> tuple[Driver | Planner, str]:
     """The driver and why it was chosen.
+
+    Args:
+        spec: "auto", a name of `DRIVER_NAMES`, or an object.
+        facts: what "auto" decides by; None for the choice that needs no facts.
 
     Raises:
         UserError: an unknown name, or an object with neither `run` nor `next`.
@@ -120,7 +139,10 @@ def resolve_driver(spec: str | Driver | Planner) -> tuple[Driver | Planner, str]
     names = ", ".join(DRIVER_NAMES)
     if isinstance(spec, str):
         if spec == "auto":
-            return _greedy(), "auto: one program, one objective; races each round's proposals and builds on the best"
+            if facts is None:
+                return _greedy(), "auto: nothing is known about the run; each round builds on the best"
+            name, reason = choose(facts)
+            return _BY_NAME[name](), f"auto: {reason}"
         if spec in _BY_NAME:
             return _BY_NAME[spec](), "as asked"
         raise UserError(f"Unknown driver {spec!r}: expected auto, {names}, or an object with run(lab) or next(state).")

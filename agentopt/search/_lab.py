@@ -106,6 +106,8 @@ class Lab:
         self.options = options
         self.seed = seed
         self.history: list[PastProposal] = []
+        self.kept: list[Candidate] = [baseline]
+        """The baseline and every candidate that was accepted, also those that the pool had no place for."""
         self.iteration = 0
         self.emit = emit
         self.skips = 0
@@ -306,13 +308,16 @@ class Lab:
             budget_left=self.left,
         )
 
-    def offer(self, parent: Candidate, update: Update, *, others: Sequence[Candidate] = ()) -> Proposal | None:
+    def offer(
+        self, parent: Candidate, update: Update, *, others: Sequence[Candidate] = (), again: bool = False
+    ) -> Proposal | None:
         """A child that the driver itself puts together (a merge, a combination): None when illegal, leaking or known.
 
-        `others` are its further parents, for the lineage.
+        `others` are its further parents, for the lineage. With `again` a candidate that was proposed before, but never
+        measured, is not refused for being known.
         """
         made = ProposalMade(self.iteration, parent.hash, "ok", "", [update_to_dict(update)], None, 0)
-        good, _ = self._checker.candidates(made, parent)
+        good, _ = self._checker.candidates(made, parent, again=again)
         if not good:
             return None
         proposal = good[0]
@@ -374,6 +379,7 @@ class Lab:
         mean = self.board.mean(child, "validation")
         best = self.pool.best.score
         self.pool.add(child, mean)
+        self.kept.append(child)
         self.emit(CandidateAccepted(self.iteration, child.hash, parent.hash, proposal.update.source, mean, best))
         self._remember(proposal, accepted=True, reason=reason)
 

@@ -18,7 +18,7 @@ from agentopt.optimizers import Optimizer, PastProposal
 from agentopt.search._baseline import Baseline, check_first_rows, discover
 from agentopt.search._board import Board, RowSource, Split
 from agentopt.search._budget import Budget, Ledger, OutOfBudget
-from agentopt.search._choose import near_ties, playoff
+from agentopt.search._choose import cheapest, near_ties, playoff
 from agentopt.search._claim import Claim, baseline_claim, make_claim, no_claim
 from agentopt.search._driver import Driver, Planner
 from agentopt.search._events import BaselineDone, Event, RunStarted, TestDone, Warning_
@@ -72,6 +72,8 @@ class Outcome:
     plan: Plan
     history: list[PastProposal]
     warnings: list[str]
+    kept: Sequence[Candidate] = ()
+    """The baseline and every candidate that was accepted."""
 
 
 class Search:
@@ -160,7 +162,7 @@ class Search:
         reason = await self._search(lab)
         best = await self._choose()
         claim = await self._claim(best)
-        return Outcome(self.baseline, best, claim, reason, plan, lab.history, self.warnings)
+        return Outcome(self.baseline, best, claim, reason, plan, lab.history, self.warnings, tuple(lab.kept))
 
     def warn(self, message: str) -> None:
         """Tell the user something that does not stop the run."""
@@ -228,6 +230,8 @@ class Search:
         ties = near_ties(self.board, self.pool, self.baseline)
         if len(ties) == 1:
             return ties[0]
+        if len(self._options.objectives) > 1:
+            return cheapest(self.board, ties, self._options.objectives)
         known = self.board.scores(ties[0], "train")
         # Rows the leader already has come first: they cost the others less.
         rows = [*known, *self._minibatches.rest(known)]

@@ -13,7 +13,7 @@ from typing import Any
 from agentopt.errors import UserError
 from agentopt.evaluation import EvaluationRow
 from agentopt.graph import Candidate
-from agentopt.search._board import Board
+from agentopt.search._board import Board, Split
 from agentopt.search._racing import behind
 
 TOLERANCE_ALPHA = 0.2
@@ -65,18 +65,26 @@ def front(values: Sequence[Mapping[str, float]]) -> list[bool]:
     return [not any(dominates(other, point) for other in values) for point in values]
 
 
-def better(board: Board, child: Candidate, parent: Candidate, names: Sequence[str]) -> bool:
-    """Whether a child with all validation rows is worth keeping.
+def better(
+    board: Board, child: Candidate, parent: Candidate, names: Sequence[str], train: Sequence[str] | None = None
+) -> bool:
+    """Whether a child is worth keeping: on all validation rows, or on the given training rows.
 
     With the score alone: a higher mean. With more objectives also: a score that is not shown to be lower, and another
     objective that improved while none of them got worse.
     """
-    if board.mean(child, "validation") > board.mean(parent, "validation"):
+    split: Split = "validation" if train is None else "train"
+    if board.mean(child, split, train) > board.mean(parent, split, train):
         return True
     others = [name for name in names if name != "score"]
-    if not others or behind(board.paired(parent, child, "validation"), TOLERANCE_ALPHA):
+    if not others or behind(board.paired(parent, child, split, train), TOLERANCE_ALPHA):
         return False
-    return dominates(means(board.rows(child, "validation"), others), means(board.rows(parent, "validation"), others))
+    wanted = None if train is None else frozenset(train)
+    values = [
+        means([row for row in board.rows(one, split) if wanted is None or row.example_id in wanted], others)
+        for one in (child, parent)
+    ]
+    return dominates(values[0], values[1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from agentopt.errors import UserError
+from agentopt.evaluation import check_executor
+from agentopt.sandbox import tier
+from agentopt.search._objectives import check_objectives
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +60,16 @@ class TuneOptions:
     """Serve the loopback endpoint for programs that bring their own LM client."""
     template: Path | None = None
     """A file that overrides fragments of the optimizers' meta-prompts."""
+    executor: str = "local"
+    """Where rollouts run: `local` (this process), `ray` (a cluster on this machine, or RAY_ADDRESS), `ray://HOST:PORT`."""
+    workers: int | None = None
+    """Processes of the ray executor; None for one per CPU of the cluster."""
+
+    sandbox: str = "auto"
+    """The tier in which changed code runs: `auto`, `process`, `namespace`, `container` or a registered one."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "objectives", check_objectives(self.objectives))
         lowest = {
             "concurrency": 1, "repeats": 1, "screen_size": 2, "block_size": 1, "beam": 1, "pool_size": 1,
             "max_round": 1, "max_failures": 1, "patience": 1,
@@ -67,6 +78,9 @@ class TuneOptions:
             value: object = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise UserError(f"options: {name} must be a whole number of at least {low}; found {value!r}")
+        check_executor(self.executor, self.workers)
+        if self.sandbox != "auto":
+            tier(self.sandbox)
         if not self.timeout > 0:
             raise UserError(f"options: timeout must be a positive number of seconds; found {self.timeout!r}")
         if not 0 < self.drop_alpha < 1:
@@ -85,5 +99,5 @@ class TuneOptions:
     @classmethod
     def deciding(cls) -> tuple[str, ...]:
         """Names of the options on which decisions depend: a resumed run must have the same."""
-        free = {"concurrency", "timeout", "capture", "max_wait", "max_failures"}
+        free = {"concurrency", "timeout", "capture", "max_wait", "max_failures", "executor", "workers", "sandbox"}
         return tuple(option.name for option in fields(cls) if option.name not in free)

@@ -122,8 +122,11 @@ class Checker:
         self._reject = reject
         self.seen: set[str] = set()
 
-    def candidates(self, made: ProposalMade, parent: Candidate) -> tuple[list[Proposal], int]:
-        """The proposals worth measuring, and how many of the updates were illegal or leaking."""
+    def candidates(self, made: ProposalMade, parent: Candidate, *, again: bool = False) -> tuple[list[Proposal], int]:
+        """The proposals worth measuring, and how many of the updates were illegal or leaking.
+
+        `again` lets pass what was proposed before.
+        """
         good: list[Proposal] = []
         refused = 0
         for data in made.updates:
@@ -135,7 +138,7 @@ class Checker:
                 refused += 1
                 self._say(made, "", source, "edit", str(error))
                 continue
-            if child.hash in self.seen:
+            if child.hash in self.seen and not again:
                 self._say(made, child.hash, source, "duplicate", "equal to a candidate that was already tried")
                 continue
             leak = self._leaks.check(child)

@@ -13,6 +13,7 @@ from agentopt.search._board import Board
 from agentopt.search._budget import usage_tokens
 from agentopt.search._claim import Claim
 from agentopt.search._loop import Outcome
+from agentopt.search._objectives import trade_offs
 from agentopt.search._propose import update_to_dict
 
 
@@ -36,6 +37,9 @@ class TuneResult:
     plan: dict[str, Any] = field(default_factory=dict[str, Any])
     history: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     warnings: list[str] = field(default_factory=list[str])
+    trade_offs: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """Every kept candidate with its validation `score`, `usd`, `prompt_tokens` and `latency` (seconds) per run, and
+    whether it is `on_front`: no other one is better in one objective of the run and worse in none."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values: the run's summary."""
@@ -51,6 +55,7 @@ class TuneResult:
             "plan": self.plan,
             "history": self.history,
             "warnings": self.warnings,
+            "trade_offs": self.trade_offs,
         }
 
     @classmethod
@@ -68,11 +73,14 @@ class TuneResult:
             plan=dict(data.get("plan") or {}),
             history=list(data.get("history") or []),
             warnings=list(data.get("warnings") or []),
+            trade_offs=list(data.get("trade_offs") or []),
         )
 
 
-def make_result(outcome: Outcome, board: Board, run_id: str, program: str) -> TuneResult:
-    """Gather a finished search's result."""
+def make_result(
+    outcome: Outcome, board: Board, run_id: str, program: str, objectives: Sequence[str] = ("score",)
+) -> TuneResult:
+    """Gather a finished search's result; `objectives` are what the table of trade-offs compares by."""
     return TuneResult(
         run_id=run_id,
         program=program,
@@ -94,6 +102,7 @@ def make_result(outcome: Outcome, board: Board, run_id: str, program: str) -> Tu
         plan=outcome.plan.to_dict(),
         history=[past_to_dict(past) for past in outcome.history],
         warnings=list(outcome.warnings),
+        trade_offs=[item.to_dict() for item in trade_offs(board, outcome.kept, objectives)],
     )
 
 

@@ -12,6 +12,7 @@ from agentopt.search._driver import Planner, Step
 from agentopt.search._events import GateDone
 from agentopt.search._gate import GateResult
 from agentopt.search._lab import Lab
+from agentopt.search._objectives import better
 from agentopt.search._propose import Proposal
 from agentopt.search._racing import gate_cost, screen_cost
 from agentopt.search._screen import SECOND_LOOK, ScreenResult, screen
@@ -60,7 +61,7 @@ async def standard_round(lab: Lab, step: Step) -> None:
     if not proposals:
         return
     more = _second_rows(lab, step, batch, len(proposals), ledger.rollouts - spent_before)
-    found = await screen(lab.board, proposals, batch, more)
+    found = await screen(lab.board, proposals, batch, more, lab.options.objectives)
     lab.screened(len(batch), found.scores, [proposal.candidate for proposal in found.passed])
     gate = await _gate(lab, found, (step.allotment - (ledger.rollouts - spent_before)) / repeats)
     _settle(lab, proposals, found, gate)
@@ -104,7 +105,7 @@ def _settle(lab: Lab, proposals: Sequence[Proposal], screened: ScreenResult, gat
             continue
         before = lab.board.mean(proposal.parent, "validation")
         reason = f"validation {finished[key]:.3f}, its parent {before:.3f}"
-        if finished[key] > before:
+        if better(lab.board, proposal.candidate, proposal.parent, lab.options.objectives):
             lab.accept(proposal, reason)
         else:
             lab.reject(proposal, "gate", reason)

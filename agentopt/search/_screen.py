@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from agentopt.search._board import Board
+from agentopt.search._objectives import better
 from agentopt.search._propose import Proposal
 from agentopt.search._racing import KEEP, behind, first_look, keep_best
 
@@ -31,9 +32,15 @@ _FAR = 0.2
 
 
 async def screen(
-    board: Board, proposals: Sequence[Proposal], batch: Sequence[str], more: Sequence[str] = ()
+    board: Board,
+    proposals: Sequence[Proposal],
+    batch: Sequence[str],
+    more: Sequence[str] = (),
+    objectives: Sequence[str] = ("score",),
 ) -> ScreenResult:
     """Run the screen. `more` are the rows of a second look, empty for none.
+
+    With further `objectives` also a proposal passes that is not shown to score lower and is better in one of them.
 
     A parent that happens to be lucky on 16 rows beats everybody. When hardly anyone passes, the best few that are not
     significantly behind get as many rows again, parent included, and pass with a gain over all of them.
@@ -61,7 +68,10 @@ async def screen(
         difference, rows = _mean_difference(board, by_hash[key], batch)
         result.scores[key] = difference
         # With most of the minibatch shown as demonstrations there is little left to compare: no loss is enough.
-        if difference > 0 or (rows < len(batch) / 2 and difference >= 0):
+        enough = difference > 0 or (rows < len(batch) / 2 and difference >= 0)
+        if enough or (
+            len(objectives) > 1 and better(board, by_hash[key].candidate, by_hash[key].parent, objectives, batch)
+        ):
             result.passed.append(by_hash[key])
         else:
             result.reasons[key] = f"no gain over its parent on the minibatch ({difference:+.3f} on {rows} rows)"

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, nullcontext
 from typing import Any
 
 from agentopt.errors import AgentoptError, UserError
-from agentopt.evaluation import Dataset, EvaluationOptions, Evaluator, Metric, Program, resolve_metric
-from agentopt.graph import Candidate, allow_effects
+from agentopt.evaluation import (
+    Dataset,
+    EvaluationOptions,
+    Evaluator,
+    Metric,
+    Program,
+    Work,
+    open_executor,
+    resolve_metric,
+)
+from agentopt.graph import Candidate, ParameterSpec, allow_effects
 from agentopt.models import LM, ModelsConfig, UnknownModel, resolve, use
-from agentopt.optimizers import Optimizer, resolve_optimizer
+from agentopt.optimizers import Optimizer, is_weak, resolve_optimizer
+from agentopt.sandbox import sandboxed
+from agentopt.search._auto_driver import Facts
 from agentopt.search._board import Split
 from agentopt.search._budget import Budget
 from agentopt.search._data import check_splits, make_splits
@@ -52,6 +63,7 @@ async def tune_program(
     options: TuneOptions | None = None,
     on_event: Callable[[Event], None] | None = None,
     config: Mapping[str, Any] | None = None,
+    output_field: str | None = None,
 ) -> TuneResult:
     """Tune a program: search on train and validation, claim on test.
 
@@ -72,6 +84,7 @@ async def tune_program(
         options: further settings.
         on_event: called with every event, in order.
         config: JSON values to keep with the run for whoever shows it later.
+        output_field: the field of the output that a metric given by name or as a function reads.
 
     Raises:
         UserError: bad input, or a budget too small for one proposal.
@@ -79,11 +92,11 @@ async def tune_program(
     """
     options = options or TuneOptions()
     chosen = resolve_optimizer(optimizer, template=options.template)
-    steering, reason = resolve_driver(driver)
-    measure = resolve_metric(metric)
+    measure = resolve_metric(metric, output_field)
     splits = make_splits(train, val, test, seed)
     specs = program.tunable(options.tune, options.freeze)
     bound = budget or default_budget(_sizes(splits, options))
+    steering, reason = resolve_driver(driver, _facts(specs, _sizes(splits, options), bound, models, options))
     own_store = store is None
     kept = store if store is not None else Store.open(":memory:")
     try:
@@ -94,13 +107,17 @@ async def tune_program(
             return run.finished
         events = kept.events(run.id)
         log = EventLog(lambda kind, payload: kept.append_event(run.id, kind, payload), on_event, events)
-        with ExitStack() as stack:
+        async with AsyncExitStack() as stack:
             if models is not None:
                 stack.enter_context(use(models))
             if options.allow_effects:
                 stack.enter_context(allow_effects())
+            stack.enter_context(sandboxed(options.sandbox, needed=_generates_code(specs)))
             lm = _optimizer_lm()
-            evaluator = Evaluator(program, measure, _evaluation_options(options, seed), store=kept, run_id=run.id)
+            how = _evaluation_options(options, seed)
+            work = Work(program, metric, how, output_field, options.allow_effects, options.sandbox)
+            executor = await stack.enter_async_context(open_executor(options.executor, options.workers, work))
+            evaluator = Evaluator(program, measure, how, store=kept, run_id=run.id, executor=executor)
             search = Search(
                 Setup(
                     run_id=run.id,
@@ -124,17 +141,19 @@ async def tune_program(
                     notices=check_splits(splits),
                 )
             )
-            return await _finish(search, kept, run.id, program.name, log)
+            return await _finish(search, kept, run.id, program.name, log, options.objectives)
     finally:
         if own_store:
             kept.close()
 
 
-async def _finish(search: Search, store: Store, run_id: str, program: str, log: EventLog) -> TuneResult:
+async def _finish(
+    search: Search, store: Store, run_id: str, program: str, log: EventLog, objectives: Sequence[str]
+) -> TuneResult:
     status = INTERRUPTED
     try:
         outcome = await search.run()
-        result = make_result(outcome, search.board, run_id, program)
+        result = make_result(outcome, search.board, run_id, program, objectives)
         log.emit(RunFinished(status=outcome.claim.status, stop_reason=outcome.stop_reason, best=outcome.best.hash))
         store.update_run(run_id, status=DONE, summary=result.to_dict())
         status = DONE
@@ -164,6 +183,11 @@ def _so_far(search: Search) -> dict[str, Any]:
     }
 
 
+def _generates_code(specs: Mapping[str, ParameterSpec]) -> bool:
+    """Whether optimizers may write code: then the sandbox must hold before anything is paid for."""
+    return any(spec.kind in ("code", "tools") for spec in specs.values())
+
+
 def _sizes(splits: Mapping[Split, Dataset], options: TuneOptions) -> Sizes:
     test = splits.get("test")
     return Sizes(
@@ -172,6 +196,22 @@ def _sizes(splits: Mapping[Split, Dataset], options: TuneOptions) -> Sizes:
         test=0 if test is None else len(test),
         screen=options.screen_size,
         repeats=options.repeats,
+    )
+
+
+def _facts(
+    specs: Mapping[str, ParameterSpec], sizes: Sizes, budget: Budget, models: ModelsConfig | None, options: TuneOptions
+) -> Facts:
+    with use(models) if models is not None else nullcontext():
+        lm = _optimizer_lm()
+    fixed = sizes.baseline + sizes.claim
+    return Facts(
+        specs=specs,
+        train=sizes.train,
+        validation=sizes.validation,
+        search=None if budget.rollouts is None else max(0, budget.rollouts - fixed),
+        strong=lm is not None and not is_weak(_model_name(lm)),
+        objectives=options.objectives,
     )
 
 

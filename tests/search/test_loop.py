@@ -336,7 +336,7 @@ def test_drivers_are_resolved_by_name_or_given() -> None:
     outcome, _, _ = run(TextPool(), driver=given)
     assert outcome.stop_reason == "enough after 0"
     with pytest.raises(UserError, match="expected auto, greedy"):
-        resolve_driver("bayes")
+        resolve_driver("gradient")
     with pytest.raises(UserError, match="next"):
         resolve_driver(object())  # type: ignore[arg-type]
 
