@@ -1,6 +1,7 @@
 """`agentopt doctor`: what is installed, what is missing, the command that fixes it, and the engine's speed.
 
-A check never imports a heavy package: presence is read from the installed metadata, so the table appears at once.
+A check never imports a heavy package: presence is read from the installed metadata. Only the sandbox tiers are really
+tried, which takes a fraction of a second.
 """
 
 from __future__ import annotations
@@ -73,6 +74,27 @@ def _store() -> Check:
     return Check("store", "ok", f"SQLite {sqlite3.sqlite_version}, {folder}/ is writable")
 
 
+def _sandboxes() -> list[Check]:
+    """Which tiers hold here, each tried with a real worker, and which of them `auto` takes."""
+    from agentopt.errors import UserError
+    from agentopt.sandbox import resolve_tier, tier, tier_names
+
+    try:
+        chosen = resolve_tier("auto").name
+    except UserError:
+        chosen = None
+    found: list[Check] = []
+    for name in tier_names():
+        reason = tier(name).available()
+        note = "tried, holds"
+        if name == "process":
+            note = "works; limits only, so generated code needs --sandbox process to run in it"
+        elif name == chosen:
+            note = "tried, holds; generated code runs here by default"
+        found.append(Check(f"sandbox {name}", "ok" if reason is None else "optional", reason or note))
+    return found
+
+
 def _keys() -> Check:
     found = [key for key in KEYS if os.environ.get(key)]
     if found:
@@ -92,6 +114,7 @@ def checks() -> list[Check]:
         _package("huggingface-hub", "hf:owner/repo/file.gguf models (extra hub)", "agentopt[hub]"),
         _package("pyarrow", "Parquet datasets (extra parquet)", "agentopt[parquet]"),
         _package("jsonschema", "the json_schema metric (extra jsonschema)", "agentopt[jsonschema]"),
+        *_sandboxes(),
         _keys(),
     ]
 

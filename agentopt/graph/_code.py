@@ -121,6 +121,11 @@ def use_code_runner(runner: CodeRunner) -> Generator[CodeRunner]:
         _runner.reset(token)
 
 
+def chosen_code_runner() -> CodeRunner | None:
+    """Return the runner of the innermost `use_code_runner` block around the caller; None when there is none."""
+    return _runner.get()
+
+
 def set_default_code_runner(factory: Callable[[], CodeRunner] | None) -> None:
     """Say who runs changed code outside `use_code_runner` blocks; called once, at the first changed call."""
     global _default_factory, _default

@@ -1,17 +1,35 @@
-"""Where changed code runs. This is the process tier: not a boundary for hostile code.
+"""Where changed code runs: tiers of rising strength behind one protocol, and the pool of warm workers on top of them.
 
-A warm worker process takes code that an optimizer wrote, in a session of its own, with a clean environment, a temporary
-working folder, resource limits and a wall-clock limit. That contains mistakes: endless loops, runaway memory, huge
-results, crashes, stray files. It does not contain an attacker: the worker runs as the same user and can read what that
-user can read.
+A warm worker process takes code that an optimizer wrote, with a clean environment, a temporary working folder, resource
+limits and a wall-clock limit. The process tier contains mistakes and no attacker. The namespace tier, the default,
+shows the worker nothing of the machine but the interpreter. The container tier runs it in Docker or Podman. Others can
+be registered. docs/sandbox.md says what each covers.
 """
 
 from __future__ import annotations
 
-from agentopt.sandbox._process import Limits, ProcessRunner, RunnerPool
+from agentopt.sandbox._container import ContainerTier
+from agentopt.sandbox._limits import Limits
+from agentopt.sandbox._namespace import NamespaceTier
+from agentopt.sandbox._pool import RunnerPool, sandboxed
+from agentopt.sandbox._process import ProcessTier
+from agentopt.sandbox._runner import ProcessRunner, WorkerRunner
+from agentopt.sandbox._tiers import Started, Tier, register_tier, resolve_tier, start_command, tier, tier_names
 
 __all__ = [
+    "ContainerTier",
     "Limits",
+    "NamespaceTier",
     "ProcessRunner",
+    "ProcessTier",
     "RunnerPool",
+    "Started",
+    "Tier",
+    "WorkerRunner",
+    "register_tier",
+    "resolve_tier",
+    "sandboxed",
+    "start_command",
+    "tier",
+    "tier_names",
 ]

@@ -1,6 +1,7 @@
-"""The worker process: reads JSON requests, one a line, from the first descriptor given, writes replies to the second.
+"""The worker process: reads requests, one a line, from its standard input, and writes replies to its standard output.
 
-Standard library only, started as a script; nothing of agentopt is imported here. Requests are
+Standard library only, started as a script; nothing of agentopt is imported here. A line is the request's number, a
+space and JSON; the reply begins with the same number. The first request holds the settings. Then come
 `{"op": "define", "id", "name", "source", "uses"}` and `{"op": "call", "id", "args", "kwargs", "seed", "seconds"}`.
 Replies are `{"ok": value}` or `{"error": {"type", "message", "line", "source_line", "trace"}}`.
 """
@@ -231,25 +232,40 @@ def _limit(settings: dict[str, Any]) -> None:
             continue  # a platform without this limit
 
 
+def _take_pipes() -> tuple[Any, Any]:
+    """Move the pipes away from the standard streams, which changed code prints to, and close everything else."""
+    requests, replies = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.closerange(max(requests, replies, null) + 1, 256)
+    os.close(null)
+    return os.fdopen(requests, "r", encoding="utf-8", newline="\n"), os.fdopen(
+        replies, "w", encoding="utf-8", newline="\n"
+    )
+
+
 def main() -> None:
     """Serve requests until the parent closes its end."""
-    reader = os.fdopen(int(sys.argv[1]), "r", encoding="utf-8", newline="\n")
-    writer = os.fdopen(int(sys.argv[2]), "w", encoding="utf-8", newline="\n")
-    settings = json.loads(reader.readline())
+    reader, writer = _take_pipes()
+    number, _, text = reader.readline().partition(" ")
+    settings = json.loads(text)
     _limit(settings)
     worker = Worker(settings)
-    writer.write(json.dumps({"ok": os.getpid()}) + "\n")
+    writer.write(f'{number} {{"ok": {os.getpid()}}}\n')
     writer.flush()
     for line in reader:
-        request = json.loads(line)
+        number, _, text = line.partition(" ")
+        request = json.loads(text)
         # When the parent is gone, nobody kills a call that never ends: the alarm's default action does.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, request["seconds"] + 5.0)
         reply = worker.answer(request)
         signal.setitimer(signal.ITIMER_REAL, 0.0)
-        writer.write(reply + "\n")
+        writer.write(f"{number} {reply}\n")
         writer.flush()
-    shutil.rmtree(settings["folder"], ignore_errors=True)  # the parent is gone without having removed it
+    if settings["folder"]:
+        shutil.rmtree(settings["folder"], ignore_errors=True)  # the parent is gone without having removed it
 
 
 if __name__ == "__main__":

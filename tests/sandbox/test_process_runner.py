@@ -302,7 +302,7 @@ def test_calls_from_many_threads_are_served_one_after_the_other(runner: ProcessR
 def test_pool_has_one_worker_per_candidate_and_ends_the_oldest() -> None:
     source = "def f(): return os.getpid()"
     uses = [Used("os", "module", "os")]
-    with RunnerPool(size=2) as pool:
+    with RunnerPool(size=2, tier="process") as pool:
         pids = []
         for value in (1, 2, 1, 3, 2):
             with Candidate({"v": value}).active():
