@@ -25,8 +25,11 @@ from agentopt.evaluation import (
     MetricSpec,
     Program,
     Source,
+    Work,
+    check_executor,
     load_dataset,
     load_program,
+    open_executor,
     resolve_metric,
 )
 from agentopt.graph import Candidate
@@ -97,13 +100,14 @@ async def atune(
         if data is not None
     }
     options = options or Options()
+    resolve_metric(metric, output_field)  # a mistake in it is told before anything is written
     with _opened(store) as opened, _surroundings(opened, models, capture=options.capture) as config:
         result = await tune_program(
             target,
             parts["train"],
             parts.get("val"),
             parts.get("test"),
-            resolve_metric(metric, output_field),
+            metric,
             optimizer=optimizer,
             driver=driver,
             budget=budget,
@@ -113,6 +117,7 @@ async def atune(
             models=config,
             options=options,
             on_event=on_event,
+            output_field=output_field,
             config={"origin": dict(origin or {}), "models": _model_names(config)},
         )
         write_exports(opened, result, parts.get("test"))
@@ -131,6 +136,8 @@ async def aevaluate(
     output_field: str | None = None,
     capture: bool = True,
     on_row: Callable[[EvaluationRow], None] | None = None,
+    executor: str = "local",
+    workers: int | None = None,
 ) -> EvaluationResult:
     """Run a program over a data set and score it.
 
@@ -145,6 +152,8 @@ async def aevaluate(
         output_field: the field of the output that the metric reads.
         capture: serve the loopback endpoint for programs that bring their own client.
         on_row: called with every row as it is done.
+        executor: `local`, `ray` or `ray://HOST:PORT`.
+        workers: processes of the ray executor; one per CPU of the cluster when None.
 
     Raises:
         UserError: bad input.
@@ -152,9 +161,12 @@ async def aevaluate(
     target = _program(program)
     data = _dataset(dataset, "data", target)
     scorer = resolve_metric(metric, output_field)
+    check_executor(executor, workers)
     with _opened(store) as opened, _surroundings(opened, models, capture=capture) as config, use(config):
-        evaluator = Evaluator(target, scorer, options or EvaluationOptions())
-        return await evaluator.evaluate(candidate or Candidate({}), data, on_row=on_row)
+        options = options or EvaluationOptions()
+        async with open_executor(executor, workers, Work(target, metric, options, output_field)) as chosen:
+            evaluator = Evaluator(target, scorer, options, executor=chosen)
+            return await evaluator.evaluate(candidate or Candidate({}), data, on_row=on_row)
 
 
 def tune(program: Target, **arguments: Any) -> TuneResult:

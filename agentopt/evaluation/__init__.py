@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from agentopt.evaluation._data import MIN_TEST_ROWS, Dataset, Example, content_hash, overlap, split_dataset
 from agentopt.evaluation._evaluator import Evaluator
+from agentopt.evaluation._executors import Executor, RemoteExecutor, Work, check_executor, open_executor
 from agentopt.evaluation._judge import Judge
 from agentopt.evaluation._metrics import Metric, MetricSpec, resolve_metric
 from agentopt.evaluation._program import Program, load_program
@@ -35,21 +36,26 @@ __all__ = [
     "EvaluationRow",
     "Evaluator",
     "Example",
+    "Executor",
     "Judge",
     "KeepTraces",
     "Metric",
     "MetricSpec",
     "Program",
+    "RemoteExecutor",
     "Rollout",
     "Score",
     "Source",
     "TestResult",
+    "Work",
     "binomial_lower_bound",
     "bootstrap_interval",
+    "check_executor",
     "content_hash",
     "load_dataset",
     "load_program",
     "mcnemar_exact",
+    "open_executor",
     "overlap",
     "paired_test",
     "resolve_metric",

@@ -18,6 +18,7 @@ import anyio
 
 from agentopt.errors import AgentoptError, UserError
 from agentopt.evaluation._data import Dataset, content_hash
+from agentopt.evaluation._executors import Executor
 from agentopt.evaluation._metrics import Metric
 from agentopt.evaluation._program import Program
 from agentopt.evaluation._rollout import Job, Runner
@@ -69,13 +70,15 @@ class Evaluator:
         *,
         store: Store | None = None,
         run_id: str | None = None,
+        executor: Executor | None = None,
     ) -> None:
         self.program = program
         self.metric = metric
         self.options = options or EvaluationOptions()
         self.store = store if run_id is not None else None
         self.run_id = run_id
-        self._runner = Runner(program, metric, self.options)
+        self._runner: Executor = executor or Runner(program, metric, self.options)
+        self._concurrency = max(self.options.concurrency, self._runner.workers)
         self._rows: dict[RowKey, EvaluationRow] = {}
         self._loaded: set[tuple[str, str]] = set()
         self._flights: dict[RowKey, anyio.Event] = {}
@@ -144,13 +147,13 @@ class Evaluator:
         if not count:
             return
         if self._active == 0:  # bound to the running loop, which may be another one than last time
-            self._limit = anyio.Semaphore(self.options.concurrency)
+            self._limit = anyio.Semaphore(self._concurrency)
         self._active += 1
         try:
             async with anyio.create_task_group() as outer:
                 outer.start_soon(_stay_awake)
                 async with anyio.create_task_group() as tasks:
-                    for _ in range(min(count, self.options.concurrency)):
+                    for _ in range(min(count, self._concurrency)):
                         tasks.start_soon(self._worker, state, tasks.cancel_scope)
                 outer.cancel_scope.cancel()
         finally:

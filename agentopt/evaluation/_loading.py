@@ -41,6 +41,12 @@ def import_target(target: str) -> tuple[object, str]:
     return found, f"{Path(place).name if place.endswith('.py') else place}:{name}"
 
 
+def absolute_reference(target: str) -> str:
+    """`target` with the path of its file made absolute, so that it means the same from any folder."""
+    place, _, name = target.rpartition(":")
+    return f"{Path(place).resolve()}:{name}" if place.endswith(".py") or os.sep in place else target
+
+
 def _offer(target: str) -> str:
     path = Path(target)
     return f"; for example {path.name}:main." if path.suffix == ".py" else "."

@@ -20,7 +20,7 @@ import anyio
 
 from agentopt.errors import UserError
 from agentopt.evaluation._data import Example
-from agentopt.evaluation._loading import import_target
+from agentopt.evaluation._loading import absolute_reference, import_target
 from agentopt.evaluation._threads import Threads, is_async
 from agentopt.graph import Handle, Module, Node, Parameter, ParameterSpec, declared_parameters
 
@@ -40,6 +40,8 @@ class Program:
     is_async: bool = False
     """The target is a coroutine function or an async generator function and runs on the event loop."""
     threads: Threads = field(default_factory=Threads, repr=False)
+    reference: str | None = None
+    """What another process can load it by; None for a program that was given as an object."""
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -132,7 +134,8 @@ def load_program(target: str | Callable[..., Any] | Module | Program) -> Program
         name = getattr(function, "__qualname__", None) or type(function).__name__
         name = f"{module}:{name.rpartition('<locals>.')[2]}" if module else name
     specs = _parameters_of(function, module)
-    return Program(function, name, specs, _signature(function), module, is_async(function))
+    reference = absolute_reference(target) if isinstance(target, str) else None
+    return Program(function, name, specs, _signature(function), module, is_async(function), reference=reference)
 
 
 def _matches(name: str, globs: Sequence[str]) -> bool:
@@ -140,6 +143,9 @@ def _matches(name: str, globs: Sequence[str]) -> bool:
 
 
 def _module_of(target: object) -> str:
+    handle = getattr(target, "__self__", target)
+    if isinstance(handle, Handle):  # a pipeline: its class is ours, the module that declares it is the user's
+        return handle.spec.module
     owner = target if isinstance(target, (types.FunctionType, types.MethodType)) else None
     if owner is None and hasattr(target, "func"):  # functools.partial
         return _module_of(cast("Any", target).func)

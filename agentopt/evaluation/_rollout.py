@@ -28,7 +28,7 @@ from agentopt.graph import Candidate, EffectsRefused, LostContextError, Meter, R
 from agentopt.models import BudgetExhausted, UnknownModel, capture_session
 from agentopt.store import StoreError
 
-FATAL = (LostContextError, EffectsRefused, UnknownModel, BudgetExhausted, StoreError)
+FATAL = (LostContextError, EffectsRefused, UnknownModel, BudgetExhausted, StoreError, SandboxUnavailable)
 _MAX_OUTPUT = 20_000  # characters of an output's JSON kept in its row; the trace keeps the value
 
 
@@ -60,7 +60,9 @@ class Job:
 
 
 class Runner:
-    """Makes rollouts of one program under one metric."""
+    """Makes rollouts of one program under one metric in this process: the local executor."""
+
+    workers = 1
 
     def __init__(self, program: Program, metric: Metric, options: EvaluationOptions) -> None:
         self.program = program

@@ -6,9 +6,10 @@ The unit is one call. `LM` adds everything around a `Client`; `lm(role)` finds t
 
 from __future__ import annotations
 
+from agentopt.models._background import run_sync
 from agentopt.models._cache import CacheWarning
 from agentopt.models._call import LMSettings, reply_watch, spend_guard
-from agentopt.models._capture import Capture, capture_environment, capture_session
+from agentopt.models._capture import Capture, capture_environment, capture_session, environment_outside
 from agentopt.models._config import ModelsConfig, ModelSpec, as_lm, configure, current_config, lm, reset, resolve, use
 from agentopt.models._connect import connect, openai_base_url
 from agentopt.models._doubles import FunctionLM, ReplayLM, ScriptedLM
@@ -30,6 +31,7 @@ from agentopt.models._openai import OpenAICompatible, OpenAIOptions
 from agentopt.models._oracle import OracleLM
 from agentopt.models._prices import Price, PriceTable, default_prices, load_prices
 from agentopt.models._protocol import Client, LMOptions, Message, Reply, ReplyCache, Request, ToolCall
+from agentopt.models._remote import RemoteClient, remote_models, roles_here, serve
 from agentopt.models._retry import Clock, RetryPolicy
 from agentopt.models._throttle import Throttle, ThrottleLimits, ThrottleTable
 
@@ -58,6 +60,7 @@ __all__ = [
     "OracleLM",
     "Price",
     "PriceTable",
+    "RemoteClient",
     "ReplayLM",
     "Reply",
     "ReplyCache",
@@ -78,13 +81,18 @@ __all__ = [
     "default_prices",
     "embedded_available",
     "engine_info",
+    "environment_outside",
     "image",
     "lm",
     "load_prices",
     "openai_base_url",
+    "remote_models",
     "reply_watch",
     "reset",
     "resolve",
+    "roles_here",
+    "run_sync",
+    "serve",
     "spend_guard",
     "time_engine",
     "use",

@@ -243,6 +243,11 @@ def capture_environment() -> dict[str, str]:
     return {} if session is None else session.environment()
 
 
+def environment_outside() -> dict[str, str | None] | None:
+    """The variables that the running endpoint changed, as they were before it; None without one."""
+    return dict(_running[-1]._saved) if _running else None
+
+
 def _plain_error(message: str, kind: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": kind}}
 

@@ -253,13 +253,14 @@ class LM:
 
     async def _reply(self, call: Call, request: Request) -> Reply:
         cache = self.settings.cache
-        reply = None
-        if not self._keyed:
+        if not self._keyed:  # counted by itself, also when its owner in another process had it in a cache
             reply = await self._paid(call, request)
-        while reply is None:
-            reply = await self._shared(call, request, cache)
-        if reply.cached:
-            call.add(reply.usage, reply.cost)
+        else:
+            reply = None
+            while reply is None:
+                reply = await self._shared(call, request, cache)
+            if reply.cached:
+                call.add(reply.usage, reply.cost)
         watch = reply_watch.get()
         if watch is not None:
             watch(request, reply)
