@@ -108,7 +108,7 @@ class OptoPrime:
         system = self.templates["optoprime.system"].fill({"objective": objective})
         return [
             {"role": "system", "content": system},
-            {"role": "user", "content": _tidy(self.templates["optoprime.task"].fill(fields))},
+            {"role": "user", "content": tidy(self.templates["optoprime.task"].fill(fields))},
         ]
 
     async def _one(self, context: ProposeContext, lm: LM, names: list[str], place: int) -> Update | None:
@@ -167,7 +167,7 @@ def reply_schema(names: list[str]) -> dict[str, Any]:
     }
 
 
-def _tidy(text: str) -> str:
+def tidy(text: str) -> str:
     """Blank lines that empty sections left behind are folded."""
     lines: list[str] = []
     for line in text.split("\n"):

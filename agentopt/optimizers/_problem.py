@@ -260,6 +260,11 @@ def _code(cases: Sequence[Case], level: Level) -> tuple[list[str], list[str]]:
     return lines, [f"[{name}] {cut(text, level.value)}" for name, text in documentation.items()]
 
 
+def outline(case: Case, lines: int = 24) -> str:
+    """The calls of one recorded run as code, without their values; '' when it was not traced."""
+    return "" if case.graph is None else "\n".join(_program(case.graph, Level(1, 60, lines, 0), {}))
+
+
 def _program(graph: Subgraph, level: Level, documentation: dict[str, str]) -> list[str]:
     names = _Names(graph)
     kept, folded = _kept(graph)

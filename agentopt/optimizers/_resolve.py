@@ -46,6 +46,12 @@ def _instructions_free(template: Path | None) -> Optimizer:
     return Instructions(lm=False, template=template)
 
 
+def _playbook(template: Path | None) -> Optimizer:
+    from agentopt.optimizers._playbook import Playbook
+
+    return Playbook(template=template)
+
+
 def _tpe(template: Path | None) -> Optimizer:
     from agentopt.optimizers._tpe import Tpe
 
@@ -58,14 +64,85 @@ def _values(template: Path | None) -> Optimizer:
     return Values()
 
 
+def _bootstrap(template: Path | None) -> Optimizer:
+    from agentopt.optimizers._bootstrap import Bootstrap
+
+    return Bootstrap()
+
+
+def _grounded(template: Path | None) -> Optimizer:
+    from agentopt.optimizers._grounded import Grounded
+
+    return Grounded(template=template)
+
+
+def _opro(template: Path | None) -> Optimizer:
+    from agentopt.optimizers._opro import Opro
+
+    return Opro(template=template)
+
+
+def _optoprime_multi(template: Path | None) -> Optimizer:
+    from agentopt.optimizers._optoprime_multi import OptoPrimeMulti
+
+    return OptoPrimeMulti(template=template)
+
+
+def _reflection(template: Path | None) -> Optimizer:
+    from agentopt.optimizers._reflection import Reflection
+
+    return Reflection(template=template)
+
+
+def _textgrad(template: Path | None) -> Optimizer:
+    from agentopt.optimizers._textgrad import TextGrad
+
+    return TextGrad(template=template)
+
+
+def _symbolic(template: Path | None) -> Optimizer:
+    from agentopt.optimizers.symbolic import Symbolic
+
+    return Symbolic(template=template)
+
+
+def _symbolic_prompt(template: Path | None) -> Optimizer:
+    from agentopt.optimizers.symbolic import Symbolic, SymbolicOptions
+
+    return Symbolic(SymbolicOptions(kinds=("prompt",)), template=template, name="symbolic-prompt")
+
+
+def _symbolic_tool(template: Path | None) -> Optimizer:
+    from agentopt.optimizers.symbolic import Symbolic, SymbolicOptions
+
+    return Symbolic(SymbolicOptions(kinds=("tool",)), template=template, name="symbolic-tool")
+
+
+def _symbolic_pipeline(template: Path | None) -> Optimizer:
+    from agentopt.optimizers.symbolic import Symbolic, SymbolicOptions
+
+    return Symbolic(SymbolicOptions(kinds=("pipeline",)), template=template, name="symbolic-pipeline")
+
+
 _BY_NAME: dict[str, Callable[[Path | None], Optimizer]] = {
     "auto": _auto,
+    "bootstrap": _bootstrap,
     "code": _code,
     "demonstrations": _demonstrations,
+    "grounded": _grounded,
     "instructions": _instructions,
     "instructions-free": _instructions_free,
+    "opro": _opro,
     "optoprime": _optoprime,
+    "optoprime-multi": _optoprime_multi,
+    "reflection": _reflection,
+    "textgrad": _textgrad,
+    "playbook": _playbook,
     "tpe": _tpe,
+    "symbolic": _symbolic,
+    "symbolic-pipeline": _symbolic_pipeline,
+    "symbolic-prompt": _symbolic_prompt,
+    "symbolic-tool": _symbolic_tool,
     "values": _values,
 }
 
