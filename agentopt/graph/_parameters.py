@@ -130,7 +130,8 @@ class ParameterSpec:
     def _text_problems(self, value: JSONValue) -> list[str]:
         if not isinstance(value, str):
             return [f"expected text, found {_short(value)}"]
-        if not value.strip() and isinstance(self.default, str) and self.default.strip():
+        optional = self.component in ("output_format", "extra")
+        if not value.strip() and isinstance(self.default, str) and self.default.strip() and not optional:
             return ["the text is empty"]
         if self.kind != "prompt":
             return []

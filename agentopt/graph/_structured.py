@@ -92,10 +92,12 @@ class StructuredEdit:
         return candidate.with_values({self.name: self.change(value, spec)})
 
     def to_dict(self) -> dict[str, JSONValue]:
-        """The JSON form."""
+        """The JSON form; what is None by default and not given is left out, since TOML has no null."""
         data: dict[str, JSONValue] = {"kind": self.kind}
         for field in fields(self):
-            data[field.name] = normalize(getattr(self, field.name), f"edit {self.kind}")
+            value = getattr(self, field.name)
+            if value is not None or field.default is not None:
+                data[field.name] = normalize(value, f"edit {self.kind}")
         return data
 
     @classmethod

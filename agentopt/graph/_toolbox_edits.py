@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 from agentopt.errors import UserError
 from agentopt.graph._code import CodeError, CodeUnit, Used
+from agentopt.graph._context import RolloutScope, rollout_scope
 from agentopt.graph._jsonvalue import JSONValue, canonical, normalize
 from agentopt.graph._parameters import ParameterSpec, suggestion
 from agentopt.graph._structured import EditError, StructuredEdit
@@ -172,16 +174,23 @@ def _example_problem(unit: CodeUnit, args: Mapping[str, Any], expected: JSONValu
         return problem
     call = f"{unit.name}({', '.join(f'{name}={value!r:.60}' for name, value in args.items())})"
     results: list[JSONValue] = []
-    for _ in range(2):
+    for number in range(2):
         try:
-            results.append(normalize(unit.run(unit.source, (), args), "the result"))
+            # Each run draws its own random numbers, as two rollouts do.
+            result = copy_context().run(_run_seeded, number, unit, args)
+            results.append(normalize(result, "the result"))
         except CodeError as error:
             return f"{call} failed: {error}"
         except UserError as error:
             return f"{call} gave no JSON value: {error}"
-    if not _same(results[0], results[1]):
+    if canonical(results[0]) != canonical(results[1]):
         return f"{call} gave {results[0]!r:.120}, then {results[1]!r:.120}; it must give the same result each time"
     return "" if _same(results[0], expected) else f"{call} gave {results[0]!r:.120}, expected {expected!r:.120}"
+
+
+def _run_seeded(number: int, unit: CodeUnit, args: Mapping[str, Any]) -> Any:
+    rollout_scope.set(RolloutScope(number, "", f"example of {unit.name}"))
+    return unit.run(unit.source, (), args)
 
 
 def _same(one: Any, other: Any) -> bool:
