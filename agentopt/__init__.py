@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         toolbox,
     )
     from agentopt.models import LM, FunctionLM, LMOptions, OracleLM, ReplayLM, Reply, ScriptedLM, configure, lm
+    from agentopt.pipelines import Pipeline
     from agentopt.search import Budget, Claim, TuneOptions, TuneResult
 
 _ROOMS = {
@@ -102,6 +103,7 @@ _ROOMS = {
         "configure",
         "lm",
     ),
+    "agentopt.pipelines": ("Pipeline",),
     "agentopt.search": ("Budget", "Claim", "TuneOptions", "TuneResult"),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
@@ -127,6 +129,7 @@ __all__ = [
     "Node",
     "OpRecord",
     "OracleLM",
+    "Pipeline",
     "Principles",
     "ReplayLM",
     "Reply",

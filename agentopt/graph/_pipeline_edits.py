@@ -14,9 +14,9 @@ from typing import Any, ClassVar, cast
 from agentopt.graph._jsonvalue import JSONValue, normalize
 from agentopt.graph._parameters import ParameterSpec, suggestion
 from agentopt.graph._pipeline_value import (
-    END,
     NODE_COMPONENTS,
-    PREVIOUS,
+    PIPELINE_END,
+    PIPELINE_PREVIOUS,
     Value,
     complete_node,
     complete_route,
@@ -94,7 +94,7 @@ class DeleteNode(PipelineEdit):
         before = [name for name in predecessors(value["edges"]).get(self.node, []) if name != self.node]
         _take_out(value, self.node)
         del value["nodes"][self.node]
-        _rename(value, self.node, before[0] if len(before) == 1 else PREVIOUS)
+        _rename(value, self.node, before[0] if len(before) == 1 else PIPELINE_PREVIOUS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +244,7 @@ def _targets(value: Value, to: Sequence[str]) -> None:
     if not to:
         raise EditError("a node needs at least one next node, or 'end'")
     for target in to:
-        if target != END:
+        if target != PIPELINE_END:
             _known(value, target)
 
 
@@ -261,7 +261,7 @@ def _insert(value: Value, node: str, after: str, to: Sequence[str]) -> None:
     later = edges[after]
     # A node that repeats itself goes on doing so, before the new one.
     through = [target for target in later if (target in to if to else target != after)]
-    edges[node] = list(dict.fromkeys(to or through)) or [END]
+    edges[node] = list(dict.fromkeys(to or through)) or [PIPELINE_END]
     if through:
         # The new node takes the place of the first next node that it stands in front of.
         edges[after] = list(dict.fromkeys(node if target in through else target for target in later))
@@ -281,7 +281,7 @@ def _take_out(value: Value, node: str) -> None:
     edges: dict[str, list[str]] = value["edges"]
     behind = [target for target in edges[node] if target != node]
     if value["root"] == node:
-        heirs = [target for target in behind if target != END]
+        heirs = [target for target in behind if target != PIPELINE_END]
         if len(heirs) != 1:
             state = "is the only node" if not heirs else f"is the root and leads to {', '.join(heirs)}"
             raise EditError(f"node {node!r} {state}, so no single node can take its place")
@@ -295,7 +295,7 @@ def _take_out(value: Value, node: str) -> None:
         # A loop through the node alone would become a node that repeats itself, which nobody asked for.
         heirs = [target for target in behind if target != name or name in later]
         merged = [heir for target in later for heir in (heirs if target == node else [target])]
-        edges[name] = list(dict.fromkeys(merged)) or [END]
+        edges[name] = list(dict.fromkeys(merged)) or [PIPELINE_END]
         owner = value["nodes"][name]
         _retarget(owner["route"], lambda target, heirs=heirs: heirs[:1] if target == node else [target])
         if alone and len(edges[name]) > 1 and route["kind"] == "llm":

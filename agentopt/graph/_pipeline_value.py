@@ -16,13 +16,13 @@ from typing import Any, Final, cast
 
 from agentopt.graph._jsonvalue import JSONValue
 
-END: Final = "end"
-PREVIOUS: Final = "previous"
+PIPELINE_END: Final = "end"
+PIPELINE_PREVIOUS: Final = "previous"
 DEFAULT_VISITS: Final = 3
-MAX_VISITS: Final = 50
+PIPELINE_MAX_VISITS: Final = 50
 ROUTE_KINDS: Final = ("next", "llm", "field")
 NODE_COMPONENTS: Final = ("task", "principles", "output_format", "extra")
-RESERVED: Final = frozenset({END, PREVIOUS, "output", "path"})
+PIPELINE_RESERVED: Final = frozenset({PIPELINE_END, PIPELINE_PREVIOUS, "output", "path"})
 """Names that a node may not have: they mean something in edges, in placeholders or in the result of a run."""
 
 _NODE_KEYS: Final = ("description", "role", "prompt", "lm", "tools", "route", "max_visits")
@@ -80,10 +80,10 @@ def complete_pipeline(value: Any) -> Any:
     names = list(named)
     edges: Any = given.get("edges")
     if edges is None:
-        edges = {name: [later] for name, later in zip(names, [*names[1:], END], strict=True)}
+        edges = {name: [later] for name, later in zip(names, [*names[1:], PIPELINE_END], strict=True)}
     elif isinstance(edges, Mapping):
         stated = cast("Mapping[str, Any]", edges)
-        edges = {name: _listed(stated.get(name, [END])) for name in names}
+        edges = {name: _listed(stated.get(name, [PIPELINE_END])) for name in names}
         edges.update({name: _listed(to) for name, to in stated.items() if name not in edges})
     complete = {
         name: complete_node(cast("Mapping[str, Any]", node)) if isinstance(node, (str, Mapping)) else node
@@ -106,7 +106,7 @@ def placeholders(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(match.group(1) for match in _PLACEHOLDER.finditer(text)))
 
 
-def fill(text: str, values: Mapping[str, str]) -> str:
+def fill_placeholders(text: str, values: Mapping[str, str]) -> str:
     """`text` with every placeholder of a known name replaced; what replaces it is not looked at again."""
 
     def replaced(match: re.Match[str]) -> str:
@@ -139,7 +139,7 @@ def pipeline_inputs(value: Mapping[str, Any]) -> tuple[str, ...]:
     nodes = cast("Mapping[str, Value]", value["nodes"])
     order = [name for name in reachable(value["edges"], [value["root"]]) if name in nodes]
     names = (name for node in (*order, *nodes) for name in node_placeholders(nodes[node]))
-    return tuple(dict.fromkeys(name for name in names if name not in nodes and name != PREVIOUS))
+    return tuple(dict.fromkeys(name for name in names if name not in nodes and name != PIPELINE_PREVIOUS))
 
 
 # ---- the graph
@@ -237,8 +237,10 @@ def _form_problems(value: Any) -> list[str]:
         return ["'edges' must be a map from a node to the list of its next nodes"]
     found: list[str] = []
     for name, node in cast("Mapping[str, Any]", nodes).items():
-        if not name.isidentifier() or name in RESERVED:
-            found.append(f"node name {name!r}: use letters, digits and underscores, and none of {_named(RESERVED)}")
+        if not name.isidentifier() or name in PIPELINE_RESERVED:
+            found.append(
+                f"node name {name!r}: use letters, digits and underscores, and none of {_named(PIPELINE_RESERVED)}"
+            )
         if not isinstance(node, Mapping):
             found.append(f"node {name!r} must be a map, found {type(node).__name__}")
     if not isinstance(pipeline.get("root"), str) or pipeline["root"] not in nodes:
@@ -258,8 +260,10 @@ def _node_problems(node: Mapping[str, Any]) -> list[str]:
     if not _texts(node["tools"]):
         found.append("'tools' must be a list of tool names")
     visits = node["max_visits"]
-    if isinstance(visits, bool) or not isinstance(visits, int) or not 0 <= visits <= MAX_VISITS:
-        found.append(f"'max_visits' must be a whole number from 0 (no limit) to {MAX_VISITS}, found {visits!r}")
+    if isinstance(visits, bool) or not isinstance(visits, int) or not 0 <= visits <= PIPELINE_MAX_VISITS:
+        found.append(
+            f"'max_visits' must be a whole number from 0 (no limit) to {PIPELINE_MAX_VISITS}, found {visits!r}"
+        )
     return [*found, *_prompt_problems(node["prompt"]), *_route_form_problems(node["route"])]
 
 
@@ -306,7 +310,9 @@ def _edge_problems(value: Mapping[str, Any]) -> list[str]:
             found.append(f"node {name!r} needs a list with at least one next node, or 'end'")
             continue
         targets = cast("list[str]", later)
-        found.extend(f"edge {name} → {to}: {to!r} is no node" for to in targets if to != END and to not in nodes)
+        found.extend(
+            f"edge {name} → {to}: {to!r} is no node" for to in targets if to != PIPELINE_END and to not in nodes
+        )
         if len(set(targets)) < len(targets):
             found.append(f"node {name!r} lists a next node twice")
     return found
@@ -321,7 +327,9 @@ def _graph_problems(value: Mapping[str, Any]) -> list[str]:
         if name not in started
     ]
     found.extend(
-        f"the end cannot be reached from node {name!r}" for name in nodes if END not in reachable(edges, [name])
+        f"the end cannot be reached from node {name!r}"
+        for name in nodes
+        if PIPELINE_END not in reachable(edges, [name])
     )
     cycle = find_cycle(edges, (name for name, node in nodes.items() if node["max_visits"] == 0))
     if cycle:
@@ -350,7 +358,7 @@ def route_problems(node: str, route: Mapping[str, Any], edges: Mapping[str, Sequ
             return _field_problems(route["cases"], later)
         case _:
             # "next" takes the first next node that has visits left, so only one that comes back here is ever used up.
-            stuck = [to for to in later[:-1] if to == END or node not in reachable(edges, [to])]
+            stuck = [to for to in later[:-1] if to == PIPELINE_END or node not in reachable(edges, [to])]
             if not stuck:
                 return []
             unused = ", ".join(later[later.index(stuck[0]) + 1 :])
@@ -379,7 +387,7 @@ def _placeholder_problems(value: Mapping[str, Any], inputs: Sequence[str] | None
             for used in placeholders(text):
                 if used in nodes and used not in before[name]:
                     found.append(f"node {name!r}, {where}: {{{used}}} cannot have run before {name!r}")
-                elif used not in nodes and used != PREVIOUS and inputs is not None and used not in inputs:
+                elif used not in nodes and used != PIPELINE_PREVIOUS and inputs is not None and used not in inputs:
                     found.append(f"node {name!r}, {where}: {{{used}}} is neither an input nor a node ({known})")
     return found
 
