@@ -60,7 +60,7 @@ class Work:
     output_field: str | None = None
     allow_effects: bool = False
     sandbox: str = ""
-    """The tier in which workers run changed code; empty for their default."""
+    """The tier in which workers run changed code; "auto" and empty mean the strongest that works on each of them."""
 
     def references(self) -> tuple[str, str]:
         """Program and metric by names that another process can load.

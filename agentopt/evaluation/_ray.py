@@ -93,7 +93,7 @@ def _spec(work: Work, program: str, metric: str) -> dict[str, Any]:
         "output_field": work.output_field,
         "options": asdict(work.options),
         "allow_effects": work.allow_effects,
-        "sandbox": work.sandbox,
+        "sandbox": "" if work.sandbox == "auto" else work.sandbox,
         # With an endpoint and no configured agent, captured calls go where the user's own client would have gone.
         "roles": roles_here(default_agent=not upstream),
         "capture": outside is not None,

@@ -27,8 +27,9 @@ from agentopt.evaluation._metrics import resolve_metric
 from agentopt.evaluation._program import load_program
 from agentopt.evaluation._rollout import Job, Runner
 from agentopt.evaluation._rows import EvaluationOptions
-from agentopt.graph import Candidate, allow_effects
+from agentopt.graph import Candidate, allow_effects, use_code_runner
 from agentopt.models import Capture, ModelsConfig, remote_models, use
+from agentopt.sandbox import RunnerPool
 
 POLL_SECONDS = 20.0
 _job: ContextVar[str] = ContextVar("agentopt_remote_job", default="")
@@ -41,6 +42,7 @@ class Worker:
         self._runner: Runner | None = None
         self._models = ModelsConfig()
         self._effects = False
+        self._code: RunnerPool | None = None
         self._tasks: dict[str, asyncio.Task[str]] = {}
         self._outbox: list[dict[str, Any]] = []
         self._waiting: dict[int, Future[dict[str, Any]]] = {}
@@ -112,16 +114,21 @@ class Worker:
             )
         metric = resolve_metric(str(spec["metric"]), spec["output_field"])
         self._effects = bool(spec["allow_effects"])
+        self._code = RunnerPool(tier=spec["sandbox"] or None)
         self._models = remote_models(spec["roles"], self._forward)
         self._runner = Runner(program, metric, EvaluationOptions(**spec["options"]))
         if spec["capture"]:
             self._surroundings.enter_context(Capture())
 
     async def _work(self, name: str, work: Awaitable[dict[str, Any]]) -> str:
+        code = self._code
+        if code is None:
+            raise RuntimeError("the worker was not loaded")
+
         async def whole() -> str:
             _job.set(name)
             try:
-                with use(self._models), allow_effects(self._effects):
+                with use(self._models), allow_effects(self._effects), use_code_runner(code):
                     return json.dumps(await work)
             except AgentoptError as error:
                 return json.dumps({"fatal": _fatal(error)})
@@ -168,10 +175,6 @@ class Worker:
 
 def _enter(spec: Mapping[str, Any]) -> None:
     """Folder, import path and environment as where the run was started, as far as they exist here."""
-    import agentopt
-
-    # Touched once so that changed code finds its runner, as it does in a process that imports the public face.
-    _ = agentopt.Candidate
     if os.path.isdir(spec["folder"]):
         os.chdir(spec["folder"])
     for entry in reversed(spec["path"]):

@@ -26,6 +26,7 @@ from agentopt.evaluation._program import Program
 from agentopt.evaluation._rows import EvaluationOptions, EvaluationRow, KeepTraces, Score
 from agentopt.graph import Candidate, EffectsRefused, LostContextError, Meter, Recording, RolloutScope, Trace
 from agentopt.models import BudgetExhausted, UnknownModel, capture_session
+from agentopt.sandbox import SandboxUnavailable
 from agentopt.store import StoreError
 
 FATAL = (LostContextError, EffectsRefused, UnknownModel, BudgetExhausted, StoreError, SandboxUnavailable)

@@ -14,7 +14,16 @@ from agentopt.sandbox._namespace import NamespaceTier
 from agentopt.sandbox._pool import RunnerPool, sandboxed
 from agentopt.sandbox._process import ProcessTier
 from agentopt.sandbox._runner import ProcessRunner, WorkerRunner
-from agentopt.sandbox._tiers import Started, Tier, register_tier, resolve_tier, start_command, tier, tier_names
+from agentopt.sandbox._tiers import (
+    SandboxUnavailable,
+    Started,
+    Tier,
+    register_tier,
+    resolve_tier,
+    start_command,
+    tier,
+    tier_names,
+)
 
 __all__ = [
     "ContainerTier",
@@ -23,6 +32,7 @@ __all__ = [
     "ProcessRunner",
     "ProcessTier",
     "RunnerPool",
+    "SandboxUnavailable",
     "Started",
     "Tier",
     "WorkerRunner",
