@@ -7,6 +7,7 @@ where the old route no longer fits the node's edges.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
@@ -23,6 +24,7 @@ from agentopt.graph._pipeline_value import (
     pipeline_problems,
     predecessors,
     route_problems,
+    runs_before,
 )
 from agentopt.graph._structured import EditError, StructuredEdit
 
@@ -82,7 +84,7 @@ class AddNode(PipelineEdit):
 class DeleteNode(PipelineEdit):
     """Remove a node; the nodes before it lead to the nodes behind it.
 
-    Placeholders that named it name the node before it (`{previous}` when there is not exactly one).
+    Placeholders that named it name the node before it, or `{previous}` where that one has no such place.
     """
 
     kind: ClassVar[str] = "delete_node"
@@ -94,7 +96,7 @@ class DeleteNode(PipelineEdit):
         before = [name for name in predecessors(value["edges"]).get(self.node, []) if name != self.node]
         _take_out(value, self.node)
         del value["nodes"][self.node]
-        _rename(value, self.node, before[0] if len(before) == 1 else PIPELINE_PREVIOUS)
+        _rename(value, self.node, before[0] if len(before) == 1 else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,12 +324,14 @@ def _fit_route(value: Value, node: str) -> None:
 
 
 def _rename(value: Value, old: str, new: str) -> None:
-    """Let placeholders name `new` instead of `old`."""
+    """Let placeholders name `new` instead of `old`, or the step before where `new` cannot have run."""
+    known = runs_before(value["edges"])
+    for name, node in value["nodes"].items():
+        stand_in = "{" + (new if new in known[name] else PIPELINE_PREVIOUS) + "}"
 
-    def renamed(text: str) -> str:
-        return text.replace("{" + old + "}", "{" + new + "}")
+        def renamed(text: str, stand_in: str = stand_in) -> str:
+            return re.sub(rf"(?<!\{{)\{{{old}\}}(?!\}})", lambda _: stand_in, text)
 
-    for node in value["nodes"].values():
         prompt = node["prompt"]
         node["role"] = renamed(node["role"])
         node["route"]["prompt"] = renamed(node["route"]["prompt"])
