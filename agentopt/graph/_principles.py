@@ -55,10 +55,13 @@ class Principles(Handle):
         return format(str(self), format_spec)
 
     def __add__(self, other: object) -> str:
-        return str(self) + str(other)
+        return str(self) + str(other) if isinstance(other, (str, Handle)) else NotImplemented
 
     def __radd__(self, other: object) -> str:
-        return str(other) + str(self)
+        return other + str(self) if isinstance(other, str) else NotImplemented
+
+    def __contains__(self, item: object) -> bool:
+        return item in self.texts
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.texts)
@@ -113,7 +116,7 @@ def declare_principles(
 
 
 def principle_list(texts: Sequence[str], known: JSONValue = None) -> list[JSONValue]:
-    """`texts` as a value; a text that `known` (another value) already has keeps its id and counters."""
+    """`texts` as a value; a text that `known` (another value) has already keeps its id and counters."""
     before = {_plain(item["text"]): item for item in _entries(known)}
     kept = [before.get(_plain(text)) for text in texts]
     taken = {item["id"] for item in kept if item is not None}

@@ -85,6 +85,20 @@ class Toolbox(Handle):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self.tools)
 
+    def __contains__(self, item: object) -> bool:
+        return item in self.names
+
+    def __str__(self) -> str:
+        """The active tools as lines, for agents that list them in a prompt."""
+        shown = [tool["function"] for tool in self.tools]
+        return "\n".join(
+            f"- {tool['name']}({', '.join(tool['parameters'].get('properties', ()))}): {tool['description']}"
+            for tool in shown
+        )
+
+    def __format__(self, format_spec: str) -> str:
+        return format(str(self), format_spec)
+
     # what the language model client asks
 
     def for_model(self, value: JSONValue) -> list[dict[str, Any]]:

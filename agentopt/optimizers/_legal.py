@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from agentopt.graph import Edit, ParameterSpec
 
 TEXT_KINDS = frozenset({"prompt", "knowledge", "tool_text"})
-_BULLET = re.compile(r"(?:[-*•]|[0-9]{1,3}[.)])\s+")
+_RULE_MARKS = re.compile(r"^(?:(?:[-*•]|[0-9]{1,3}[.)])\s+)?(?:p[0-9]{1,9}\s*:\s*)?|\s*\(helped \d+, harmed \d+\)$")
 
 
 def current_value(context: ProposeContext, spec: ParameterSpec) -> Any:
@@ -87,14 +87,24 @@ def _as_data(value: str) -> Any:
 
 
 def _as_principles(spec: ParameterSpec, value: Any) -> Any:
-    """Texts, or one text with a rule a line, as principles; rules that the default has keep their counters."""
+    """Texts, or one text with a rule a line, as principles; rules that the default has keep their counters.
+
+    Marks of the list form that a model was shown (bullets, ids, counts) and repeated rules are left out.
+    """
     if isinstance(value, str):
         data = _as_data(strip_fence(value))
-        lines = [_BULLET.sub("", line.strip()) for line in strip_fence(value).splitlines()]
-        value = cast("Any", data) if isinstance(data, list) else [line for line in lines if line]
-    if isinstance(value, list) and value and all(isinstance(item, str) for item in cast("list[Any]", value)):
-        return principle_list(cast("list[str]", value), spec.default)
-    return cast("Any", value)
+        value = cast("Any", data) if isinstance(data, list) else strip_fence(value).splitlines()
+    if not isinstance(value, list):
+        return value
+    items = cast("list[Any]", value)
+    texts: list[Any] = [cast("dict[str, Any]", item).get("text") if isinstance(item, dict) else item for item in items]
+    if not all(isinstance(text, str) for text in texts) or spec.check_value is None or not spec.check_value(items):
+        return items
+    rules: dict[str, str] = {}
+    for text in texts:
+        rule = _RULE_MARKS.sub("", text.strip())
+        rules.setdefault(rule.casefold().rstrip(" .!"), rule)
+    return principle_list([rule for rule in rules.values() if rule], spec.default)
 
 
 def strip_fence(text: str) -> str:

@@ -49,6 +49,7 @@ def test_the_agent_sees_texts_and_never_counters() -> None:
         assert rules + "!" == f"{expected}!"
         assert list(rules) == rules.texts == RULES
         assert len(rules) == 3
+        assert RULES[1] in rules and "p1" not in rules
         assert rules.value[0] == {"id": "p1", "text": RULES[0], "helpful": 2, "harmful": 0}
         assert rules.value[2]["harmful"] == 1
 

@@ -88,6 +88,8 @@ def test_tools_are_what_a_chat_api_takes() -> None:
     assert list(box()) == tools
     assert [tool["function"]["name"] for tool in box().only(["shout", "none"])] == ["shout"]
     assert box().spec.frozen
+    assert str(box()) == f"{box()}" == "- add(a, b): Add two numbers.\n- shout(text): Say it loud."
+    assert "add" in box() and "sub" not in box() and len(box()) == 2
 
 
 def test_annotations_become_a_schema() -> None:

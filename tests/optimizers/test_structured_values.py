@@ -86,6 +86,8 @@ def test_memory_tells_what_an_edit_of_a_part_does() -> None:
         '["Be short.", "Name the unit."]',
         "- Be short.\n- Name the unit.\n",
         "```\n1. Be short.\n2) Name the unit.\n```",
+        "p2: Be short.  (helped 1, harmed 0)\n\n- p7: Name the unit.",
+        [{"text": "Be short."}, "Name the unit.", " - name the unit"],
     ],
 )
 def test_texts_become_principles_and_keep_known_counters(reply: Any) -> None:
