@@ -16,16 +16,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agentopt.graph import SetText
+from agentopt.graph import SetText, set_value
 from agentopt.models import BudgetExhausted, LMError
+from agentopt.optimizers._code import CodeRepair
 from agentopt.optimizers._demonstrations import Demonstrations
 from agentopt.optimizers._draws import seeded
 from agentopt.optimizers._instructions import Instructions
-from agentopt.optimizers._legal import Proposals, merged
+from agentopt.optimizers._legal import Proposals, current_value, merged
 from agentopt.optimizers._memory import gain
 from agentopt.optimizers._optoprime import EDITABLE, OptoPrime
+from agentopt.optimizers._playbook import Playbook, PlaybookOptions
 from agentopt.optimizers._protocol import DroppedEdit, Optimizer, ProposeContext, Update
-from agentopt.optimizers._values import KINDS, Values
+from agentopt.optimizers._tpe import Tpe, available, measured_settings
+from agentopt.optimizers._values import KINDS, Values, neighbours
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,6 +37,10 @@ _SIZE = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", re.IGNORECASE
 _WEAK_BELOW = 4e9
 """Models with fewer parameters rarely write usable proposals (reports of 1.5B to 3B reflectors emitting junk)."""
 _SMALL_DATA = 30
+_TPE_AFTER = 8
+"""Measured settings of numbers and choices from which TPE takes over from neighbours and ends of ranges."""
+_WITH_SETTING = 0.3
+"""Share of the joint updates that change a number or a choice besides the texts and demonstrations."""
 
 
 def is_weak(model: str) -> bool:
@@ -136,10 +143,11 @@ class _Deal:
 
 
 class Joint:
-    """Several parameters in one update: texts from frames for the prompts, and a demonstration set.
+    """Several parameters in one update: texts from frames, a demonstration set and, now and then, a number or choice.
 
-    A prompt and the demonstrations (or an instruction and the beginning of the answer) can help together where neither
-    helps alone, and a race that changes one at a time never sees it.
+    A prompt and the demonstrations (or an instruction and the beginning of the answer, or both and a switch that
+    corrects for what they do) can help together where none helps alone, and a race that changes one at a time never
+    sees it.
     """
 
     name = "joint"
@@ -159,14 +167,28 @@ class Joint:
         sets = self._demonstrations.propose(replace(context, count=wanted, taken=frozenset()))
         queues.append(sets)
         queues = [queue for queue in queues if queue]
+        settings = _settings(context)
         proposals = Proposals(context)
-        for place in range(wanted if len(queues) > 1 else 0):
+        for place in range(wanted if queues and len(queues) + len(settings) > 1 else 0):
             rng = seeded("joint", context.seed, context.iteration, context.parent.hash, place)
-            chosen = rng.sample(range(len(queues)), rng.randint(2, len(queues)))
-            update = merged([_pick(queues[at], place, rng) for at in sorted(chosen)], self.name)
+            chosen = rng.sample(range(len(queues)), rng.randint(min(2, len(queues)), len(queues)))
+            parts = [_pick(queues[at], place, rng) for at in sorted(chosen)]
+            if settings and (len(parts) < 2 or rng.random() < _WITH_SETTING):
+                parts.append(_pick(rng.choice(settings), place, rng))
+            update = merged(parts, self.name)
             if update is not None:
                 proposals.offer(update)
         return proposals.updates
+
+
+def _settings(context: ProposeContext) -> list[list[Update]]:
+    """For each number and choice the values near the parent's, one update each, nearest first."""
+    queues: list[list[Update]] = []
+    for spec in context.specs.values():
+        if spec.kind in KINDS:
+            values = neighbours(spec, current_value(context, spec))
+            queues.append([Update((set_value(spec, value),), f"{spec.name} = {value!r}") for value in values])
+    return [queue for queue in queues if queue]
 
 
 def _pick(queue: Sequence[Update], place: int, rng: random.Random) -> Update:
@@ -202,33 +224,57 @@ class Auto:
         self._optoprime = OptoPrime(template=template)
         self._demonstrations = Demonstrations()
         self._joint = Joint(self._free, self._demonstrations)
+        self._playbook = Playbook(PlaybookOptions(max_calls=max_written), template=template)
+        self._code = CodeRepair(template=template)
         self._values = Values()
+        self._tpe = Tpe() if available() else None
         self._max_written = max_written
+        self._asking: tuple[Optimizer, ...] = (self._written, self._optoprime, self._playbook, self._code)
 
     def arms(self, context: ProposeContext) -> list[Arm]:
         """The ways to propose that fit this program, data and model, with their prior odds."""
         kinds = {spec.kind for spec in context.specs.values()}
         weak = context.lm is None or is_weak(model_name(context))
+        arms = [*self._free_arms(context, weak=weak), *self._asking_arms(context, weak=weak)]
+        if kinds & KINDS:
+            arms.append(Arm(self._setting(context), 1.5, 4.0))
+        return arms
+
+    def _free_arms(self, context: ProposeContext, *, weak: bool) -> list[Arm]:
+        """Arms that ask no model."""
+        kinds = [spec.kind for spec in context.specs.values()]
         plenty = len(context.train) >= _SMALL_DATA
         arms: list[Arm] = []
-        prompts = sum(spec.kind == "prompt" for spec in context.specs.values())
+        prompts = kinds.count("prompt")
         if prompts:
             arms.append(Arm(self._free, 3.0, 3.0) if weak else Arm(self._free, 1.5, 4.0))
+        shown = Arm(self._demonstrations, (3.0 if weak else 2.0) if plenty else 1.0, 3.0 if weak else 4.0)
         if "demos" in kinds:
-            arms.append(Arm(self._demonstrations, (3.0 if weak else 2.0) if plenty else 1.0, 3.0 if weak else 4.0))
-        if prompts + ("demos" in kinds) > 1 and prompts:
-            arms.append(Arm(self._joint, (3.0 if weak else 2.0) if plenty else 1.0, 3.0 if weak else 4.0))
-        if context.lm is not None and not weak:
-            if "prompt" in kinds:
-                arms.append(Arm(self._written, 3.0, 3.0))
-            if kinds & EDITABLE:
-                arms.append(Arm(self._optoprime, 4.0, 3.0))
-        elif context.lm is not None and kinds & (EDITABLE - KINDS) and "prompt" not in kinds:
-            # Texts and code that no frame fits: even a small model is better than leaving them untouched.
-            arms.append(Arm(self._optoprime, 1.0, 4.0))
-        if kinds & KINDS:
-            arms.append(Arm(self._values, 1.5, 4.0))
+            arms.append(shown)
+        texts = prompts + ("demos" in kinds)
+        if texts and texts + len(KINDS & set(kinds)) > 1:
+            arms.append(replace(shown, optimizer=self._joint))
         return arms
+
+    def _asking_arms(self, context: ProposeContext, *, weak: bool) -> list[Arm]:
+        """Arms that ask the optimizer's model; a weak one only where nothing else could change a parameter."""
+        kinds = {spec.kind for spec in context.specs.values()}
+        if context.lm is None or (weak and "prompt" in kinds):
+            return []
+        fits: list[tuple[Optimizer, bool, float]] = [
+            (self._written, "prompt" in kinds, 3.0),
+            (self._optoprime, bool(kinds & EDITABLE), 4.0),
+            (self._playbook, "principles" in kinds, 4.0),
+            (self._code, "code" in kinds, 4.0),
+        ]
+        if weak:
+            fits[1] = (self._optoprime, bool(kinds & (EDITABLE - KINDS)), 4.0)
+        return [Arm(part, 1.0, 4.0) if weak else Arm(part, good, 3.0) for part, fit, good in fits if fit]
+
+    def _setting(self, context: ProposeContext) -> Optimizer:
+        """Who proposes numbers and choices: TPE once enough of them were measured (its updates say so)."""
+        enough = self._tpe is not None and measured_settings(context) >= _TPE_AFTER
+        return self._tpe if self._tpe is not None and enough else self._values
 
     def shares(self, context: ProposeContext) -> list[tuple[Optimizer, int]]:
         """How many proposals each arm is asked for. A pure function of the context."""
@@ -242,7 +288,7 @@ class Auto:
 
             draws: list[float] = []
             for arm in arms:
-                good, bad = results.get(arm.optimizer.name, (0.0, 0.0))
+                good, bad = results.get(_arm_of(arm.optimizer.name), (0.0, 0.0))
                 draws.append(rng.betavariate(arm.good + good, arm.bad + bad))
             counts[draws.index(max(draws))] += 1
         self._spread(context, arms, counts)
@@ -252,11 +298,11 @@ class Auto:
         """A round of several proposals gives every arm one; asking a model is limited; nothing stays untouched."""
         by_share = sorted(counts, key=lambda at: -counts[at])
         for at, arm in enumerate(arms):
-            written = arm.optimizer in (self._written, self._optoprime)
+            written = arm.optimizer in self._asking
             if written and counts[at] > self._max_written:
                 rest = counts[at] - self._max_written
                 counts[at] = self._max_written
-                other = next((o for o in by_share if arms[o].optimizer not in (self._written, self._optoprime)), None)
+                other = next((o for o in by_share if arms[o].optimizer not in self._asking), None)
                 if other is not None:
                     counts[other] += rest
         if context.count >= 2 * len(arms):
@@ -265,7 +311,7 @@ class Auto:
                     counts[max(counts, key=lambda other: counts[other])] -= 1
                     counts[at] = 1
         elif self._values_due(context, arms):
-            at = next(at for at, arm in enumerate(arms) if arm.optimizer is self._values)
+            at = next(at for at, arm in enumerate(arms) if _arm_of(arm.optimizer.name) == Values.name)
             if counts[at] == 0 and context.count:
                 counts[max(counts, key=lambda other: counts[other])] -= 1
                 counts[at] = 1
@@ -273,7 +319,9 @@ class Auto:
     def _values_due(self, context: ProposeContext, arms: Sequence[Arm]) -> bool:
         touched = {edit.name for past in context.history for edit in past.update.edits}
         waiting = any(spec.kind in KINDS and spec.name not in touched for spec in context.specs.values())
-        return waiting and context.iteration % 3 == 2 and any(arm.optimizer is self._values for arm in arms)
+        return (
+            waiting and context.iteration % 3 == 2 and any(_arm_of(arm.optimizer.name) == Values.name for arm in arms)
+        )
 
     async def propose(self, context: ProposeContext) -> list[Update]:
         """Up to `context.count` updates, arms taking turns.
@@ -285,7 +333,7 @@ class Auto:
         shares = self.shares(context)
         for optimizer, share in shares:
             await deal.ask(optimizer, share)
-        cheap = [optimizer for optimizer, _ in shares if optimizer not in (self._written, self._optoprime)]
+        cheap = [optimizer for optimizer, _ in shares if optimizer not in self._asking]
         for optimizer in cheap:
             await deal.ask(optimizer, deal.missing)
         if not deal.proposals.updates:
@@ -303,6 +351,12 @@ def _results(context: ProposeContext) -> Mapping[str, tuple[float, float]]:
     for past in context.history:
         better = gain(past)
         good = 1.0 if past.accepted else (0.5 if better is not None and better > 0 else 0.0)
-        before = found.get(past.update.source, (0.0, 0.0))
-        found[past.update.source] = (before[0] + good, before[1] + 1.0 - good)
+        source = _arm_of(past.update.source)
+        before = found.get(source, (0.0, 0.0))
+        found[source] = (before[0] + good, before[1] + 1.0 - good)
     return found
+
+
+def _arm_of(source: str) -> str:
+    """The arm that a source's results count for: TPE goes on with what neighbours began."""
+    return Values.name if source == Tpe.name else source

@@ -143,7 +143,7 @@ def observations(context: ProposeContext, axes: Sequence[Axis]) -> list[tuple[Po
             found.append((point, score))
     here = _point(axes, {axis.spec.name: current_value(context, axis.spec) for axis in axes})
     score = line.worth(context.parent.hash)
-    if here is not None and score is not None:
+    if here is not None and score is not None and line.compared:
         found.append((here, score))
     return found
 
@@ -165,6 +165,13 @@ class _Line:
             self._values[past.candidate_hash] = {**self.values(past.parent_hash), **_set(past)}
             before, change = self.worth(past.parent_hash), self._change(past)
             self._worth[past.candidate_hash] = None if before is None or change is None else before + change
+
+    @property
+    def compared(self) -> bool:
+        """Whether anything says how the parent does beside the others; scores by themselves do not."""
+        context = self._context
+        paired = any(past.screen_parent is not None for past in context.history)
+        return paired or bool(context.rollouts) or context.parent.hash in self._made
 
     def values(self, candidate: str) -> dict[str, Any]:
         """Every number and choice that differs from its default."""

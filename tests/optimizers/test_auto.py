@@ -145,6 +145,70 @@ async def test_proposals_are_new_and_the_same_for_the_same_context(make: Any) ->
     assert not {apply_edits(context.parent, u.edits, context.specs).hash for u in later} & set(hashes)
 
 
+@pytest.mark.anyio
+async def test_an_instruction_demonstrations_and_a_switch_are_changed_together(make: Any) -> None:
+    world = make.classifier(demos=True)
+    graph.choice(["none", "content_free"], name="toy.calibrate")
+    world.specs.update(graph.declared_parameters())
+    world.model = "embedded/smollm2-135m-instruct"
+    world.lm = LM(make.client(written))
+    updates = [u for u in await Auto().propose(world.context(count=60)) if u.source == "joint"]
+    with_switch = [u for u in updates if any(edit.name == "toy.calibrate" for edit in u.edits)]
+    assert {"toy.instruction", "toy.examples", "toy.calibrate"} in [{edit.name for edit in u.edits} for u in updates]
+    assert 0.05 < len(with_switch) / len(updates) < 0.6
+
+
+@pytest.mark.anyio
+async def test_an_instruction_and_a_switch_alone_are_changed_together_too(make: Any) -> None:
+    world = make.classifier()
+    graph.choice(["none", "content_free"], name="toy.calibrate")
+    world.specs.update(graph.declared_parameters())
+    names = [
+        {edit.name for edit in u.edits} for u in await Auto().propose(world.context(count=20)) if u.source == "joint"
+    ]
+    assert names
+    assert all(found == {"toy.instruction", "toy.calibrate"} for found in names)
+
+
+@pytest.mark.anyio
+async def test_tpe_takes_over_once_eight_settings_were_measured(make: Any) -> None:
+    graph.number(0.0, 1.0, name="v.threshold", default=0.5)
+    graph.choice(["a", "b", "c"], name="v.mode")
+    world = make.classifier()
+    world.specs = {name: spec for name, spec in graph.declared_parameters().items() if name.startswith("v.")}
+    context = world.context(rollouts=(), count=8)
+    first = await Auto().propose(context)
+    assert sources(first) == {"values"}
+    history = [
+        PastProposal(
+            apply_edits(context.parent, u.edits, context.specs).hash, context.parent.hash, u, n / 10, accepted=n == 3
+        )
+        for n, u in enumerate(first)
+    ]
+    assert sources(await Auto().propose(world.context(rollouts=(), history=history[:7], count=3))) == {"values"}
+    later = [await Auto().propose(world.context(rollouts=(), history=history, count=3)) for _ in range(2)]
+    assert later[0] == later[1]
+    assert sources(later[0]) == {"tpe"}
+    assert "TPE over 8 measured settings" in later[0][0].rationale
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("strong", [True, False])
+async def test_principles_and_code_have_their_own_arms(make: Any, strong: bool) -> None:
+    world = make.classifier()
+    model = "fake/strong-70b" if strong else "embedded/smollm2-135m-instruct"
+    world.lm, world.model = LM(make.client(written, model)), model
+    graph.principles(["Be kind."], name="toy.rules")
+    world.specs["toy.fn.code"] = graph.ParameterSpec("toy.fn.code", "code", "def fn():\n    return 1")
+    world.specs.update(graph.declared_parameters())
+    assert {arm.optimizer.name for arm in Auto().arms(world.context())} >= ({"playbook", "code"} if strong else set())
+    del world.specs["toy.instruction"]
+    names = {arm.optimizer.name for arm in Auto().arms(world.context())}
+    assert names == {"playbook", "code", "optoprime"}
+    world.lm = None
+    assert Auto().arms(world.context()) == []
+
+
 def test_values_tries_neighbours_and_other_options(make: Any) -> None:
     graph.number(0.0, 1.0, name="v.threshold", default=0.5)
     graph.choice(["a", "b", "c"], name="v.mode")
