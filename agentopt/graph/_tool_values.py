@@ -63,7 +63,10 @@ def read_source(source: str, name: str) -> tuple[CodeUnit | None, list[str]]:
     arguments = target.args
     if arguments.vararg or arguments.kwarg or arguments.posonlyargs:
         return None, [f"{name} must name its arguments: no *args, no **kwargs, no positional-only arguments"]
-    parameters, problems = _parameters(arguments)
+    try:
+        parameters, problems = _parameters(arguments)
+    except RecursionError:
+        return None, [f"an annotation or a default of {name} is nested too deeply"]
     if not (ast.get_docstring(target) or "").strip():
         problems.append(f"{name} has no docstring; say there what it does")
     unit = CodeUnit(
@@ -123,7 +126,7 @@ def _annotated(annotation: object) -> dict[str, JSONValue]:
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
     try:
         return _json_type(ast.parse(text, mode="eval").body)
-    except (SyntaxError, ValueError, RecursionError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return {}
 
 

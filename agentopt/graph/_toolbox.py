@@ -78,6 +78,10 @@ class Toolbox(Handle):
         """The names of the program that the code of created tools may see."""
         return self._set.uses
 
+    def visible(self, tool: str) -> tuple[Used, ...]:
+        """`uses`, and for a function decorated with `@ao.tool(uses=...)` its own: what code of `tool` may see."""
+        return self._set.visible(tool)
+
     def only(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """`tools`, those named; a name that is not active is left out."""
         return [tool for tool in self.tools if tool["function"]["name"] in names]

@@ -150,7 +150,7 @@ def run_examples(value: Any, tool: str, uses: Sequence[Used] = ()) -> list[str]:
     Args:
         value: a toolbox's value, already checked.
         tool: the tool's name.
-        uses: the names that the code may see (`Toolbox.uses`).
+        uses: the names that the code may see (`Toolbox.visible(tool)`).
     """
     item = next((item for item in _items(value) if item.get("name") == tool), None)
     if item is None:

@@ -18,7 +18,7 @@ import agentopt as ao
 from agentopt import graph
 from agentopt.errors import UserError
 from agentopt.graph import CreateTool, DeleteTool, EditToolCode, EditToolDescription
-from agentopt.graph._tool_values import schema_of
+from agentopt.graph._tool_values import read_source, schema_of
 from agentopt.models import ToolCall
 from agentopt.sandbox import ProcessRunner
 
@@ -583,6 +583,40 @@ def test_checking_wild_values_never_raises(value: Any) -> None:
         assert check is not None
         entry = {"name": "add", "description": "x", "parameters": value, "source": "", "examples": [value]}
         assert isinstance(check([entry]), list) and isinstance(check(value), list)
+
+
+@settings(max_examples=60)
+@given(
+    st.text(max_size=30) | st.sampled_from(["a" + ".b" * 5000, "a" + "|b" * 5000, "(" * 300, "list[" * 60, "'\\x00'"]),
+    st.sampled_from(
+        ["def triple(n: %s):\n  'x'\n  return n", "def triple(n=%s):\n  'x'", "%s", "def triple(n):\n  %s"]
+    ),
+)
+def test_reading_wild_code_never_raises(text: str, frame: str) -> None:
+    unit, problems = read_source(frame % text, "triple")
+    assert unit is not None or problems
+    if unit is not None:
+        assert schema_of(unit.signature)["type"] == "object"
+
+
+def test_changed_code_of_a_decorated_tool_sees_its_own_names_too() -> None:
+    offset = 40
+
+    @ao.tool(name="shift", uses=["offset"])
+    def shift(n: int) -> int:
+        """Shift."""
+        return n + offset
+
+    tools = ao.toolbox([shift], name="box", uses=["FACTOR"])
+    source = 'def shift(n: int) -> int:\n    """Shift."""\n    return n * FACTOR + offset'
+    changed = child(EditToolCode("box", "shift", source))
+    value: Any = changed["box"]
+    value[0]["examples"] = [{"args": {"n": 1}, "expected": 43}]
+    assert [use.name for use in tools.visible("shift")] == ["FACTOR", "offset"]
+    assert graph.run_examples(value, "shift", tools.visible("shift")) == []
+    with changed.active():
+        assert tools.call("shift", {"n": 0}) == 40
+    assert tools.call("shift", {"n": 0}) == 40 and tools.call("shift", {"n": 1}) == 41
 
 
 def test_a_candidate_with_tools_survives_its_files(tmp_path: Path) -> None:
