@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -249,6 +250,57 @@ async def test_a_tools_code_is_repaired_when_it_is_tuned() -> None:
         store=":memory:",
     )
     assert "2 * number" in str(result.best.get("double.code"))
+
+
+@pytest.mark.anyio
+async def test_a_method_is_rewritten_too_and_only_compiled_before() -> None:
+    class Till:
+        rate = 0.5
+
+        def __init__(self) -> None:
+            self.share = 2
+
+        @ao.bundle(trainable=True, name="till")
+        def part(self, total: int) -> int:
+            return total * self.share
+
+    till = Till()
+
+    @ao.agent
+    def work(total: int) -> int:
+        found: Any = till.part(total)
+        return getattr(found, "value", found)
+
+    name = next(name for name in graph.declared_parameters() if name.endswith(".code"))
+    new = "def part(self, total: int) -> int:\n    return total // self.share"
+    sets = [
+        Dataset(split, [Example("", {"total": n}, n // 2) for n in range(a, a + 12)])
+        for split, a in (("t", 5), ("v", 50))
+    ]
+    result = await ao.atune(
+        work,
+        train=sets[0],
+        val=sets[1],
+        metric="exact_match",
+        optimizer="code",
+        models={"optimizer": OracleLM(lambda _: answer(new))},
+        store=":memory:",
+    )
+    assert result.best.get(name) == new
+
+
+@pytest.mark.anyio
+async def test_the_two_worst_functions_take_turns_and_the_template_can_be_overridden(tmp_path: Path) -> None:
+    asked: list[str] = []
+    path = tmp_path / "mine.txt"
+    path.write_text("=== code.system ===\nMY OWN WORDS\n", encoding="utf-8")
+    made = await context(FunctionLM(lambda request: (asked.append(said(request)), answer(FIXED))[1]), count=2)
+    other = graph.ParameterSpec("other.code", "code", "def other() -> int:\n    return 1")
+    parent = made.parent.with_values({"other.code": other.default})
+    made = replace(made, specs={**made.specs, "other.code": other}, parent=parent)
+    updates = await CodeRepair(template=path).propose(made)
+    assert [update.edits[0].name for update in updates] == ["price.code"]  # the other one was never called
+    assert all(text.startswith("MY OWN WORDS") for text in asked)
 
 
 @pytest.mark.anyio

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import agentopt as ao
 from agentopt import graph
 from agentopt.errors import UserError
 from agentopt.evaluation import Dataset, Example
 from agentopt.graph import Candidate, apply_edits
-from agentopt.optimizers import PastProposal, ProposeContext, Tpe, Update, resolve_optimizer
+from agentopt.optimizers import Auto, PastProposal, ProposeContext, Tpe, Update, resolve_optimizer
 
 TRAIN = Dataset("train", [Example("", {"x": 1}, "a")])
 
@@ -175,7 +176,43 @@ def test_ranges_over_many_magnitudes_are_searched_by_magnitude() -> None:
     assert sum(isinstance(rate, float) and rate < 1e-2 for rate in rates) >= 4
 
 
+@pytest.mark.anyio
+async def test_a_tuned_program_comes_near_its_optimum() -> None:
+    heat = ao.number(0.0, 1.0, name="t.heat", default=0.1)
+    depth = ao.number(1, 50, name="t.depth", default=3)
+    mode = ao.choice(["a", "b", "c", "d"], name="t.mode")
+
+    @ao.agent
+    def program(x: int) -> list[Any]:
+        return [heat.value, depth.value, mode.value]
+
+    def metric(output: Any, expected: Any, example: Example) -> float:
+        return quality(Candidate({"t.heat": output[0], "t.depth": output[1], "t.mode": output[2]}))
+
+    data = [Dataset(name, [Example("", {"x": n}, "") for n in range(a, a + 4)]) for name, a in (("t", 0), ("v", 10))]
+
+    async def run() -> ao.TuneResult:
+        return await ao.atune(
+            program,
+            train=data[0],
+            val=data[1],
+            metric=metric,
+            optimizer="tpe",
+            budget=ao.Budget(rollouts=500),
+            options=ao.TuneOptions(screen_size=4, patience=30),
+            store=":memory:",
+        )
+
+    one, two = await run(), await run()
+    assert one.best == two.best
+    assert quality(one.best) > 0.97
+    assert of(one.best, "t.mode") == "c"
+
+
 def test_a_missing_optuna_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # pyright: ignore[reportUnknownLambdaType]
     with pytest.raises(UserError, match=r"pip install 'agentopt\[optuna\]'"):
         resolve_optimizer("tpe")
+    specs = space()
+    context = context_of(specs, history=measured_history(specs))
+    assert [arm.optimizer.name for arm in Auto().arms(context)] == ["values"]
