@@ -127,6 +127,13 @@ def tune(
     allow_effects: Annotated[bool, typer.Option("--allow-effects", help="let tools with effects run for real")] = False,
     no_capture: Annotated[bool, typer.Option("--no-capture", help="no loopback endpoint for OpenAI clients")] = False,
     resume: Annotated[str | None, typer.Option(help="continue this run; nothing already paid for is repeated")] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="local, ray (a cluster on this machine) or ray://HOST:PORT  [default: local]")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="processes of the ray executor  [default: one per CPU]")] = None,
+    sandbox: Annotated[
+        str | None, typer.Option(help="where changed code runs: auto, process, namespace, container  [default: auto]")
+    ] = None,
     store: Store = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -157,6 +164,9 @@ def tune(
         "template": template,
         "allow_effects": True if allow_effects else None,
         "capture": False if no_capture else None,
+        "executor": executor,
+        "workers": workers,
+        "sandbox": sandbox,
         "store": store,
     }
     raise typer.Exit(tune_command(config, overrides, resume=resume, as_json=as_json, quiet=quiet))
@@ -178,6 +188,13 @@ def evaluate(
     concurrency: Annotated[int | None, typer.Option(help="examples run at the same time  [default: 8]")] = None,
     timeout: Annotated[float | None, typer.Option(help="seconds one example may take  [default: 120]")] = None,
     repeats: Annotated[int | None, typer.Option(help="runs per example  [default: 1]")] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="local, ray (a cluster on this machine) or ray://HOST:PORT  [default: local]")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="processes of the ray executor  [default: one per CPU]")] = None,
+    sandbox: Annotated[
+        str | None, typer.Option(help="where changed code runs: auto, process, namespace, container  [default: auto]")
+    ] = None,
     store: Store = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -196,6 +213,9 @@ def evaluate(
         "concurrency": concurrency,
         "timeout": timeout,
         "repeats": repeats,
+        "executor": executor,
+        "workers": workers,
+        "sandbox": sandbox,
         "store": store,
     }
     raise typer.Exit(evaluate_command(config, overrides, candidate=candidate, as_json=as_json, quiet=quiet))

@@ -24,6 +24,7 @@ def evaluate_command(
     from agentopt._api import evaluate
     from agentopt.evaluation import EvaluationOptions, load_dataset, load_program
     from agentopt.graph import load
+    from agentopt.sandbox import sandboxed
 
     settings = load_settings(config, overrides)
     for name, value, given in (
@@ -50,7 +51,7 @@ def evaluate_command(
     )
     total = 0.0
     done = 0
-    with progress:
+    with progress, sandboxed(settings.sandbox):
         task = progress.add_task("evaluating", total=len(dataset) * settings.repeats, score="-")
 
         def on_row(row: EvaluationRow) -> None:
@@ -71,6 +72,8 @@ def evaluate_command(
             store=settings.store,
             output_field=settings.output_field,
             capture=settings.capture,
+            executor=settings.executor,
+            workers=settings.workers,
             on_row=on_row,
         )
     if as_json:

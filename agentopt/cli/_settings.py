@@ -76,6 +76,12 @@ class Settings(BaseModel):
     """Let tools declared with effects=True run for real."""
     template: str | None = None
     """A file that replaces the optimizer's meta-prompt."""
+    executor: str = "local"
+    """Where examples run: local, ray or ray://HOST:PORT."""
+    workers: int | None = Field(default=None, ge=1)
+    """Processes of the ray executor; by default one per CPU of the cluster."""
+    sandbox: str = "auto"
+    """The tier in which changed code runs: auto, process, namespace, container or a registered one."""
     store: str | None = None
     """The SQLite file; by default .agentopt/agentopt.db."""
 

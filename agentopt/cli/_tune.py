@@ -134,6 +134,9 @@ def _options(settings: Settings) -> Any:
         allow_effects=settings.allow_effects,
         capture=settings.capture,
         template=Path(settings.template) if settings.template else None,
+        executor=settings.executor,
+        workers=settings.workers,
+        sandbox=settings.sandbox,
     )
 
 

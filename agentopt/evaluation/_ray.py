@@ -70,7 +70,7 @@ async def ray_executor(
                 f"executor: {count} workers were asked for and the Ray cluster has {cluster.cpus} CPUs, one per "
                 f"worker; give --workers {cluster.cpus} or fewer."
             )
-        executor = RayExecutor(cluster, json.dumps(spec), count, work.options.timeout, work.options.min_score)
+        executor = RayExecutor(cluster, work, json.dumps(spec), count)
         try:
             await executor.start()
             yield executor
@@ -84,6 +84,8 @@ async def ray_executor(
 def _spec(work: Work, program: str, metric: str) -> dict[str, Any]:
     """What every worker is told before its first job."""
     outside = environment_outside()
+    asked = getattr(graph.chosen_code_runner(), "_wanted", None)  # a `sandboxed` block around this
+    sandbox = work.sandbox or (asked if isinstance(asked, str) else "")
     key = (outside or {}).get("OPENAI_API_KEY")
     upstream = outside is not None and bool(key or outside.get("OPENAI_BASE_URL"))
     return {
@@ -93,7 +95,7 @@ def _spec(work: Work, program: str, metric: str) -> dict[str, Any]:
         "output_field": work.output_field,
         "options": asdict(work.options),
         "allow_effects": work.allow_effects,
-        "sandbox": "" if work.sandbox == "auto" else work.sandbox,
+        "sandbox": "" if sandbox == "auto" else sandbox,
         # With an endpoint and no configured agent, captured calls go where the user's own client would have gone.
         "roles": roles_here(default_agent=not upstream),
         "capture": outside is not None,
@@ -131,18 +133,17 @@ class _Flight:
 class RayExecutor:
     """Makes rollouts on the actors of one cluster; bound to the event loop that it is started in."""
 
-    def __init__(
-        self, cluster: Cluster, spec: str, workers: int, timeout: float | None, min_score: float = 0.0
-    ) -> None:
+    def __init__(self, cluster: Cluster, work: Work, spec: str, workers: int) -> None:
         self.workers = workers
         self.lost = 0
         """Workers that died and were replaced."""
         self._ray = cluster.ray
         self._spec = spec
         # A worker whose loop is blocked cannot cut its own jobs off; after this it is killed.
+        timeout = work.options.timeout
         self._patience = None if timeout is None else timeout + max(15.0, 0.5 * timeout)
-        self._timeout = timeout
-        self._min_score = min_score
+        self._program = work.program
+        self._options = work.options
         self._actor = cluster.ray.remote(Worker)
         self._members: list[_Member] = []
         self._starting: set[asyncio.Task[None]] = set()
@@ -201,6 +202,8 @@ class RayExecutor:
             if row.candidate_hash != job.candidate.hash:
                 raise RunError(f"executor: a worker computed another hash for candidate {job.candidate.hash}")
             _count_unseen(row, meter)
+            for name in answer["formatted"]:  # how the program uses a prompt decides which edits of it are legal
+                self._program.parameters[name].formatted = True
             trace = answer["trace"]
             return _with_lost(row, earlier), None if trace is None else Trace.from_dict(trace)
         return _with_lost(self._failure(job), earlier), None
@@ -257,9 +260,8 @@ class RayExecutor:
             f"the worker process died or blocked {SHARED + ALONE} times while it ran this example, the last {ALONE} "
             "times with nothing else on it (out of memory, a crash in native code, os._exit, or a blocked event loop)"
         )
-        seed = int(json.loads(self._spec)["options"]["seed"])
-        key = (job.candidate.hash, job.dataset_id, job.example.id, job.repeat, seed)
-        return EvaluationRow(*key, score=self._min_score, feedback=f"The program failed: {text}.", error=text)
+        key = (job.candidate.hash, job.dataset_id, job.example.id, job.repeat, self._options.seed)
+        return EvaluationRow(*key, score=self._options.min_score, feedback=f"The program failed: {text}.", error=text)
 
     def _check(self, job: Job) -> None:
         """Refuse an example that would arrive as another one.

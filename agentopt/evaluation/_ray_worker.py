@@ -147,7 +147,8 @@ class Worker:
         example = Example.from_dict(data["example"])
         job = Job(Candidate(data["values"]), data["dataset_id"], example, data["repeat"])
         row, trace = await self._runner.run(job, data["keep"])
-        return {"row": row.to_dict(), "trace": None if trace is None else trace.to_dict()}
+        formatted = [name for name, spec in self._runner.program.parameters.items() if spec.formatted]
+        return {"row": row.to_dict(), "trace": None if trace is None else trace.to_dict(), "formatted": formatted}
 
     @staticmethod
     async def _called(function: Callable[[Any], Awaitable[Any]], payload: Any) -> dict[str, Any]:

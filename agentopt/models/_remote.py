@@ -20,6 +20,7 @@ from agentopt.models._errors import BudgetExhausted, LMError, UnknownModel
 from agentopt.models._lm import LM
 from agentopt.models._messages import Prompt
 from agentopt.models._protocol import LMOptions, Reply, Request
+from agentopt.models._retry import RetryPolicy
 from agentopt.models._throttle import ThrottleLimits, ThrottleTable
 
 Forward = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
@@ -96,7 +97,7 @@ async def serve(question: Mapping[str, Any]) -> dict[str, Any]:
         reply = await lm._reply(call, request)
         return {"reply": _reply_to_dict(replace(reply, usage=call.usage, cost=call.cost))}
     except LMError as error:
-        data = {"type": type(error).__name__, "text": str(error), "status": error.status, "tries": error.tries}
+        data = {"type": type(error).__name__, "text": str(error), "status": error.status, "retryable": error.retryable}
         return {"lm_error": data}
     except BudgetExhausted as error:
         return {"budget": str(error)}
@@ -148,11 +149,11 @@ class RemoteClient:
 
 def remote_models(roles: Mapping[str, Mapping[str, Any]], forward: Forward) -> ModelsConfig:
     """The models that `roles_here` described in their owner's process, reached through `forward`."""
-    free = ThrottleTable(_UNLIMITED)
+    free, never = ThrottleTable(_UNLIMITED), RetryPolicy(max_tries=1, max_wait=0.0)  # the owner does both
     models: dict[str, LM] = {}
     for role, known in roles.items():
         client = RemoteClient(str(known["name"]), bool(known["deterministic"]), role, forward)
-        settings = LMSettings(options=options_from_dict(known["options"]), throttle=free)
+        settings = LMSettings(options=options_from_dict(known["options"]), throttle=free, retry=never)
         models[role] = LM(client, role=role, settings=settings)
     return ModelsConfig(models, LMSettings(throttle=free))
 
@@ -170,7 +171,7 @@ def _read(answer: Mapping[str, Any]) -> Reply:
     if "lm_error" in answer:
         data = answer["lm_error"]
         kind = getattr(_errors, str(data["type"]), LMError)
-        error: LMError = kind(str(data["text"]), status=data["status"])  # not retryable: its owner has done that
+        error: LMError = kind(str(data["text"]), status=data["status"], retryable=data["retryable"])
         raise error
     if "budget" in answer:
         raise BudgetExhausted(str(answer["budget"]))

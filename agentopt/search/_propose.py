@@ -57,7 +57,7 @@ async def ask(optimizer: Optimizer, context: ProposeContext, ledger: Ledger) -> 
     updates: list[dict[str, Any]] = []
     with guarded(ledger) as meter:
         try:
-            updates, outcome, detail = _read(await _call(optimizer, context), context.count)
+            updates, outcome, detail = _read(await call_optimizer(optimizer, context), context.count)
         except BudgetExhausted as error:
             ledger.charge_optimizer(meter.cost, usage_tokens(meter.usage))
             raise OutOfBudget(str(error)) from error
@@ -82,7 +82,8 @@ async def ask(optimizer: Optimizer, context: ProposeContext, ledger: Ledger) -> 
     )
 
 
-async def _call(optimizer: Optimizer, context: ProposeContext) -> object:
+async def call_optimizer(optimizer: Optimizer, context: ProposeContext) -> object:
+    """What `propose` answers, off the event loop when it is a plain function."""
     if inspect.iscoroutinefunction(optimizer.propose):
         return await optimizer.propose(context)
     # A sync optimizer may call a model and block; the worker thread carries this context, meter and guard included.

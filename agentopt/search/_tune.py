@@ -33,6 +33,7 @@ from agentopt.search._loop import Search, Setup
 from agentopt.search._observed import Observed
 from agentopt.search._options import TuneOptions
 from agentopt.search._plan import Sizes, default_budget
+from agentopt.search._remote import RemoteOptimizer
 from agentopt.search._result import TuneResult, make_result
 from agentopt.search._resume import EventLog, Replay, check_same
 from agentopt.store import Store
@@ -117,6 +118,8 @@ async def tune_program(
             how = _evaluation_options(options, seed)
             work = Work(program, metric, how, output_field, options.allow_effects, options.sandbox)
             executor = await stack.enter_async_context(open_executor(options.executor, options.workers, work))
+            if executor is not None and isinstance(optimizer, str):
+                chosen = RemoteOptimizer(optimizer, options.template, chosen, executor)
             evaluator = Evaluator(program, measure, how, store=kept, run_id=run.id, executor=executor)
             search = Search(
                 Setup(
