@@ -8,7 +8,7 @@ turns what was gathered over the rollouts into a new value.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -198,6 +198,7 @@ class _Backward:
         wanted = graph.parameters
         leaves = {op.id: op.op for op in ops if op.kind == "parameter" and op.op in wanted}
         members = {op.id: op for op in graph.ops}
+        used = {number for op in graph.ops for number, kind in op.parents if kind not in ("nested", "after")}
         arrived: dict[int, list[str]] = {op.id: [self._case.feedback] for op in graph.outputs}
         for number in sorted(members, reverse=True):  # every op stands after what it was made from
             texts = arrived.get(number)
@@ -205,7 +206,7 @@ class _Backward:
                 continue
             criticism = merge(texts, self._limit)
             op = members[number]
-            for parent in dict.fromkeys(parent for parent, kind in op.parents if kind != "after"):
+            for parent in _blamed(op, used):
                 if parent not in members and parent not in leaves:
                     continue
                 text = await self._edge(op, ops[parent], criticism)
@@ -229,6 +230,15 @@ class _Backward:
         answer = await ask(self._lm, messages, options=options, schema=None)
         text = parse_text(answer.reply, "gradient", max_chars=8 * self._limit)
         return cut(text, self._limit) if text else ""
+
+
+def _blamed(op: OpRecord, used: Collection[int]) -> list[int]:
+    """What an op was made from, each once. An inner call whose result goes on to another op hears from that one."""
+    return list(
+        dict.fromkeys(
+            number for number, kind in op.parents if kind != "after" and not (kind == "nested" and number in used)
+        )
+    )
 
 
 def merge(texts: Sequence[str], limit: int) -> str:

@@ -55,12 +55,15 @@ class RulesTask:
     rows: int = 24
     demos: bool = False
     base: str = BASE
+    scorer: Callable[[Any, Any, Example], Any] | None = None
+    """Another metric, for tests that swap the program."""
     calls: list[Request] = field(default_factory=list[Request])
     """What the agent's model was asked."""
 
     def __post_init__(self) -> None:
         self.instruction = ao.prompt(self.base, name="rules.instruction")
         self.examples = ao.demos(name="rules.examples", max_items=8) if self.demos else None
+        self.program: Callable[..., Any]
         self.train = self.data("train", self.rows, 0)
         self.validation = self.data("validation", self.rows, 1)
         self.test = self.data("test", 40, 2)
@@ -99,8 +102,10 @@ class RulesTask:
         shown = self.demos and str(kind) in _KIND.findall(earlier)
         return _answer(int(serial.group(1)), kind) if shown or RULES[kind - 1] in system else f"unsure {serial[1]}"
 
-    def metric(self, output: Any, expected: Any, example: Example) -> tuple[float, str]:
+    def metric(self, output: Any, expected: Any, example: Example) -> float | tuple[float, str]:
         """1 for the right answer; else 0 and the rule that was not followed."""
+        if self.scorer is not None:
+            return self.scorer(output, expected, example)
         if output == expected:
             return 1.0, "Right."
         found = _KIND.search(str(example.inputs["question"]))
@@ -128,6 +133,11 @@ def improved(text: str, rules: set[int]) -> str:
     """`text` with these rules stated, each once."""
     lines = [RULES[number - 1] for number in sorted(rules) if RULES[number - 1] not in text]
     return "\n".join([text.strip(), *lines])
+
+
+def equal(output: Any, expected: Any, example: Example) -> float:
+    """1 for the expected output, else 0; says nothing more."""
+    return float(output == expected)
 
 
 def said(request: Request) -> str:
