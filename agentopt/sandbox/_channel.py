@@ -74,8 +74,8 @@ class Worker:
 
         Raises:
             TimeoutError: no reply within `seconds`.
-            EOFError: the worker ended, or its reply is longer than any allowed one.
-            ValueError: the reply is not one to this request.
+            EOFError: the worker ended.
+            ValueError: what came is no reply to this request.
         """
         deadline = time.monotonic() + seconds
         # Changed code may write to the pipe itself; without the number of this request nothing it writes is a reply.
@@ -90,8 +90,10 @@ class Worker:
             self._wait(self.replies, select.POLLIN, deadline)
             chunk = os.read(self.replies, 1 << 16)
             size += len(chunk)
-            if not chunk or size > max_bytes + (1 << 20):
+            if not chunk:
                 raise EOFError
+            if size > max_bytes + (1 << 20):
+                raise ValueError("longer than any reply")
             chunks.append(chunk)
         line, _, self.rest = b"".join(chunks).partition(b"\n")
         head, _, body = line.partition(b" ")

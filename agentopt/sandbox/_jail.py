@@ -13,6 +13,7 @@ What goes wrong is one line on standard error and exit code 77.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -31,7 +32,7 @@ NEW_USER, NEW_MOUNT, NEW_PID, NEW_NET, NEW_IPC, NEW_UTS, NEW_CGROUP = (
 )  # fmt: skip
 RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, RECURSIVE, PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
 DETACH = 2
-NO_NEW_PRIVS, DEATH_SIGNAL, DUMPABLE, SECCOMP = 38, 1, 4, 22
+NO_NEW_PRIVS, DEATH_SIGNAL, DUMPABLE, SECCOMP, SUBREAPER = 38, 1, 4, 22, 36
 MOUNT_SETATTR, LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 442, 444, 445, 446  # the same on every processor
 
 # Landlock's rights, by the version of its interface that brought them.
@@ -131,6 +132,7 @@ def supervise(config: dict[str, Any]) -> NoReturn:
     """Start process 1, wait for its end or for the end of the parent, and end in the same way."""
     null = os.open("/dev/null", os.O_RDWR)
     if config["bwrap"]:
+        check(_libc.prctl(SUBREAPER, 1, 0, 0, 0), "prctl")  # its process 1 is waited for too
         child = os.posix_spawn(config["bwrap"][0], config["bwrap"], os.environ)
     else:
         enter_namespaces(config["host_id"])
@@ -146,7 +148,11 @@ def supervise(config: dict[str, Any]) -> NoReturn:
     while not any(descriptor == process for descriptor, _ in poll.poll()):
         os.kill(child, signal.SIGKILL)
         poll.unregister(0)
-    end_like(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
+    end_like(code)
 
 
 def end_like(code: int) -> NoReturn:
@@ -210,14 +216,19 @@ def build_root(config: dict[str, Any]) -> None:
         except OSError:  # refused where the host's own /proc is partly hidden: then there is none, which is stricter
             continue
     os.mkdir("/tmp")
-    size = f"mode=0700,size={config['folder_bytes']},nr_inodes=4096,uid={INSIDE},gid={INSIDE}"
-    mount("tmpfs", "/tmp", "tmpfs", NOSUID | NODEV | NOEXEC, size)
+    mount_folder(config)
     check(_libc.umount2(b"/.host", DETACH), "umount")
     os.rmdir("/.host")
     mount("", "/", "", REMOUNT | BIND | RDONLY | NOSUID | NODEV)
     name = b"sandbox"
     check(_libc.sethostname(name, len(name)), "sethostname")
     os.chdir("/tmp")
+
+
+def mount_folder(config: dict[str, Any]) -> None:
+    """The worker's folder: in memory, bounded in bytes and in files, without programs."""
+    size = f"mode=0700,size={config['folder_bytes']},nr_inodes=4096,uid={INSIDE},gid={INSIDE}"
+    mount("tmpfs", "/tmp", "tmpfs", NOSUID | NODEV | NOEXEC, size)
 
 
 def bind(source: str, target: str) -> None:
@@ -313,6 +324,9 @@ def main() -> NoReturn:
         guarded(lambda: supervise(config))
 
     def inside() -> None:
+        with contextlib.suppress(OSError):  # not allowed everywhere; bubblewrap's folder has a bound in bytes alone
+            mount_folder(config)
+            os.chdir("/tmp")
         confine(config)
         become_worker(config)
 

@@ -106,7 +106,7 @@ def _bwrap(config: dict[str, Any]) -> list[str]:
     inside = {**config, "stage": "confine", "binds": binds}
     command = [shutil.which("bwrap") or "bwrap", "--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net"]
     command += ["--unshare-uts", "--unshare-cgroup-try", "--die-with-parent", "--hostname", "sandbox"]
-    command += ["--uid", "1000", "--gid", "1000", "--cap-drop", "ALL"]
+    command += ["--uid", "1000", "--gid", "1000", "--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN"]
     for source, target in binds:
         command += ["--ro-bind", source, target]
     for path, target in config["links"]:

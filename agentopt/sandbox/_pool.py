@@ -24,7 +24,7 @@ class RunnerPool:
         limits: of each call.
         size: workers alive at the same time.
         tier: a name, a tier or "auto"; None for the variable AGENTOPT_SANDBOX, else "auto". It is tried at the first
-            call, which is refused (UserError) when the tier does not work: a weaker one is never used in its place.
+            call; when it does not work, that call is refused (SandboxUnavailable), never run in a weaker one.
     """
 
     def __init__(self, limits: Limits | None = None, size: int = 4, *, tier: str | Tier | None = None) -> None:
@@ -41,7 +41,7 @@ class RunnerPool:
         """The tier in force, tried on the first use.
 
         Raises:
-            UserError: the tier asked for does not work here.
+            SandboxUnavailable: the tier asked for does not work here.
         """
         if self._tier is None:
             self._tier = resolve_tier(self._wanted)
@@ -101,7 +101,7 @@ def sandboxed(tier: str | Tier | None = "auto", *, needed: bool = False) -> Gene
         needed: changed code will run for sure: refuse now, not at the first call.
 
     Raises:
-        UserError: `needed`, and the tier asked for does not work here.
+        SandboxUnavailable: `needed`, and the tier asked for does not work here.
     """
     wanted = None if tier in ("auto", "") else tier
     chosen = chosen_code_runner()

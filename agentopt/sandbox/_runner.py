@@ -153,8 +153,11 @@ class WorkerRunner:
         except TimeoutError:
             self._drop()
             raise CodeTimeout(name, "TimeoutError", f"no result within {seconds:g} s; the call was killed") from None
-        except (EOFError, ValueError):
+        except EOFError:
             self._fail_dead(worker, name)
+        except ValueError:
+            self._drop()
+            raise _died(name, "it broke the protocol") from None
         except BaseException:
             self._drop()  # interrupted between request and reply: the next reply would be the wrong one
             raise
@@ -169,16 +172,17 @@ class WorkerRunner:
             code = None
         self._drop()
         if code is None:
-            reason = "it broke the protocol"
+            reason = "it closed its pipes"
         elif code < 0:
             reason = f"it was ended by {_signal_name(-code)}"
         else:
             reason = f"it ended with exit code {code}"
-        raise WorkerDied(
-            name,
-            "WorkerDied",
-            f"the worker process died during the call: {reason}; the next call starts another worker",
-        )
+        raise _died(name, reason)
+
+
+def _died(name: str, reason: str) -> WorkerDied:
+    text = f"the worker process died during the call: {reason}; the next call starts another worker"
+    return WorkerDied(name, "WorkerDied", text)
 
 
 class ProcessRunner(WorkerRunner):

@@ -27,6 +27,10 @@ VARIABLE = "AGENTOPT_SANDBOX"
 _STOP_SECONDS = 5.0
 
 
+class SandboxUnavailable(UserError):
+    """The tier asked for does not work here. Ends a run: no other tier takes its place."""
+
+
 @dataclass(frozen=True, slots=True)
 class Started:
     """A worker that was started: its process with pipes as standard input and output, its folder, how it is ended."""
@@ -110,7 +114,8 @@ def resolve_tier(wanted: str | Tier | None = None) -> Tier:
             None reads the variable AGENTOPT_SANDBOX, "auto" when it is not set.
 
     Raises:
-        UserError: the tier asked for does not work here; or, with "auto", only the process tier would.
+        SandboxUnavailable: the tier asked for does not work here; or, with "auto", only the process tier would.
+        UserError: there is no tier of that name.
     """
     if wanted is None:
         wanted = os.environ.get(VARIABLE) or "auto"
@@ -119,7 +124,7 @@ def resolve_tier(wanted: str | Tier | None = None) -> Tier:
     chosen = tier(wanted) if isinstance(wanted, str) else wanted
     reason = chosen.available()
     if reason is not None:
-        raise UserError(
+        raise SandboxUnavailable(
             f"sandbox: the {chosen.name} tier does not work here: {reason}; "
             "`agentopt doctor` lists the tiers that do, and a weaker one is never used in its place."
         )
@@ -134,7 +139,7 @@ def _automatic() -> Tier:
         if reason is None:
             return candidate
         reasons.append(f"{candidate.name}: {reason}")
-    raise UserError(
+    raise SandboxUnavailable(
         "sandbox: generated code is not run, because no tier that holds it back works here "
         f"({'; '.join(reasons)}); mend one of them, or accept the risk with --sandbox process "
         "(limits only: such code can read your files and use the network)."
