@@ -14,7 +14,7 @@ from agentopt.evaluation import Dataset, EvaluationOptions, Evaluator, Example, 
 from agentopt.graph import Candidate, SetCode, use_code_runner
 from agentopt.models import FunctionLM, OracleLM, Request
 from agentopt.optimizers import CodeRepair, ProposeContext
-from agentopt.sandbox import Limits, ProcessRunner
+from agentopt.sandbox import Limits, ProcessRunner, SandboxUnavailable
 
 FIXED = '''def price(total: float, items: int, code: str) -> float:
     """The price after discount: a tenth off for ten items or more."""
@@ -301,6 +301,24 @@ async def test_the_two_worst_functions_take_turns_and_the_template_can_be_overri
     updates = await CodeRepair(template=path).propose(made)
     assert [update.edits[0].name for update in updates] == ["price.code"]  # the other one was never called
     assert all(text.startswith("MY OWN WORDS") for text in asked)
+
+
+class NoSandbox:
+    def compile(self, source: str, name: str, uses: Any = ()) -> str:
+        raise SandboxUnavailable("no namespaces here")
+
+    def call(self, function_id: str, args: Any, kwargs: Any) -> Any:
+        raise AssertionError
+
+    async def acall(self, function_id: str, args: Any, kwargs: Any) -> Any:
+        raise AssertionError
+
+
+@pytest.mark.anyio
+async def test_a_sandbox_that_does_not_work_is_not_held_against_the_code() -> None:
+    made = await context(FunctionLM(lambda _: answer(FIXED)))
+    with use_code_runner(NoSandbox()), pytest.raises(SandboxUnavailable):
+        await CodeRepair().propose(made)
 
 
 @pytest.mark.anyio
