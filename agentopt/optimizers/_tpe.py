@@ -235,12 +235,16 @@ class _Suggestions:
     def __init__(self, context: ProposeContext, axes: Sequence[Axis], seen: Sequence[tuple[Point, float]]) -> None:
         import optuna
 
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna = optuna
         self._context = context
         self._axes = axes
         self._space = {axis.spec.name: self._distribution(axis) for axis in axes}
-        self._study = optuna.create_study(direction="maximize", sampler=self._sampler(0))
+        before = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # a new study says so on standard error
+        try:
+            self._study = optuna.create_study(direction="maximize", sampler=self._sampler(0))
+        finally:
+            optuna.logging.set_verbosity(before)
         for point, score in seen:
             self._tell(point, score)
         self._worst = min(score for _, score in seen)

@@ -85,7 +85,7 @@ def measured_history(specs: dict[str, graph.ParameterSpec], count: int = 12) -> 
     return past
 
 
-def test_equal_contexts_give_equal_updates_and_another_seed_gives_others() -> None:
+def test_equal_contexts_give_equal_updates_and_another_seed_gives_others(capfd: pytest.CaptureFixture[str]) -> None:
     specs = space()
     history = measured_history(specs)
     one, two, other = (Tpe().propose(context_of(specs, history=history, count=6, seed=s)) for s in (1, 1, 2))
@@ -93,6 +93,7 @@ def test_equal_contexts_give_equal_updates_and_another_seed_gives_others() -> No
     assert len(one) == 6
     assert one != other
     assert "TPE over 13 measured settings" in one[0].rationale
+    assert capfd.readouterr() == ("", "")
 
 
 def test_with_little_history_the_settings_are_spread_evenly() -> None:
