@@ -381,15 +381,18 @@ def _literal(text: str) -> str:
 
 def _converted(template: str, values: Mapping[str, Any]) -> str:
     """A `str.format` template in the pipeline's syntax, known values filled in."""
-    parts: list[str] = []
+    pieces: list[str] = [""]  # literal text and fields in turn; the parser ends a literal at every escaped brace
     for literal, name, spec, conversion in Formatter().parse(template):
-        parts.append(_literal(literal))
+        pieces[-1] += literal
         if name is None:
             continue
         if not name.isidentifier() or spec or conversion:
             raise ValueError(f"{{{name}}} is no plain name")
-        parts.append(_literal(str(values[name])) if name in values else "{" + name + "}")
-    return "".join(parts)
+        if name in values:
+            pieces[-1] += str(values[name])
+        else:
+            pieces += ["{" + name + "}", ""]
+    return "".join(_literal(piece) if index % 2 == 0 else piece for index, piece in enumerate(pieces))
 
 
 def _wanted(node: Part) -> list[str]:
