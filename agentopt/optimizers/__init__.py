@@ -11,6 +11,7 @@ from agentopt.optimizers._instructions import Instructions
 from agentopt.optimizers._opro import Opro, OproOptions
 from agentopt.optimizers._optoprime import OptoPrime, OptoPrimeOptions
 from agentopt.optimizers._optoprime_multi import OptoPrimeMulti, OptoPrimeMultiOptions
+from agentopt.optimizers._playbook import Playbook, PlaybookOptions
 from agentopt.optimizers._protocol import DroppedEdit, Optimizer, PastProposal, ProposeContext, Update
 from agentopt.optimizers._reflection import Reflection, ReflectionOptions
 from agentopt.optimizers._resolve import OPTIMIZER_NAMES, resolve_optimizer
@@ -38,6 +39,8 @@ __all__ = [
     "OptoPrimeMultiOptions",
     "OptoPrimeOptions",
     "PastProposal",
+    "Playbook",
+    "PlaybookOptions",
     "ProposeContext",
     "Reflection",
     "ReflectionOptions",
