@@ -112,8 +112,15 @@ def tune(
     config: Config = None,
     model: Models = None,
     budget: Annotated[str | None, typer.Option(help="rollouts=600,usd=2,tokens=...,proposals=...,minutes=...")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="auto, optoprime, demonstrations, instructions, or a+b")] = None,
-    driver: Annotated[str | None, typer.Option(help="auto or greedy")] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="auto, reflection, optoprime, symbolic, ... (docs/optimizers.md); a+b take turns")
+    ] = None,
+    driver: Annotated[
+        str | None, typer.Option(help="auto, greedy, beam, ucb, pareto, bayes or islands; auto says why")
+    ] = None,
+    objectives: Annotated[
+        str | None, typer.Option(help="score,cost,tokens,latency: what counts besides the score")
+    ] = None,
     tune: Annotated[
         list[str] | None, typer.Option("--tune", help="tune only what matches this glob, frozen or not")
     ] = None,
@@ -154,6 +161,7 @@ def tune(
         "budget": _pairs([budget], "--budget") if budget else None,
         "optimizer": optimizer,
         "driver": driver,
+        "objectives": _commas(objectives),
         "tune": tune,
         "freeze": freeze,
         "seed": seed,

@@ -114,6 +114,8 @@ def checks() -> list[Check]:
         _package("huggingface-hub", "hf:owner/repo/file.gguf models (extra hub)", "agentopt[hub]"),
         _package("pyarrow", "Parquet datasets (extra parquet)", "agentopt[parquet]"),
         _package("jsonschema", "the json_schema metric (extra jsonschema)", "agentopt[jsonschema]"),
+        _package("optuna", "the bayes driver, numbers and choices by TPE (extra optuna)", "agentopt[optuna]"),
+        _package("ray", "--executor ray (extra ray)", "agentopt[ray]"),
         *_sandboxes(),
         _keys(),
     ]

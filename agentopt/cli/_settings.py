@@ -58,6 +58,8 @@ class Settings(BaseModel):
     budget: BudgetSettings = Field(default_factory=BudgetSettings)
     optimizer: str = "auto"
     driver: str = "auto"
+    objectives: list[str] = Field(default_factory=lambda: ["score"])
+    """What counts besides the score: cost, tokens (of the prompt), latency."""
     tune: list[str] = Field(default_factory=list)
     """Globs of parameters to tune, frozen ones (tool text, code) included; empty for all that are not frozen."""
     freeze: list[str] = Field(default_factory=list)
@@ -87,7 +89,7 @@ class Settings(BaseModel):
 
     PATHS: ClassVar[tuple[str, ...]] = ("train", "val", "test", "template", "store")
 
-    @field_validator("inputs", "tune", "freeze", mode="before")
+    @field_validator("inputs", "tune", "freeze", "objectives", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         if isinstance(value, str):

@@ -131,6 +131,7 @@ def _options(settings: Settings) -> Any:
         screen_size=settings.screen_size,
         tune=tuple(settings.tune),
         freeze=tuple(settings.freeze),
+        objectives=tuple(settings.objectives) or ("score",),
         allow_effects=settings.allow_effects,
         capture=settings.capture,
         template=Path(settings.template) if settings.template else None,
@@ -156,6 +157,10 @@ def print_result(result: TuneResult, folder: Path | None, console: Console, *, e
     console.print()
     print_diff(console, result.baseline.values, result.best.values)
     console.print()
+    front = [item for item in result.trade_offs if item["on_front"]]
+    if len(front) > 1:
+        console.print(_front_table(result, front))
+        console.print()
     console.print(f"stopped: {result.stop_reason}", style="dim")
     for warning in result.warnings:
         console.print(f"warning: {warning}", style="yellow")
@@ -186,4 +191,22 @@ def _cost_table(result: TuneResult, elapsed: float | None) -> Table:
             table.add_row(
                 title, usd(per["usd"]), count(per["tokens"]), f"{per['calls']:.1f}", seconds(per.get("latency"))
             )
+    return table
+
+
+def _front_table(result: TuneResult, front: list[dict[str, Any]]) -> Table:
+    """Candidates of which none is better in everything: what a point of score costs."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("on the front", "score", "usd", "prompt tokens", "latency"):
+        table.add_column(title, justify="left" if title == "on the front" else "right")
+    names = {result.baseline.hash: " baseline", result.best.hash: " best"}
+    for item in front[:8]:
+        key = str(item["candidate"]["hash"])
+        table.add_row(
+            key[:8] + names.get(key, ""),
+            f"{item['score']:.3f}",
+            usd(item["usd"]),
+            f"{item['prompt_tokens']:.0f}",
+            seconds(item["latency"]),
+        )
     return table

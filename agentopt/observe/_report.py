@@ -30,6 +30,8 @@ HEADLINES = {
 }
 SHOWN_PROPOSALS = 60
 SHOWN_FLIPS = 12
+SHOWN_TRADE_OFFS = 20
+SHOWN_DROPPED = 20
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,11 @@ class Report:
     flips: list[Flip] = field(default_factory=list[Flip])
     fixed: int = 0
     broken: int = 0
+    trade_offs: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    dropped: list[Cells] = field(default_factory=list[Cells])
+    """Edits that an optimizer gave up before anything was measured: who, why, after how many tries."""
+    dropped_count: int = 0
+    driver: str = ""
     interval_svg: str = ""
     curve_svg: str = ""
 
@@ -134,6 +141,10 @@ def build_report(
     )
     interval = claim.get("interval")
     start = next((event["mean"] for event in events if event.get("kind") == "baseline_done"), 0.0)
+    dropped: list[Mapping[str, Any]] = []
+    for event in events:
+        if event.get("kind") == "proposal_made":
+            dropped += event.get("dropped") or []
     return Report(
         run_id=run.id,
         target=str(config.get("program", run.id)),
@@ -155,6 +166,10 @@ def build_report(
         flips=_balanced(flips),
         fixed=sum(flip.fixed for flip in flips),
         broken=sum(not flip.fixed for flip in flips),
+        trade_offs=_trade_offs(summary)[:SHOWN_TRADE_OFFS],
+        dropped=[_dropped(drop) for drop in dropped[-SHOWN_DROPPED:]],
+        dropped_count=len(dropped),
+        driver=_driver(events),
         interval_svg=interval_chart(claim["difference"], *interval) if interval else "",
         curve_svg=search_chart(_points(proposals, start), start),
     )
@@ -248,6 +263,43 @@ def _proposal(row: ProposalRow) -> dict[str, Any]:
         "accepted": row.accepted,
         "reason": row.reason,
     }
+
+
+def _trade_offs(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    items: Sequence[Mapping[str, Any]] = summary.get("trade_offs") or []
+    return [_trade_off(item, summary) for item in items]
+
+
+def _trade_off(item: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+    """One row of the table of trade-offs; figures per run of the program, on validation."""
+    key = str(item["candidate"].get("hash", ""))
+    names: dict[str, str] = {}
+    for role in ("baseline", "best"):
+        known: Mapping[str, Any] = summary.get(role) or {}
+        names[str(known.get("hash", ""))] = role
+    return {
+        "hash": key[:8],
+        "role": names.get(key, ""),
+        "on_front": item["on_front"],
+        "score": _number(item["score"]),
+        "usd": _usd(item["usd"]),
+        "prompt_tokens": f"{item['prompt_tokens']:.0f}",
+        "latency": f"{item['latency']:.3f} s",
+    }
+
+
+def _dropped(drop: Mapping[str, Any]) -> Cells:
+    tries = int(drop.get("tries", 1))
+    note = f"{tries} tries" if tries > 1 else ""
+    return Cells(str(drop.get("source", "")), _clip(str(drop.get("problem", "")), 300), note)
+
+
+def _driver(events: Sequence[Mapping[str, Any]]) -> str:
+    """Which search ran, with which optimizer, and why that one."""
+    started = next((event for event in events if event.get("kind") == "run_started"), None)
+    if started is None:
+        return ""
+    return f"Driver {started['driver']} ({started['driver_reason']}), optimizer {started['optimizer']}."
 
 
 def _points(rows: Sequence[ProposalRow], start: float) -> list[Point]:
