@@ -19,6 +19,7 @@ from agentopt.optimizers._templates import load_templates
 from agentopt.optimizers._textgrad import TextGrad, TextGradOptions
 from agentopt.optimizers._tpe import Tpe
 from agentopt.optimizers._values import Values
+from agentopt.optimizers.symbolic import LearningRate, Symbolic, SymbolicOptions
 
 __all__ = [
     "OPTIMIZER_NAMES",
@@ -31,6 +32,7 @@ __all__ = [
     "Grounded",
     "GroundedOptions",
     "Instructions",
+    "LearningRate",
     "Opro",
     "OproOptions",
     "Optimizer",
@@ -44,6 +46,8 @@ __all__ = [
     "ProposeContext",
     "Reflection",
     "ReflectionOptions",
+    "Symbolic",
+    "SymbolicOptions",
     "TextGrad",
     "TextGradOptions",
     "Together",
