@@ -123,9 +123,9 @@ def trade_offs(board: Board, candidates: Sequence[Candidate], names: Sequence[st
             TradeOff(
                 candidate=candidate,
                 score=values["score"],
-                usd=None if unpriced else -values["cost"],
-                prompt_tokens=-values["tokens"],
-                latency=-values["latency"],
+                usd=None if unpriced else abs(values["cost"]),
+                prompt_tokens=abs(values["tokens"]),
+                latency=abs(values["latency"]),
                 on_front=on_front,
             )
         )
