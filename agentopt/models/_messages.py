@@ -135,13 +135,22 @@ def _content(name: str, value: Any) -> Any:
 
 
 def _with_demos(turns: list[Message], examples: Any) -> list[Message]:
+    """The turns with demonstrations before the last user turn.
+
+    A trailing assistant turn is the beginning of the answer; the demonstrated answers begin with it too, because a
+    model that is shown bare answers does not expect the beginning it is given.
+    """
     shown: list[Message] = []
+    cue = turns[-1]["content"] if turns[-1]["role"] == "assistant" else ""
+    if isinstance(cue, str) and cue and not cue[-1].isspace():
+        cue += " "
     for index, item in enumerate(cast("Sequence[Any]", examples)):
         if not isinstance(item, dict) or not {"input", "output"} <= cast("dict[str, Any]", item).keys():
             raise UserError(f'demos[{index}]: expected {{"input": ..., "output": ...}}, found {item!r:.80}')
         demo = cast("dict[str, Any]", item)
         shown.append({"role": "user", "content": _text(demo["input"])})
-        shown.append({"role": "assistant", "content": _text(demo["output"])})
+        answer = _text(demo["output"])
+        shown.append({"role": "assistant", "content": cue + answer if isinstance(cue, str) else answer})
     last = max((index for index, turn in enumerate(turns) if turn["role"] == "user"), default=len(turns))
     return [*turns[:last], *shown, *turns[last:]]
 

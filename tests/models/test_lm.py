@@ -52,6 +52,12 @@ async def test_system_comes_first_and_demos_stand_before_the_last_user_turn() ->
     )
 
 
+async def test_demonstrated_answers_begin_as_the_answer_that_is_asked_for() -> None:
+    turns = [{"role": "user", "content": "now"}, {"role": "assistant", "content": "Label:"}]
+    reply = await LM(echo()).complete(turns, demos=[{"input": "a", "output": "b"}])
+    assert reply.text == "user:a|assistant:Label: b|user:now|assistant:Label:"
+
+
 async def test_system_alone_is_sent_as_the_only_user_turn() -> None:
     reply = await LM(echo()).complete(system="Classify: it is late", demos=[{"input": "q", "output": "a"}])
     assert reply.text == "user:q|assistant:a|user:Classify: it is late"
