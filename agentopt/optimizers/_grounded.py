@@ -90,9 +90,8 @@ class Grounded:
         proposals = Proposals(context)
         for place in range(context.count):
             spec = specs[(context.iteration + place) % len(specs)]
-            update = await self._written(context, context.lm, spec, place)
-            if update is not None:
-                proposals.offer(update)
+            if not proposals.done:
+                proposals.take(await self._written(context, context.lm, spec, place))
         return proposals.updates
 
     async def instructions(self, context: ProposeContext, spec: ParameterSpec, count: int) -> list[str]:

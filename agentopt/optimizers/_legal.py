@@ -155,6 +155,10 @@ def headline(name: str) -> str:
     return words[:1].upper() + words[1:] if words else name
 
 
+_DRY = 4
+"""Fruitless answers in a row after which a model is not asked again for the same parent in the same round."""
+
+
 @dataclass
 class Proposals:
     """Collects updates that are legal and whose candidates are neither the parent nor anything tried before."""
@@ -162,6 +166,8 @@ class Proposals:
     context: ProposeContext
     updates: list[Update] = field(default_factory=list[Update])
     seen: set[str] = field(default_factory=set[str])
+    fruitless: int = 0
+    """Answers in a row that brought nothing new; counted by `take`."""
 
     def __post_init__(self) -> None:
         self.seen.add(self.context.parent.hash)
@@ -172,6 +178,11 @@ class Proposals:
     def full(self) -> bool:
         """Whether as many updates as wanted were collected."""
         return len(self.updates) >= self.context.count
+
+    @property
+    def done(self) -> bool:
+        """Whether asking on is no use: enough was collected, or the model only repeats itself or talks junk."""
+        return self.full or self.fruitless >= _DRY
 
     def child(self, edits: Sequence[Edit]) -> Candidate | None:
         """The candidate these edits make, or None when they are illegal."""
@@ -194,6 +205,11 @@ class Proposals:
         self.seen.add(child.hash)
         self.updates.append(update)
         return True
+
+    def take(self, update: Update | None) -> None:
+        """`offer` what a model's answer gave (None for nothing), and count answers in a row that brought nothing."""
+        taken = update is not None and self.offer(update)
+        self.fruitless = 0 if taken else self.fruitless + 1
 
     def drop(self, source: str, problem: str, tries: int = 1) -> None:
         """Record a proposal that was given up."""

@@ -85,6 +85,8 @@ class Opro:
         messages = self.messages(context)
         turns = Turns(self.templates["optoprime.unreadable"], self.templates["optoprime.illegal"], ", ".join(names))
         for place in range(context.count):
+            if proposals.done:
+                break
             update = await propose_legal(
                 context,
                 context.lm,
@@ -101,8 +103,7 @@ class Opro:
                 repairs=self.options.repairs,
                 turns=turns,
             )
-            if update is not None:
-                proposals.offer(update)
+            proposals.take(update)
         return proposals.updates
 
     def messages(self, context: ProposeContext) -> list[Message]:

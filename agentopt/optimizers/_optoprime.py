@@ -76,9 +76,8 @@ class OptoPrime:
             return []
         proposals = Proposals(context)
         for place in range(context.count):
-            update = await self._one(context, context.lm, names, place)
-            if update is not None:
-                proposals.offer(update)
+            if not proposals.done:
+                proposals.take(await self._one(context, context.lm, names, place))
         return proposals.updates
 
     def messages(self, context: ProposeContext) -> list[Message]:

@@ -78,7 +78,7 @@ class OptoPrimeMulti:
         failed: dict[int, LMError] = {}
         for place in range(min(self.options.max_calls, 2 * context.count)):
             able = [number for number in range(len(models)) if number not in failed]
-            if proposals.full or not able:
+            if proposals.done or not able:
                 break
             number = able[place % len(able)]
             try:
@@ -89,8 +89,7 @@ class OptoPrimeMulti:
                 failed[number] = error
                 proposals.drop(self.name, f"the language model failed: {error}")
                 continue
-            if update is not None:
-                proposals.offer(update)
+            proposals.take(update)
         if failed and not proposals.updates:
             raise next(iter(failed.values()))
         return proposals.updates

@@ -92,12 +92,13 @@ class Reflection:
             return []
         proposals = Proposals(context)
         for place in range(context.count):
+            if proposals.done:
+                break
             turn = (context.iteration + place) % len(specs)
             chosen = specs if self.options.components == "all" else [specs[turn]]
             updates = [await self._one(context, context.lm, spec, place) for spec in chosen]
             update = merged([update for update in updates if update is not None], self.name)
-            if update is not None:
-                proposals.offer(update)
+            proposals.take(update)
         return proposals.updates
 
     async def _one(self, context: ProposeContext, lm: LM, spec: ParameterSpec, place: int) -> Update | None:

@@ -22,7 +22,7 @@ from agentopt.optimizers._legal import Proposals, current_value, merged
 from agentopt.optimizers._memory import render_memory
 from agentopt.optimizers._optoprime import EDITABLE, read_values, reply_schema
 from agentopt.optimizers._problem import Case, cases_of, constraint_line
-from agentopt.optimizers._protocol import ProposeContext, Update
+from agentopt.optimizers._protocol import DroppedEdit, ProposeContext, Update
 from agentopt.optimizers._repair import Turns, propose_legal
 from agentopt.optimizers._reply import parse_text
 from agentopt.optimizers._templates import load_templates
@@ -91,13 +91,12 @@ class TextGrad:
         left += len(names) - len(wanted)
         proposals = Proposals(context)
         for place in range(context.count if wanted else 0):
-            if place and left < len(wanted):
+            if proposals.done or (place and left < len(wanted)):
                 break
             left -= len(wanted) if place else 0
             updates = [await self._update(context, context.lm, name, gradients[name], place) for name in wanted]
             update = merged([update for update in updates if update is not None], self.name)
-            if update is not None:
-                proposals.offer(update)
+            proposals.take(update)
         return proposals.updates
 
     # --- backward --------------------------------------------------------------------------------------------------
@@ -209,16 +208,14 @@ class _Backward:
             for parent in _blamed(op, used):
                 if parent not in members and parent not in leaves:
                     continue
-                text = await self._edge(op, ops[parent], criticism)
-                if text:
-                    arrived.setdefault(parent, []).append(text)
+                arrived.setdefault(parent, []).append(await self._edge(op, ops[parent], criticism))
         found: dict[str, list[str]] = {}
         for leaf, name in leaves.items():
             found.setdefault(name, []).extend(arrived.get(leaf, ()))
         return {name: merge(texts, self._limit) for name, texts in found.items() if texts}
 
     async def _edge(self, op: OpRecord, parent: OpRecord, criticism: str) -> str:
-        """The gradient of one edge; '' when the model gave none. An op that hands a result on hands criticism on."""
+        """The gradient of one edge; where an op only handed on a result, or for a junk reply, the criticism itself."""
         if self.left <= 0 or (parent.kind != "parameter" and _hands_on(op, parent)):
             return criticism
         self.left -= 1
@@ -229,7 +226,11 @@ class _Backward:
         messages = self._optimizer.gradient_messages(op, parent, criticism)
         answer = await ask(self._lm, messages, options=options, schema=None)
         text = parse_text(answer.reply, "gradient", max_chars=8 * self._limit)
-        return cut(text, self._limit) if text else ""
+        if text is None:
+            problem = f"no gradient from {op.op} to {parent.op}: the answer is empty, a refusal or no text"
+            self._context.dropped.append(DroppedEdit(self._optimizer.name, problem))
+            return criticism
+        return cut(text, self._limit)
 
 
 def _blamed(op: OpRecord, used: Collection[int]) -> list[int]:

@@ -59,7 +59,7 @@ async def test_a_model_that_repeats_itself_is_asked_a_bounded_number_of_times() 
     task = arena.RulesTask(k=2, rows=4)
     context = await arena.context(task, talker.lm, count=4)
     assert texts(await OptoPrimeMulti().propose(context)) == ["Always this."]
-    assert len(talker.requests) == 8
+    assert len(talker.requests) == 5
     talker.requests.clear()
     await OptoPrimeMulti(OptoPrimeMultiOptions(max_calls=3)).propose(context)
     assert len(talker.requests) == 3
