@@ -14,8 +14,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, cast
 
-from agentopt.graph._jsonvalue import JSONValue
-
 PIPELINE_END: Final = "end"
 PIPELINE_PREVIOUS: Final = "previous"
 DEFAULT_VISITS: Final = 3
@@ -394,8 +392,3 @@ def _placeholder_problems(value: Mapping[str, Any], inputs: Sequence[str] | None
 
 def _named(names: Iterable[str]) -> str:
     return ", ".join(sorted(names))
-
-
-def as_value(value: JSONValue) -> Value:
-    """A private copy of a parameter's value that may be changed in place; an edit has checked its form before."""
-    return cast("Value", value)
