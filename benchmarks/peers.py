@@ -19,10 +19,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Sequence
@@ -30,15 +33,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from _report import Row, peer_python, write_results
+from _report import Row, peer_python, print_table, write_results
 
 HERE = Path(__file__).resolve().parent
-REQUIREMENTS = ("gepa==0.1.4", "dspy==3.4.1", "optuna==4.9.0", "textgrad==0.1.8", "trace-opt==0.1.3.8")
+REQUIREMENTS = ("gepa==0.1.4", "dspy==3.4.1", "optuna==5.0.0", "textgrad==0.1.8", "trace-opt==0.1.3.8")
 TARGET = 0.9
 ROWS = 40
 QUALITIES = (0.9, 0.4)
-LIMIT = 300.0
-"""Seconds after which a run is given up and its process ended."""
+LIMIT = 240.0
+"""Seconds after which a run is given up, its process ended and the benchmark with it."""
+WARM_UP = 10_000
+"""Seed of the run before the counted ones."""
+REWRITES = {"gepa", "dspy rewrite", "textgrad", "trace", "optoprime", "instructions", "reflection"}
+"""Formats of the proposer that write a new instruction; the others only pass feedback on."""
 
 
 @dataclass(frozen=True)
@@ -49,23 +56,26 @@ class System:
     adapter: str
     options: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def ours(self) -> bool:
-        """Whether it is agentopt."""
-        return self.adapter == "agentopt_"
 
-
+OURS = System("agentopt", "agentopt_", {"driver": "auto", "optimizer": "auto"})
+"""What a user gets without naming a driver or an optimizer. The goals are about this one."""
 SYSTEMS = (
-    System("agentopt", "agentopt_", {"driver": "auto", "optimizer": "auto"}),
-    System("agentopt auto+reflection", "agentopt_", {"driver": "auto", "optimizer": "reflection"}),
-    System("agentopt pareto+reflection", "agentopt_", {"driver": "pareto", "optimizer": "reflection"}),
-    System("agentopt greedy+optoprime", "agentopt_", {"driver": "greedy", "optimizer": "optoprime"}),
+    OURS,
+    System("agentopt, reflection", "agentopt_", {"driver": "auto", "optimizer": "reflection"}),
+    System("agentopt, pareto + reflection", "agentopt_", {"driver": "pareto", "optimizer": "reflection"}),
     System("gepa", "gepa_"),
     System("dspy.GEPA", "dspy_gepa"),
-    System("dspy MIPROv2", "dspy_mipro"),
     System("textgrad", "textgrad_"),
     System("trace-opt", "trace_opt"),
+    System("dspy MIPROv2", "dspy_mipro"),
 )
+VERSIONS = {
+    "gepa": "gepa 0.1.4",
+    "dspy.GEPA": "dspy 3.4.1 GEPA",
+    "textgrad": "textgrad 0.1.8",
+    "trace-opt": "trace-opt 0.1.3.8",
+    "dspy MIPROv2": "dspy 3.4.1 MIPROv2",
+}
 
 
 @dataclass(frozen=True)
@@ -116,37 +126,53 @@ _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Worker:
-    """One system's process; started again when a run had to be given up."""
+    """One system's process, with a cache folder of its own and no proxy between it and the endpoint."""
 
-    def __init__(self, system: System, python: str, log: Path) -> None:
+    def __init__(self, system: System, python: str, folder: Path) -> None:
+        self.log = folder / "log.txt"
         self._command = [python, str(HERE / "peer_adapters" / f"{system.adapter}.py")]
-        self._log = log
-        self._process: subprocess.Popen[str] | None = None
+        environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+        environment |= {"PYTHONPATH": str(HERE), "OPENAI_API_KEY": "none", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+        cache = str(folder / f"cache-{system.adapter}")
+        environment |= {"XDG_CACHE_HOME": cache, "DSPY_CACHEDIR": cache}
+        with self.log.open("a", encoding="utf-8") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                encoding="utf-8",
+                env=environment,
+                cwd=folder,
+            )
 
     def run(self, job: dict[str, Any]) -> dict[str, Any]:
         """One run; raises RuntimeError when the adapter failed."""
-        if self._process is None:
-            with self._log.open("a", encoding="utf-8") as log:
-                self._process = subprocess.Popen(
-                    self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
-                )
         process = self._process
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(json.dumps(job) + "\n")
         process.stdin.flush()
-        line = process.stdout.readline()
+        timer = threading.Timer(LIMIT, process.kill)
+        timer.start()
+        # Libraries print while they are imported; an answer begins with the mark.
+        line = next((line for line in process.stdout if line.startswith("RUN ")), "")
+        timer.cancel()
         if not line:
-            raise RuntimeError(f"the process of {self._command[-1]} ended; see {self._log}")
-        data = json.loads(line)
+            raise RuntimeError(f"{self._command[-1]} ended; its last words: {self.log.read_text()[-2000:]}")
+        data = json.loads(line[4:])
         if data["error"]:
             raise RuntimeError(f"{self._command[-1]}, {job}: {data['error']}")
         return data
 
     def close(self) -> None:
         """End the process."""
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
             self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
 
 
 def union(intervals: Sequence[tuple[float, float]], start: float, end: float) -> float:
@@ -186,25 +212,20 @@ def outcome(seed: int, cap: int, data: dict[str, Any], calls: list[tuple[str, fl
     )
 
 
-REWRITES = {"gepa", "dspy rewrite", "textgrad", "trace", "optoprime", "instructions", "reflection"}
-
-
-def measure(
-    system: System, python: str, endpoint: Endpoint, options: argparse.Namespace, seeds: int, quality: float, log: Path
-) -> list[Outcome]:
+def measure(system: System, python: str, endpoint: Endpoint, plan: Plan, quality: float) -> list[Outcome]:
     """All seeds of one system at one quality."""
-    worker = Worker(system, python, log)
     found: list[Outcome] = []
+    worker = Worker(system, python, plan.folder)
     try:
-        for seed in (10_000, *range(seeds)):
-            name = f"{system.name.replace(' ', '-')}-{quality}-{seed}-{time.monotonic_ns() % 10**9}"
+        for seed in (WARM_UP, *range(plan.seeds)):
+            name = f"{system.name.replace(' ', '-')}-{quality}-{seed}-{time.monotonic_ns()}".replace(",", "")
             endpoint.declare(name, seed, quality)
-            cap = 200 if seed == 10_000 else options.cap
+            cap = 200 if seed == WARM_UP else plan.cap
             job = {"run": name, "seed": seed, "quality": quality, "rows": ROWS, "cap": cap, "port": endpoint.port}
             data = worker.run({**job, "target": TARGET, "options": system.options})
             calls = endpoint.log(name)
-            if seed != 10_000:  # that was the warm-up
-                found.append(outcome(seed, options.cap, data, calls))
+            if seed != WARM_UP:
+                found.append(outcome(seed, plan.cap, data, calls))
     finally:
         worker.close()
     return found
@@ -217,24 +238,96 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return draws[100], draws[-101]
 
 
+def median(outcomes: Sequence[Outcome], name: str) -> float:
+    """Median of one figure over the seeds."""
+    return statistics.median(getattr(outcome, name) for outcome in outcomes)
+
+
+def rows_of(quality: float, results: dict[str, list[Outcome]]) -> list[Row]:
+    """The table of one quality: calls with the goal on ours, share reached, time outside the LM, wall time."""
+    peers = {name: found for name, found in results.items() if name in VERSIONS}
+    arrived = {n: found for n, found in peers.items() if sum(o.reached for o in found) > len(found) / 2}
+    fewest = min(arrived, key=lambda name: median(arrived[name], "calls"), default=None)
+    quickest = min(arrived, key=lambda name: median(arrived[name], "outside"), default=None)
+    rows: list[Row] = []
+    head = f"q = {quality}"
+    for figure, label, unit, best in (
+        ("calls", "calls to 90 %", "calls, median", fewest),
+        ("reached", "runs that got there", "share", None),
+        ("outside", "time outside the LM", "s, median", quickest),
+        ("wall", "wall time", "s, median", None),
+    ):
+        for name, found in results.items():
+            values = [float(getattr(outcome, figure)) for outcome in found]
+            value = statistics.fmean(values) if figure == "reached" else statistics.median(values)
+            spread = None if figure == "reached" else interval(values)
+            goal, peer, peer_value, note = None, None, None, None
+            if best is not None and name not in VERSIONS:
+                peer, peer_value = VERSIONS[best], median(peers[best], figure)
+                goal = f"<= {peer_value:.4f}" if name == OURS.name else None
+            if figure == "calls":
+                task, proposer, rewrites = (median(found, part) for part in ("task", "proposer", "rewrites"))
+                note = (
+                    f"median {task:g} task and {proposer:g} proposer calls, of which {rewrites:g} wrote an instruction"
+                )
+            title = VERSIONS.get(name, name)
+            rows.append(Row(f"{head} · {label}: {title}", value, unit, spread, goal, peer, peer_value, note))
+    return rows
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of this run."""
+
+    seeds: int
+    cap: int
+    folder: Path
+
+
+def pythons(systems: Sequence[System]) -> dict[str, str]:
+    """The interpreter of each system; a peer that cannot be installed is left out, with a word why."""
+    found = {system.name: sys.executable for system in systems if system.adapter == OURS.adapter}
+    if len(found) < len(systems):
+        python, problem = peer_python(*REQUIREMENTS)
+        if python is None:
+            print(f"the peers could not be installed: {problem}", flush=True)
+        else:
+            found |= {system.name: python for system in systems if system.name not in found}
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="3 seeds, one setting")
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--only", nargs="*", default=[], help="systems by name; nothing is written then")
     parser.add_argument("--latency", type=float, default=2.0, help="milliseconds the endpoint takes for every call")
     parser.add_argument("--cap", type=int, default=3000, help="calls after which a run is censored")
     options = parser.parse_args()
+    systems = [system for system in SYSTEMS if not options.only or system.name in options.only]
+    python = pythons(systems)
     endpoint = Endpoint(options.latency)
-    for system in SYSTEMS:
-        if options.only and system.name not in options.only:
-            continue
-        python = sys.executable if system.ours else str(HERE.parent / ".venv-peers/bin/python")
-        for q in QUALITIES[:1] if options.quick else QUALITIES:
-            t = time.monotonic()
-            got = measure(system, python, endpoint, options, 3 if options.quick else options.seeds, q, Path("/tmp/plan/peers.log"))
-            print(system.name, q, "med", statistics.median(o.calls for o in got), [o.calls for o in got], "reached", sum(o.reached for o in got), f"wall {statistics.median(o.wall for o in got):.2f} outside {statistics.median(o.outside for o in got):.2f} cpu {statistics.median(o.cpu for o in got):.2f} took {time.monotonic()-t:.0f}", flush=True)
-            print("   prop", [o.proposer for o in got], got[0].steps)
+    rows: list[Row] = []
+    detail: dict[str, Any] = {"latency_ms": options.latency, "cap": options.cap, "rows": ROWS, "ours": OURS.options}
+    with tempfile.TemporaryDirectory() as folder:
+        plan = Plan(3 if options.quick else options.seeds, options.cap, Path(folder))
+        try:
+            for quality in QUALITIES[:1] if options.quick else QUALITIES:
+                results: dict[str, list[Outcome]] = {}
+                for system in systems:
+                    if system.name in python:
+                        found = measure(system, python[system.name], endpoint, plan, quality)
+                        results[system.name] = found
+                        detail[f"{quality} {system.name}"] = [vars(outcome) for outcome in found]
+                        calls = sorted(outcome.calls for outcome in found)
+                        print(f"q = {quality}, {system.name}: {calls}", flush=True)
+                rows += rows_of(quality, results)
+        finally:
+            endpoint.close()
+    if options.only:
+        print_table(rows)
+    else:
+        write_results("peers", rows, quick=options.quick, extra=detail)
     return 0
 
 

@@ -11,33 +11,22 @@ import json
 import os
 import resource
 import sys
-import tempfile
 import time
 import traceback
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-for _name in [name for name in os.environ if name.lower().endswith("_proxy")]:
-    del os.environ[_name]
-os.environ.update(
-    OPENAI_API_KEY="none", LITELLM_LOCAL_MODEL_COST_MAP="True", XDG_CACHE_HOME=tempfile.mkdtemp(prefix="peers-")
-)
-os.environ["DSPY_CACHEDIR"] = os.environ["XDG_CACHE_HOME"]
+from _peer_world import World
 
 _OUT = os.fdopen(os.dup(1), "w", encoding="utf-8")
-os.dup2(2, 1)  # what a library prints goes to standard error
-
-from _peer_world import World  # noqa: E402
+os.dup2(2, 1)  # what a library prints from here on goes to standard error
 
 THREADS = 8
 """Task calls that a system may have in flight, the same for all."""
 
 
-class Reached(Exception):  # noqa: N818
+class Reached(Exception):
     """Ends a run: the target is reached or the cap is passed."""
 
 
@@ -114,5 +103,5 @@ def work(run: Callable[[Job, World, Watch], None]) -> None:
                 error = traceback.format_exc()[-2000:]
         ended = time.monotonic()
         data = {"run": job.run, "started": started, "ended": ended, "cpu": _cpu() - cpu, "marks": watch.marks}
-        _OUT.write(json.dumps({**data, "error": error}) + "\n")
+        _OUT.write("RUN " + json.dumps({**data, "error": error}) + "\n")
         _OUT.flush()

@@ -11,10 +11,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from _peer_world import START, Row, World
 from _worker import THREADS, Job, Reached, Watch, work
 
 import agentopt as ao
-from _peer_world import START, Row, World
 from agentopt.store import Store
 
 instruction = ao.prompt(START, name="instruction")

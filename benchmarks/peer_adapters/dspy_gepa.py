@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from _worker import THREADS, Job, Watch, work
-
 import dspy
 from _peer_world import START, World
+from _worker import THREADS, Job, Watch, work
 
 logging.disable(logging.WARNING)
 

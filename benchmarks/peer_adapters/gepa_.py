@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from _worker import THREADS, Job, Watch, work
-
 import gepa
 from _peer_world import START, World
+from _worker import THREADS, Job, Watch, work
 from gepa.adapters.default_adapter.default_adapter import DefaultAdapter, EvaluationResult
 
 

@@ -3,8 +3,8 @@
 Batches of 3 shuffled training rows; loss per row by a string function that gives the metric's feedback; summed losses,
 one backward, one step; then the tutorial's validation: all 40 rows, and the prompt is put back when the mean fell. The
 engine is `ChatExternalClient`, textgrad's way to a local server, with its disk cache. Validation runs on eight threads
-(the tutorial uses a pool too); the rows of a batch run one after the other, as there. It has a candidate when the prompt
-survived its validation.
+(the tutorial uses a pool too); the rows of a batch run one after the other, as there. It has a candidate when the
+prompt survived its validation.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from statistics import fmean
 from typing import Any
 
-from _worker import THREADS, Job, Watch, work
-
 import numpy as np
 import textgrad as tg
 from _peer_world import START, World
+from _worker import THREADS, Job, Watch, work
 from openai import OpenAI
 from textgrad.autograd.string_based_ops import StringBasedFunction
 from textgrad.engine.local_model_openai_api import ChatExternalClient

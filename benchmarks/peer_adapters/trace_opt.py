@@ -13,10 +13,9 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from statistics import fmean
 
-from _worker import THREADS, Job, Watch, work
-
 import litellm
 from _peer_world import START, World
+from _worker import THREADS, Job, Watch, work
 from opto.optimizers import OptoPrime
 from opto.trace import bundle, node
 from opto.utils.llm import LiteLLM
