@@ -258,7 +258,7 @@ class _Import:
             self.notes.append(f"node {name}: a random next node; a language model chooses it now")
         chosen = transit != "order"
         out = self.way_out(name, edges, chosen)
-        first = [self.entry(target) for target in out]
+        first = [target if target == PIPELINE_END else self.speakers[target][0].name for target in out]
         prompt = _literal(
             "\n".join(filter(None, map(controller.text, ("transit_system_prompt", "transit_last_prompt"))))
         )
@@ -293,9 +293,6 @@ class _Import:
                 f"node {name}: the edges to {', '.join(unused)}, which its 'order' controller never takes"
             )
         return [taken]
-
-    def entry(self, target: str) -> str:
-        return target if target == PIPELINE_END else self.speakers[target][0].name
 
     # ---- the whole
 
