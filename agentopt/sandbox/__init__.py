@@ -15,6 +15,9 @@ from agentopt.sandbox._pool import RunnerPool, sandboxed
 from agentopt.sandbox._process import ProcessTier
 from agentopt.sandbox._runner import ProcessRunner, WorkerRunner
 from agentopt.sandbox._tiers import (
+    CONTAINER,
+    NAMESPACE,
+    PROCESS,
     SandboxUnavailable,
     Started,
     Tier,
@@ -23,9 +26,13 @@ from agentopt.sandbox._tiers import (
     start_command,
     tier,
     tier_names,
+    worker_command,
 )
 
 __all__ = [
+    "CONTAINER",
+    "NAMESPACE",
+    "PROCESS",
     "ContainerTier",
     "Limits",
     "NamespaceTier",
@@ -42,4 +49,5 @@ __all__ = [
     "start_command",
     "tier",
     "tier_names",
+    "worker_command",
 ]

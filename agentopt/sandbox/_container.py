@@ -16,7 +16,7 @@ import threading
 
 from agentopt.sandbox._limits import Limits
 from agentopt.sandbox._probe import probe
-from agentopt.sandbox._tiers import CONTAINER, PYTHON_OPTIONS, WORKER, Started, register_tier, start_command
+from agentopt.sandbox._tiers import CONTAINER, Started, register_tier, start_command, worker_command
 
 IMAGE_VARIABLE = "AGENTOPT_SANDBOX_IMAGE"
 _ENGINES = ("docker", "podman")
@@ -86,8 +86,7 @@ class ContainerTier:
             with contextlib.suppress(OSError, subprocess.SubprocessError):  # it is gone, or the engine is
                 self._ask(engine, "rm", "--force", name)
 
-        command = [engine, "run", *self._options(name, limits), self.image, "python", *PYTHON_OPTIONS]
-        command += ["-c", WORKER.read_text(encoding="utf-8")]
+        command = [engine, "run", *self._options(name, limits), self.image, *worker_command("python")]
         return start_command(command, environment=_environment(), folder=_FOLDER, cleanup=remove)
 
     def _options(self, name: str, limits: Limits) -> list[str]:

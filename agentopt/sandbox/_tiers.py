@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -167,6 +168,17 @@ def worker_environment(folder: str) -> dict[str, str]:
 # -s -P and the environment above do what -I does, and leave PYTHONHASHSEED in force: a set's order must not differ from
 # one worker to the next.
 PYTHON_OPTIONS = ("-s", "-P", "-B", "-X", "utf8")
+
+
+def worker_command(python: str, *, quote: bool = False) -> list[str]:
+    """Return the command that runs a worker with an interpreter elsewhere: its source goes along.
+
+    Args:
+        python: the interpreter there, Python 3.11 or later.
+        quote: for a command that a shell will read, as with ssh.
+    """
+    command = [python, *PYTHON_OPTIONS, "-c", WORKER.read_text(encoding="utf-8")]
+    return [shlex.quote(part) for part in command] if quote else command
 
 
 def start_command(

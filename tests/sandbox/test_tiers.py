@@ -27,7 +27,9 @@ from agentopt.sandbox import (
     register_tier,
     resolve_tier,
     sandboxed,
+    start_command,
     tier_names,
+    worker_command,
 )
 from agentopt.sandbox import tier as tier_named
 from agentopt.sandbox._layout import interpreter_layout, resolve_paths
@@ -404,3 +406,16 @@ def test_namespace_tier_prefers_what_limits_processes_and_says_why_nothing_works
 
 def test_public_names_exist() -> None:
     assert all(hasattr(sandbox, name) for name in sandbox.__all__)
+
+
+def test_a_worker_runs_from_its_source_alone_as_a_far_tier_would_start_it(tmp_path: Path) -> None:
+    class Shell(Pretended):
+        """What ssh does: one line for a shell elsewhere."""
+
+        def start(self, limits: Limits) -> Started:
+            line = " ".join(worker_command(sys.executable, quote=True))
+            environment = {"PATH": os.defpath, "HOME": str(tmp_path)}
+            return start_command(["/bin/sh", "-c", line], environment=environment, folder=str(tmp_path))
+
+    with WorkerRunner(tier=Shell("shell", 30)) as runner:
+        assert runner.call(runner.compile("def f(x): return [x, 'é']", "f"), ("ü",), {}) == ["ü", "é"]
