@@ -149,23 +149,25 @@ def solutions(context: ProposeContext) -> list[Solution]:
     """Every measured solution whose values can be told, worst first; equal scores keep their order in time.
 
     History holds edits, not values: values are found by applying them, parents first. The parent and the declared
-    values count too, with what they scored on minibatches.
+    values count too, with what they scored on minibatches. Of solutions that differ in nothing which may be edited now
+    the best score stands.
     """
-    # Parameters that are not tuned keep what they have, so that this is the run's own baseline.
     baseline = context.parent.with_values({name: spec.default for name, spec in context.specs.items()})
-    known: dict[str, Candidate] = {baseline.hash: baseline, context.parent.hash: context.parent}
+    known: dict[str, Candidate] = {context.history[0].parent_hash: baseline} if context.history else {}
+    known[context.parent.hash] = context.parent
     scores: dict[str, float] = {}
     beside: dict[str, list[float]] = {}
     for past in context.history:
-        parent = known.get(past.parent_hash)
         if past.screen_parent is not None:
             beside.setdefault(past.parent_hash, []).append(past.screen_parent)
+        parent = known.get(past.parent_hash)
         if parent is None:
             continue
+        edits = [edit for edit in past.update.edits if edit.name in context.specs]
         try:
-            child = apply_edits(parent, past.update.edits, context.specs)
+            child = apply_edits(parent, edits, context.specs)
         except UserError:
-            continue  # made under other parameters
+            continue  # made under other declarations
         known.setdefault(past.candidate_hash, child)
         score = measured(past)
         if score is not None:
@@ -175,8 +177,13 @@ def solutions(context: ProposeContext) -> list[Solution]:
         beside.setdefault(context.parent.hash, []).append(mean)
     for key, means in beside.items():
         scores.setdefault(key, sum(means) / len(means))
-    found = [Solution(candidate, scores[key]) for key, candidate in known.items() if key in scores]
-    return sorted(found, key=lambda solution: solution.score)
+    best: dict[str, Solution] = {}
+    for key, candidate in known.items():
+        if key in scores:
+            seen = repr([candidate.get(name, spec.default) for name, spec in context.specs.items()])
+            if seen not in best or best[seen].score < scores[key]:
+                best[seen] = Solution(candidate, scores[key])
+    return sorted(best.values(), key=lambda solution: solution.score)
 
 
 def _shown(solution: Solution, names: Sequence[str], limit: int) -> str:

@@ -80,7 +80,7 @@ class OptoPrimeMulti:
             able = [number for number in range(len(models)) if number not in failed]
             if proposals.done or not able:
                 break
-            number = able[place % len(able)]
+            number = able[(context.iteration + place) % len(able)]
             try:
                 update = await self._one(context, models[number], names, proposals.updates, place)
             except BudgetExhausted:
@@ -112,16 +112,18 @@ class OptoPrimeMulti:
     async def _one(
         self, context: ProposeContext, lm: LM, names: list[str], made: Sequence[Update], place: int
     ) -> Update | None:
-        temperatures = self.options.temperatures
+        # With one proposal an iteration the iterations take turns instead.
+        turn = context.iteration + place
+        temperatures, models = self.options.temperatures, max(1, len(self.options.models))
         options = LMOptions(
-            temperature=temperatures[place % len(temperatures)],
+            temperature=temperatures[turn // models % len(temperatures)],
             max_tokens=self.options.base.reply_tokens,
             seed=seed_number("optoprime-multi", context.seed, context.iteration, context.parent.hash, place),
             sample=place,
         )
         messages = self._single.messages(context)
         every = self.options.refine_every
-        again = self._second_thoughts(context, made) if every and place % every == every - 1 else []
+        again = self._second_thoughts(context, made) if every and turn % every == every - 1 else []
         return await propose_legal(
             context,
             lm,

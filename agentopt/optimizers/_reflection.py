@@ -42,7 +42,7 @@ _CALLS_SHOWN = 3
 class ReflectionOptions:
     """Settings of `Reflection`."""
 
-    components: Literal["turns", "all"] = "turns"
+    components: Literal["round-robin", "all"] = "round-robin"
     """One component per proposal, in turn over iterations; or all of them in one update, one call each."""
     record_tokens: int = 4000
     """Estimated tokens of all records; values are cut, then the least informative records left out."""
@@ -51,8 +51,8 @@ class ReflectionOptions:
     repairs: int = 3
 
     def __post_init__(self) -> None:
-        if self.components not in ("turns", "all"):
-            raise UserError(f"ReflectionOptions: components must be 'turns' or 'all', found {self.components!r}.")
+        if self.components not in ("round-robin", "all"):
+            raise UserError(f"ReflectionOptions: components must be 'round-robin' or 'all', found {self.components!r}.")
         for name in ("record_tokens", "reply_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"ReflectionOptions: {name} must be at least 1, found {getattr(self, name)!r}.")

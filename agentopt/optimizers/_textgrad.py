@@ -20,7 +20,7 @@ from agentopt.optimizers._draws import seed_number
 from agentopt.optimizers._feedback import cut, shown
 from agentopt.optimizers._legal import Proposals, current_value, merged
 from agentopt.optimizers._memory import render_memory
-from agentopt.optimizers._optoprime import EDITABLE, read_values, reply_schema
+from agentopt.optimizers._optoprime import EDITABLE, read_values, reply_schema, tidy
 from agentopt.optimizers._problem import Case, cases_of, constraint_line
 from agentopt.optimizers._protocol import DroppedEdit, ProposeContext, Update
 from agentopt.optimizers._repair import Turns, propose_legal
@@ -132,7 +132,7 @@ class TextGrad:
         }
         return [
             {"role": "system", "content": self.templates["textgrad.gradient_system"].text},
-            {"role": "user", "content": self.templates["textgrad.gradient"].fill(fields)},
+            {"role": "user", "content": tidy(self.templates["textgrad.gradient"].fill(fields))},
         ]
 
     # --- update ----------------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ class TextGrad:
         system = self.templates["textgrad.update_system"].fill({"objective": context.objective}).strip()
         return [
             {"role": "system", "content": system},
-            {"role": "user", "content": self.templates["textgrad.update"].fill(fields)},
+            {"role": "user", "content": tidy(self.templates["textgrad.update"].fill(fields))},
         ]
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from agentopt.errors import UserError
-from agentopt.graph import Candidate, SetText, apply_edits
+from agentopt.graph import Candidate, SetDemos, SetText, apply_edits
 from agentopt.models import FunctionLM, as_lm
 from agentopt.optimizers import Opro, OproOptions, PastProposal, ProposeContext, Update
 from tests.optimizers import arena
@@ -58,6 +59,16 @@ async def test_the_history_is_bounded_and_the_best_stay() -> None:
     small = history_text(Opro(OproOptions(history_tokens=60)), context)
     assert "Text with 0.7" in small
     assert "Filler" not in small
+
+
+async def test_where_only_some_parameters_may_be_edited_the_others_edits_are_passed_over() -> None:
+    context = await with_history()
+    first = context.history[0]
+    both = Update((SetDemos("rules.examples", []), SetText("rules.instruction", "Text with 0.9.")))
+    history = [*context.history, PastProposal("x", first.candidate_hash, both, 0.9)]
+    alone = {"rules.instruction": context.specs["rules.instruction"]}
+    text = history_text(Opro(), replace(context, specs=alone, history=history))
+    assert re.findall(r"Text with 0\.\d", text) == [f"Text with 0.{number}" for number in (3, 5, 7, 9)]
 
 
 async def test_a_few_training_examples_are_shown_and_neither_feedback_nor_calls() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,6 +45,16 @@ async def test_candidates_come_from_a_spread_of_temperatures_and_all_different_o
     assert texts(updates) == [f"talker {number}" for number in range(1, 6)]
     assert [request.options.temperature for request in talker.requests] == [0.0, 0.5, 0.9, 1.2, 0.0]
     assert len({request.options.sample for request in talker.requests}) == 5
+
+
+async def test_with_one_candidate_a_step_the_steps_take_turns() -> None:
+    one, two = Talker("one"), Talker("two")
+    task = arena.RulesTask(k=2, rows=4)
+    options = OptoPrimeMultiOptions(models=(one.lm, two.lm), temperatures=(0.0, 1.0), refine_every=0)
+    context = await arena.context(task, None)
+    found = [texts(await OptoPrimeMulti(options).propose(replace(context, iteration=turn))) for turn in range(4)]
+    assert found == [["one 1"], ["two 1"], ["one 2"], ["two 2"]]
+    assert [request.options.temperature for request in one.requests] == [0.0, 1.0]
 
 
 async def test_alike_texts_are_not_merged_only_equal_ones_are_asked_again() -> None:

@@ -154,5 +154,5 @@ async def test_code_is_shown_with_the_calls_of_it_and_rewritten() -> None:
 
 
 def test_options_are_checked() -> None:
-    with pytest.raises(UserError, match="'turns' or 'all'"):
+    with pytest.raises(UserError, match="'round-robin' or 'all'"):
         ReflectionOptions(components="some")  # pyright: ignore[reportArgumentType]
