@@ -54,11 +54,14 @@ def find_merge(
     eligible: Sequence[int],
     done: Merges,
     rng: random.Random,
+    *,
+    overlap: int = SUBSAMPLE,
 ) -> Merge | None:
     """A pair of `eligible` candidates worth joining, or None after ten tries of ten pairs each.
 
     Neither descends from the other, a common ancestor is better than neither, and at least one value was changed by
-    exactly one of them. A merge that was found is entered in `done`.
+    exactly one of them. A merge that was found is entered in `done`. `overlap` is how many validation rows any two have
+    in common; with fewer than five nothing is merged (the draws are made all the same, as in the reference).
     """
     if len(eligible) < 2 or len(parents) < 3:
         return None
@@ -68,7 +71,7 @@ def find_merge(
             continue
         first, second, ancestor = found
         values, origin = _join(candidates, means, found, rng)
-        if (first, second, origin) in done.origins:
+        if (first, second, origin) in done.origins or overlap < SUBSAMPLE:
             continue
         done.origins.append((first, second, origin))
         done.triplets.append(found)

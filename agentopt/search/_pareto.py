@@ -16,8 +16,8 @@ from agentopt.errors import UserError
 from agentopt.graph import Candidate, set_value
 from agentopt.optimizers import Update
 from agentopt.search._fronts import EpochBatches, dominators, fronts, pick_parent
-from agentopt.search._merge import SUBSAMPLE, Merge, Merges, find_merge, subsample
-from agentopt.search._objectives import means
+from agentopt.search._merge import Merge, Merges, find_merge, subsample
+from agentopt.search._objectives import better, means
 
 if TYPE_CHECKING:
     from agentopt.evaluation import Rollout
@@ -78,6 +78,8 @@ class _Run:
         # One stream of draws for parents, minibatches and merges, as in the reference.
         self.rng = random.Random(self.lab.seed)
         self.names = list(self.lab.specs)
+        # Rows in the order of their dataset: the draws depend on it, and so do sums of scores in the last digit.
+        self.rows = self.lab.board.splits["validation"].ids
         self.batches = EpochBatches(self.lab.board.splits["train"].ids, self.settings.minibatch, self.rng)
         self._add(self.lab.baseline, ())
 
@@ -90,10 +92,11 @@ class _Run:
     # --- what is known ---
 
     def _scores(self) -> list[Mapping[str, float]]:
-        return [self.lab.board.scores(candidate, "validation") for candidate in self.candidates]
+        known = [self.lab.board.scores(candidate, "validation") for candidate in self.candidates]
+        return [{row_id: scores[row_id] for row_id in self.rows} for scores in known]
 
     def _means(self) -> list[float]:
-        return [self.lab.board.mean(candidate, "validation") for candidate in self.candidates]
+        return [self.lab.board.mean(candidate, "validation", self.rows) for candidate in self.candidates]
 
     def _fronts(self) -> dict[str, set[int]]:
         found = fronts(self._scores())
@@ -140,15 +143,16 @@ class _Run:
         number = self._parent()
         parent = self.candidates[number]
         batch = self.batches.batch(lab.iteration)
-        rollouts = await lab.rollouts(parent, batch)
-        if lab.perfect(parent, batch):
-            lab.skip(parent, len(batch))
+        ids = list(dict.fromkeys(batch))  # a padding row may stand in it twice: run once, counted twice
+        rollouts = await lab.rollouts(parent, ids)
+        if lab.perfect(parent, ids):
+            lab.skip(parent, len(ids))
             return
         for proposal in await self._children(number, rollouts):
-            await lab.measure([proposal.candidate], "train", batch)
-            gain = sum(lab.board.paired(parent, proposal.candidate, "train", batch))
-            passed = gain > 0 or (gain == 0 and self.settings.equal_passes)
-            lab.screened(len(batch), {proposal.candidate.hash: gain / len(batch)}, [proposal.candidate] * passed)
+            await lab.measure([proposal.candidate], "train", ids)
+            gain = self._gain(parent, proposal.candidate, batch)
+            passed = self._passes(parent, proposal.candidate, gain, ids)
+            lab.screened(len(ids), {proposal.candidate.hash: gain / len(batch)}, [proposal.candidate] * passed)
             if not passed:
                 lab.reject(proposal, "screen", f"no gain over its parent on the minibatch ({gain:+.3f} in sum)")
                 continue
@@ -156,6 +160,22 @@ class _Run:
             self.just_accepted = True
             if self.settings.merge and self.merged < self.settings.max_merges:
                 self.merges_due += 1
+
+    def _gain(self, parent: Candidate, child: Candidate, batch: Sequence[str]) -> float:
+        """The child's sum minus the parent's; a sum of differences would call rounding a gain."""
+        board = self.lab.board
+        hidden = board.shown(parent) | board.shown(child)
+        before, after = (
+            sum(known[row_id] for row_id in batch if row_id not in hidden)
+            for known in (board.scores(parent, "train"), board.scores(child, "train"))
+        )
+        return after - before
+
+    def _passes(self, parent: Candidate, child: Candidate, gain: float, ids: Sequence[str]) -> bool:
+        if gain > 0 or (gain == 0 and self.settings.equal_passes):
+            return True
+        objectives = self.lab.options.objectives
+        return len(objectives) > 1 and better(self.lab.board, child, parent, objectives, ids)
 
     async def _children(self, number: int, rollouts: Sequence[Rollout]) -> list[Proposal]:
         """One proposal; a parameter for which the optimizer has none gives its turn to the next."""
@@ -182,15 +202,15 @@ class _Run:
 
     async def _merge(self) -> bool:
         """Try a merge when one is due; tells whether this turn was used for it."""
-        if not (self.settings.merge and self.just_accepted and self.merges_due > 0 and len(self.names) > 1):
+        if not (self.settings.merge and self.just_accepted and self.merges_due > 0):
             return False
         self.just_accepted = False
         current = self._means()
         values = [candidate.values for candidate in self.candidates]
-        found = None
-        if self.lab.sizes.validation >= SUBSAMPLE:
-            eligible = dominators(self._fronts(), current)
-            found = find_merge(values, self.parents, current, eligible, self.done, self.rng)
+        eligible = dominators(self._fronts(), current)
+        found = find_merge(
+            values, self.parents, current, eligible, self.done, self.rng, overlap=self.lab.sizes.validation
+        )
         if found is None:
             return False
         proposal = self._joined(found)
@@ -209,14 +229,17 @@ class _Run:
 
     async def _test_merge(self, proposal: Proposal, found: Merge) -> None:
         board = self.lab.board
-        first, second = (board.scores(self.candidates[n], "validation") for n in (found.first, found.second))
+        scores = self._scores()
+        first, second = scores[found.first], scores[found.second]
         ids = subsample(first, second, self.rng)
         await self.lab.measure([proposal.candidate], "validation", ids)
         known = board.scores(proposal.candidate, "validation")
         reached = sum(known[row_id] for row_id in ids)
-        wanted = max(sum(scores[row_id] for row_id in ids) for scores in (first, second))
-        self.lab.screened(len(ids), {proposal.candidate.hash: (reached - wanted) / len(ids)}, [])
-        if reached < wanted:
+        wanted = max(sum(have[row_id] for row_id in ids) for have in (first, second))
+        passed = reached >= wanted
+        gain = (reached - wanted) / len(ids)
+        self.lab.screened(len(ids), {proposal.candidate.hash: gain}, [proposal.candidate] * passed)
+        if not passed:
             self.lab.reject(proposal, "screen", f"{reached:g} on {len(ids)} rows, the better parent has {wanted:g}")
             return
         await self._keep(proposal, (found.first, found.second))
