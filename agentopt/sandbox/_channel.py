@@ -18,13 +18,8 @@ from agentopt.sandbox._limits import Limits
 from agentopt.sandbox._tiers import Started, Tier
 
 START_SECONDS = 60.0
-_ERROR_FIELDS: dict[str, tuple[type, ...]] = {
-    "type": (str,),
-    "message": (str,),
-    "line": (int, type(None)),
-    "source_line": (str,),
-    "trace": (str,),
-}
+# What an error may hold, and how much of its texts is kept: they go into feedback, reports and the store.
+_ERROR_TEXTS = {"type": 200, "message": 10_000, "source_line": 1_000, "trace": 20_000}
 
 
 class Worker:
@@ -153,9 +148,19 @@ def _checked(body: bytes) -> dict[str, Any]:
         if "ok" not in found:
             raise ValueError("neither a result nor an error")
         return found
-    error: Any = found["error"]
-    if not isinstance(error, dict) or any(
-        not isinstance(cast("dict[str, Any]", error).get(name), kinds) for name, kinds in _ERROR_FIELDS.items()
-    ):
+    return {"error": _checked_error(found["error"])}
+
+
+def _checked_error(error: Any) -> dict[str, Any]:
+    if not isinstance(error, dict):
         raise ValueError("not the form of an error")
-    return found
+    given = cast("dict[str, Any]", error)
+    checked: dict[str, Any] = {"line": given.get("line")}
+    for name, most in _ERROR_TEXTS.items():
+        text = given.get(name)
+        if not isinstance(text, str):
+            raise ValueError(f"an error whose {name} is no text")
+        checked[name] = text[:most]
+    if not isinstance(checked["line"], int | None):
+        raise ValueError("an error whose line is no number")
+    return checked

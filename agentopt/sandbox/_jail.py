@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import platform
@@ -66,6 +67,20 @@ def check(result: int, what: str) -> int:
     return result
 
 
+def unshare() -> None:
+    """Enter new namespaces of every kind."""
+    flags = NEW_USER | NEW_MOUNT | NEW_PID | NEW_NET | NEW_IPC | NEW_UTS | NEW_CGROUP
+    if _libc.unshare(flags) == 0:
+        return
+    code = ctypes.get_errno()
+    reason = {
+        errno.EPERM: "user namespaces are not allowed here (by a container's seccomp profile or a sysctl)",
+        errno.ENOSPC: "user namespaces are switched off or used up (sysctl user.max_user_namespaces)",
+        errno.EINVAL: "this kernel has not every kind of namespace",
+    }.get(code, os.strerror(code))
+    raise OSError(code, reason)
+
+
 def call(number: int, what: str, *arguments: Any) -> int:
     """Make a system call that the C library has no function for."""
     long = [ctypes.c_long(item) if isinstance(item, int) else item for item in arguments]
@@ -86,21 +101,26 @@ def landlock_abi() -> int:
 # --- the outer process -----------------------------------------------------------------------------------------------
 
 
-def enter_namespaces(host_id: int | None) -> None:
-    """Unshare everything. `host_id` is the id outside for the worker's, given when this is the superuser."""
-    flags = NEW_USER | NEW_MOUNT | NEW_PID | NEW_NET | NEW_IPC | NEW_UTS | NEW_CGROUP
+def enter_namespaces(host_id: int | None) -> bool:
+    """Unshare everything. `host_id` is the worker's id outside, given when this is the superuser; whether it got it."""
+    if host_id is not None and enter_as_superuser(host_id):
+        return True
+    user, group = os.geteuid(), os.getegid()
     if host_id is None:
-        user, group = os.geteuid(), os.getegid()
-        check(_libc.unshare(flags), "unshare")
-        write("/proc/self/setgroups", "deny")
-        write("/proc/self/uid_map", f"{INSIDE} {user} 1")
-        write("/proc/self/gid_map", f"{INSIDE} {group} 1")
-        return
-    # The superuser is exempt from the limit on processes, in every namespace: the worker gets the id of nobody, and
-    # only a process outside may map two ids.
+        unshare()
+    else:  # a superuser that may not map another id: of what holds back processes, the call filter is left
+        user = group = 0
+    write("/proc/self/setgroups", "deny")
+    write("/proc/self/uid_map", f"{INSIDE} {user} 1")
+    write("/proc/self/gid_map", f"{INSIDE} {group} 1")
+    return False
+
+
+def enter_as_superuser(host_id: int) -> bool:
+    """Unshare, with two ids mapped: the superuser is exempt from the limit on processes in every namespace."""
     me = os.getpid()
     ready, go = os.pipe()
-    helper = os.fork()
+    helper = os.fork()  # only a process outside may map two ids
     if helper == 0:
         code = 1
         try:
@@ -111,12 +131,11 @@ def enter_namespaces(host_id: int | None) -> None:
         finally:
             os._exit(code)
     try:
-        check(_libc.unshare(flags), "unshare")
+        unshare()
     finally:
         os.write(go, b"x")
         _, status = os.waitpid(helper, 0)
-    if status:
-        raise OSError(f"the ids of the new namespace cannot be set (exit code {os.waitstatus_to_exitcode(status)})")
+    return status == 0
 
 
 def write(path: str, text: str) -> None:
@@ -135,7 +154,8 @@ def supervise(config: dict[str, Any]) -> NoReturn:
         check(_libc.prctl(SUBREAPER, 1, 0, 0, 0), "prctl")  # its process 1 is waited for too
         child = os.posix_spawn(config["bwrap"][0], config["bwrap"], os.environ)
     else:
-        enter_namespaces(config["host_id"])
+        if not enter_namespaces(config["host_id"]):
+            config["host_id"] = None
         child = os.fork()
         if child == 0:
             guarded(lambda: become_init(config))

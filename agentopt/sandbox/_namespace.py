@@ -119,7 +119,14 @@ def _bwrap(config: dict[str, Any]) -> list[str]:
 
 
 def _is_superuser() -> bool:
-    return hasattr(os, "geteuid") and os.geteuid() == 0
+    """Whether this is the machine's superuser; that of a user namespace around us is an ordinary user outside."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return False
+    try:
+        inside, outside, _ = Path("/proc/self/uid_map").read_text(encoding="ascii").splitlines()[0].split()
+    except (OSError, ValueError, IndexError):
+        return True
+    return inside == outside
 
 
 register_tier("namespace", NamespaceTier)
