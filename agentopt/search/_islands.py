@@ -99,8 +99,8 @@ class _Run:
 
     def _settle_in(self, grid: dict[Cell, Candidate], candidate: Candidate) -> bool:
         """Put a candidate into its cell if that is empty or held by a worse one."""
-        cell = cell_of(candidate)
-        if cell in grid and self._mean(grid[cell]) >= self._mean(candidate):
+        cell, lab = cell_of(candidate), self.lab
+        if cell in grid and not better(lab.board, candidate, grid[cell], lab.options.objectives, validation=self.half):
             return False
         grid[cell] = candidate
         return True

@@ -229,7 +229,9 @@ class Lab:
         return self.minibatches.batch(self.iteration if index is None else index, first=first)
 
     def perfect(self, candidate: Candidate, ids: Sequence[str]) -> bool:
-        """Whether a candidate has the perfect score on each of these training rows."""
+        """Whether a candidate has the perfect score on each of these training rows and nothing else counts."""
+        if not self.solved:
+            return False
         known = self.board.scores(candidate, "train")
         return min(known[row_id] for row_id in ids) >= self.options.perfect_score
 
@@ -250,6 +252,8 @@ class Lab:
     ) -> list[Proposal]:
         """Legal, new children of `parent` from the optimizer, each counted as a proposal; [] when it gave none.
 
+        No more are asked for than the bound on proposals still allows.
+
         Args:
             parent: the candidate to edit.
             count: how many are wanted.
@@ -260,10 +264,14 @@ class Lab:
             OutOfBudget: the optimizer's own calls no longer fit.
             UserError: the optimizer cannot work as configured.
         """
+        ledger = self.board.ledger
+        if self._budget.proposals is not None:
+            count = min(count, self._budget.proposals - ledger.proposals)
+        if count < 1:
+            return []
         place = self._turn.places[parent.hash]
         self._turn.places[parent.hash] += 1
         self._turn.asked += 1
-        ledger = self.board.ledger
         made = self._replay.proposal(self.iteration, parent.hash, place)
         replayed = made is not None
         if made is None:

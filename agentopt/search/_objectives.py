@@ -66,20 +66,27 @@ def front(values: Sequence[Mapping[str, float]]) -> list[bool]:
 
 
 def better(
-    board: Board, child: Candidate, parent: Candidate, names: Sequence[str], train: Sequence[str] | None = None
+    board: Board,
+    child: Candidate,
+    parent: Candidate,
+    names: Sequence[str],
+    train: Sequence[str] | None = None,
+    *,
+    validation: Sequence[str] | None = None,
 ) -> bool:
-    """Whether a child is worth keeping: on all validation rows, or on the given training rows.
+    """Whether a child is worth keeping: on all validation rows, or on the given training or validation rows.
 
     With the score alone: a higher mean. With more objectives also: a score that is not shown to be lower, and another
     objective that improved while none of them got worse.
     """
     split: Split = "validation" if train is None else "train"
-    if board.mean(child, split, train) > board.mean(parent, split, train):
+    ids = validation if train is None else train
+    if board.mean(child, split, ids) > board.mean(parent, split, ids):
         return True
     others = [name for name in names if name != "score"]
-    if not others or behind(board.paired(parent, child, split, train), TOLERANCE_ALPHA):
+    if not others or behind(board.paired(parent, child, split, ids), TOLERANCE_ALPHA):
         return False
-    wanted = None if train is None else frozenset(train)
+    wanted = None if ids is None else frozenset(ids)
     values = [
         means([row for row in board.rows(one, split) if wanted is None or row.example_id in wanted], others)
         for one in (child, parent)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from agentopt.errors import UserError
 from agentopt.graph import Candidate
+from agentopt.search._objectives import better
 from agentopt.search._propose import Proposal
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ class _Run:
         while True:
             reason = lab.stop(3 * lab.options.patience) or self._unaffordable()
             if reason is not None:
-                await self._finish()
+                async with lab.turn():
+                    await self._finish()
                 return reason
             async with lab.turn():
                 await self._grow()
@@ -75,8 +77,9 @@ class _Run:
 
     def _unaffordable(self) -> str | None:
         sizes, repeats = self.lab.sizes, self.lab.options.repeats
-        # A child's minibatch, its parent's, its first block, and what completes the most promising open arm.
-        needed = (2 * sizes.batch + self.block) * repeats + self._to_complete()
+        # Minibatches of parent and children, the children's first blocks, and what completes one open arm.
+        children = self.settings.children
+        needed = ((1 + children) * sizes.batch + children * self.block) * repeats + self._to_complete()
         if self.lab.affords(needed):
             return None
         return f"budget: {self.lab.left} rollouts left, one more turn takes up to {needed}"
@@ -112,7 +115,13 @@ class _Run:
         children = [proposal.candidate for proposal in proposals]
         await lab.measure(children, "train", batch)
         gains = {child.hash: _mean(lab.board.paired(parent, child, "train", batch)) for child in children}
-        passed = [proposal for proposal in proposals if gains[proposal.candidate.hash] > 0]
+        names = lab.options.objectives
+        passed = [
+            proposal
+            for proposal in proposals
+            if gains[proposal.candidate.hash] > 0
+            or (len(names) > 1 and better(lab.board, proposal.candidate, parent, names, batch))
+        ]
         lab.screened(len(batch), gains, [proposal.candidate for proposal in passed])
         for proposal in proposals:
             if proposal not in passed:
@@ -130,6 +139,8 @@ class _Run:
         if not waiting:
             return False
         arm = self._ranked(waiting)[0]
+        if not self.lab.affords(self.block * self.lab.options.repeats):
+            return False
         await self._buy(arm)
         return True
 
@@ -148,7 +159,7 @@ class _Run:
             before = lab.board.mean(proposal.parent, "validation", lab.order)
             after = lab.board.mean(arm, "validation")
             reason = f"validation {after:.3f}, its parent {before:.3f} so far"
-            if after > before:
+            if self._improves(arm, proposal.parent):
                 lab.accept(proposal, reason)
             else:
                 self.arms.remove(arm)
@@ -159,11 +170,19 @@ class _Run:
             seen = len(lab.board.scores(arm, "validation"))
             lab.reject(proposal, "gate", f"its upper bound after {seen} validation rows is below the best mean")
 
+    def _improves(self, arm: Candidate, parent: Candidate) -> bool:
+        board = self.lab.board
+        if board.complete(parent, "validation"):
+            return better(board, arm, parent, self.lab.options.objectives)
+        return _mean(board.paired(parent, arm, "validation")) > 0  # the parent is an open arm: on the rows it has
+
     async def _finish(self) -> None:
-        """Complete the open arms that lead, best bound first, as far as the budget goes, and let the rest go."""
+        """Complete the open arms that may still be the best, as far as the budget goes, and let the rest go."""
         lab = self.lab
         while self.open:
             arm = self._ranked([arm for arm in self.arms if arm.hash in self.open])[0]
+            if lab.solved and self._bound(arm) <= lab.pool.best.score:
+                break
             missing = len(lab.board.missing(arm, "validation", lab.order)) * lab.options.repeats
             if not lab.affords(missing):
                 break
@@ -171,7 +190,7 @@ class _Run:
                 await self._buy(arm)
         for proposal in self.open.values():
             seen = len(lab.board.scores(proposal.candidate, "validation"))
-            lab.reject(proposal, "gate", f"the budget ended after {seen} of its validation rows")
+            lab.reject(proposal, "gate", f"the search ended after {seen} of its validation rows")
 
 
 def _mean(values: Sequence[float]) -> float:
