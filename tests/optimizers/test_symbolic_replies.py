@@ -22,8 +22,8 @@ NAMES = [
     "examples", "args", "expected", "delete", "change", "comments", "suggestion",
 ]  # fmt: skip
 WORDS = [
-    "", "p1", "p2", "add_node", "set_edges", "delete_node", "set_route", "create", "edit_code", "delete", "write", "end",
-    "Write {topic}.", "def add(a): pass", "{", "next", "llm", "field", "add", "improve_description",
+    "", "p1", "p2", "add_node", "set_edges", "delete_node", "set_route", "create", "edit_code", "delete", "write",
+    "end", "Write {topic}.", "def add(a): pass", "{", "next", "llm", "field", "add", "improve_description",
 ]  # fmt: skip
 ATOMS = st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(WORDS) | st.text(max_size=8)
 DATA = st.recursive(
@@ -67,7 +67,7 @@ async def test_wild_answers_make_no_illegal_update(replies: list[dict[str, Any]]
             return texts[count % len(texts)]
 
         keys = ("operation", "change", "operations", "name", "parameters", "source", "delete", "merge", "rules", "text")
-        lm = Model(dict.fromkeys((*keys, "drop"), reply))
+        lm: Any = Model(dict.fromkeys((*keys, "drop"), reply))
         parent = Candidate({name: spec.default for name, spec in specs.items()})
         train = ao.Dataset("train", [rollout.example for rollout in rollouts])
         context = ProposeContext("program", parent, specs, train, rollouts, lm=lm, count=2)
