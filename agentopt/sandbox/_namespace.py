@@ -74,7 +74,7 @@ class NamespaceTier:
             reason = probe(self)
             if reason is None:
                 return None
-            reasons.append(f"{'bwrap' if way == 'bwrap' else 'namespaces'}: {reason}")
+            reasons.append(f"bwrap: {reason}" if way == "bwrap" else reason)
         return "; ".join(reasons)
 
     def start(self, limits: Limits) -> Started:
