@@ -10,9 +10,9 @@ what it draws depends on the seed and the number of rewrites of that run alone.
 
 Counted are all calls, task and proposer, that a system made until the candidate it would return at that moment (each
 adapter says when it has one) is right on 90 % of 1,000 hidden cases. A run that is not there after `--cap` calls is
-censored and counts as the cap. Every system runs in a process of its own, its runs one after the other, imports and one
-warm-up run excluded; up to eight task calls at a time. "Outside the LM" is the wall time to the target less the time in
-which at least one request was with the endpoint.
+censored and counts as the cap. The interval is a 95 % bootstrap of the median over the seeds. Every system runs in a
+process of its own, its runs one after the other, imports and one warm-up run excluded; up to eight task calls at a
+time. "Outside the LM" is the wall time to the target less the time in which at least one request was with the endpoint.
 """
 
 from __future__ import annotations
@@ -264,7 +264,7 @@ def rows_of(quality: float, results: dict[str, list[Outcome]]) -> list[Row]:
             goal, peer, peer_value, note = None, None, None, None
             if best is not None and name not in VERSIONS:
                 peer, peer_value = VERSIONS[best], median(peers[best], figure)
-                goal = f"<= {peer_value:.4f}" if name == OURS.name else None
+                goal = f"<= {peer_value:g}" if name == OURS.name else None
             if figure == "calls":
                 task, proposer, rewrites = (median(found, part) for part in ("task", "proposer", "rewrites"))
                 note = (
