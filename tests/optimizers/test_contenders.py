@@ -145,3 +145,13 @@ async def test_wild_replies_give_legal_updates_or_drops(name: str, reply: str) -
         context = await arena.context(task, as_lm(FunctionLM(lambda _: reply), "optimizer"), batch=2)
         for update in await proposals(name, context):
             apply_edits(context.parent, update.edits, context.specs)
+
+
+@pytest.mark.parametrize(("name", "driver"), [("grounded+bootstrap", "bayes"), ("reflection", "pareto")])
+async def test_the_pairs_that_make_mipro_and_gepa(name: str, driver: str) -> None:
+    if driver == "bayes":
+        pytest.importorskip("optuna")
+    task = arena.RulesTask(k=4, rows=16, demos=True, base=arena.improved(arena.BASE, {1}))
+    lm = ao.OracleLM(arena.perfect_reply, quality=0.6)
+    result = await arena.run(task, name, lm, driver=driver, rollouts=500)
+    assert await task.score(result.best) == 1.0
