@@ -158,6 +158,21 @@ async def test_prompts_of_pipeline_nodes_change_by_node_and_keep_their_placehold
     assert update.edits == (SetNodePrompt("flow", "check", "task", "Check the colour in this: {draft}"),)
 
 
+async def test_many_prompts_take_turns() -> None:
+    nodes = {f"n{number}": "Go on with {item}." for number in range(3)}
+    pipeline = ao.Pipeline({"nodes": nodes}, name="flow")
+    asked: list[list[str]] = []
+    for iteration in range(2):
+        model = Model({"text": {"analysis": "", "text": ""}, "rules": {"analysis": "", "rules": []}})
+        with ao.models.use(ao.models.ModelsConfig({"agent": ao.FunctionLM(lambda request: "green")})):
+            context = await recorded(pipeline, lm=model, iteration=iteration)
+            await Symbolic(SymbolicOptions(kinds=("prompt",), questions=6)).propose(context)
+        texts = [question(request) for request in model.requests if "You change one part" in question(request)]
+        asked.append([text.split("the part ")[1].split(".\n")[0] for text in texts])
+    assert [len(set(names)) for names in asked] == [6, 6]
+    assert len({*asked[0], *asked[1]}) == 12
+
+
 # --- legality --------------------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from agentopt.evaluation import Rollout
 
 SOURCE = "symbolic.gradients"
-OWNING_KINDS = frozenset({"pipeline", "tools"})
 _SAME_FEEDBACK = 2
 _DEMANDS = 4
 
@@ -60,7 +59,7 @@ def failing_cases(work: Work) -> list[CaseRun]:
     """The failing cases to look at, most informative first, cut so that the backward pass stays within its calls."""
     context, options = work.context, work.options
     names = list(context.specs)
-    owners = [name for name, spec in context.specs.items() if spec.kind in OWNING_KINDS]
+    owners = [name for name, spec in context.specs.items() if spec.kind == "pipeline"]
     left = options.max_calls // 2
     same: dict[str, int] = {}
     chosen: list[CaseRun] = []
@@ -95,6 +94,8 @@ async def backward(work: Work) -> None:
         BudgetExhausted: the budget does not cover the calls.
     """
     planned = failing_cases(work)
+    dropped = work.context.dropped
+    before = len(dropped)
 
     async def one(case: CaseRun) -> tuple[CaseRun, list[Gradient]]:
         loss = await language_loss(work, case.rollout, case.trajectory)
@@ -103,6 +104,7 @@ async def backward(work: Work) -> None:
 
     limit = 1 if work.limited.sequential else work.options.concurrency
     done = await side_by_side([lambda case=case: one(case) for case in planned], limit)
+    dropped[before:] = sorted(dropped[before:], key=lambda drop: drop.problem)  # whichever case ended first
     if done and not work.answered and work.failures:
         raise work.failures[0]
     work.cases = [case for case, _ in done]

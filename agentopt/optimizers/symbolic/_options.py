@@ -38,6 +38,8 @@ class SymbolicOptions:
     """Cases that are looked at side by side."""
     components: tuple[Component, ...] = COMPONENTS
     """Parts of a prompt that may be changed."""
+    questions: int = 6
+    """Parts of prompts that are asked about for one update; where there are more, they take turns."""
     rate: LearningRate = field(default_factory=LearningRate)
     repairs: int = 3
     """Times that illegal edits are sent back before they are dropped."""
@@ -49,7 +51,9 @@ class SymbolicOptions:
     """Characters of recorded values shown in one question."""
 
     def __post_init__(self) -> None:
-        for name, least in (("cases", 1), ("visits", 1), ("max_calls", 4), ("concurrency", 1), ("reply_tokens", 1)):
+        if self.repairs < 0 or self.reply_tokens < 1 or self.text_chars < 100:
+            raise UserError("SymbolicOptions: repairs must not be negative, reply_tokens at least 1, text_chars 100.")
+        for name, least in (("cases", 1), ("visits", 1), ("max_calls", 4), ("concurrency", 1), ("questions", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"SymbolicOptions: {name} must be at least {least}, found {getattr(self, name)!r}.")
         for name, known in (("kinds", KINDS), ("components", COMPONENTS)):

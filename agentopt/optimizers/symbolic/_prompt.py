@@ -126,9 +126,11 @@ class PromptOptimizer:
                 found.extend((part, parts, gradients) for part in parts if part.component in work.options.components)
         if not found:
             return []
-        # The first answer begins with the first component: the task is what a first step should look at.
-        turn = (work.context.iteration + place) % len(found) if work.context.iteration + place else 0
-        return [*found[turn:], *found[:turn]]
+        # The first update begins with the first component: the task is what a first step should look at.
+        many = min(work.options.questions, len(found))
+        step = many if many < len(found) else 1
+        turn = (work.context.iteration + place) * step % len(found)
+        return [*found[turn:], *found[:turn]][:many]
 
     async def _ask(
         self, work: Work, place: int, question: tuple[Part, list[Part], list[Gradient]], before: Sequence[Edit]

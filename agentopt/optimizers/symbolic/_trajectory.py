@@ -77,8 +77,8 @@ def trajectory_of(rollout: Rollout, names: Collection[str], owners: Collection[s
     Args:
         rollout: the run; without a trace it is one visit that read everything.
         names: the tunable parameters.
-        owners: those of them whose parts run as calls named `OWNER.PART` (pipelines, toolboxes); such a call counts as
-            having read its owner.
+        owners: those of them whose parts run as calls named `OWNER.PART` (pipelines); such a call counts as having read
+            its owner.
         program: the node name of the run as a whole.
     """
     trace = rollout.trace

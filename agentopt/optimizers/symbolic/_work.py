@@ -40,7 +40,11 @@ class CallsUsedUp(Exception):
 
 
 class LimitedLM:
-    """A language model that answers at most `limit` questions."""
+    """A language model that is asked at most `limit` times.
+
+    A question is asked again in plain words when its form cannot be had, so it takes two calls at most; the backward
+    pass plans with half of the limit and thus never runs into it half-way.
+    """
 
     def __init__(self, lm: LM, limit: int) -> None:
         self._lm = lm
