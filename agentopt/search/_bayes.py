@@ -68,7 +68,7 @@ class Bayes:
             base = lab.pool.best.candidate if self.racing else lab.baseline
             menus = await make_menus(lab, base, self.candidates or self._size(lab))
             if menus.variables == 0:
-                continue  # asked again, unless the lab says that it is enough
+                continue  # the lab counts failures and empty answers, and says when it is enough
             widest = max([len(menu) for menu in menus.values.values()], default=2)
             trials = self.trials or max(2, int(max(2 * menus.variables * math.log2(max(2, widest)), 1.5 * widest)))
             search = _Run(self, lab, base, menus, trials)

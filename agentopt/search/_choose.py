@@ -21,15 +21,20 @@ FINALISTS = 4
 _BEHIND = 0.2
 
 
-def near_ties(board: Board, pool: Pool, baseline: Candidate) -> list[Candidate]:
-    """The leader and those of the top that validation does not put behind it; the baseline only when it leads."""
+def near_ties(
+    board: Board, pool: Pool, baseline: Candidate, others: Sequence[Candidate] | None = None
+) -> list[Candidate]:
+    """The leader and those of the top that validation does not put behind it; the baseline only when it leads.
+
+    `others` are looked at instead of the top few.
+    """
     leader = pool.best.candidate
     ties = [leader]
-    for entry in pool.top(FINALISTS)[1:]:
-        if entry.candidate == baseline:
+    for candidate in [entry.candidate for entry in pool.top(FINALISTS)] if others is None else others:
+        if candidate in (leader, baseline):
             continue
-        if not behind(board.paired(leader, entry.candidate, "validation"), _BEHIND):
-            ties.append(entry.candidate)
+        if not behind(board.paired(leader, candidate, "validation"), _BEHIND):
+            ties.append(candidate)
     return ties
 
 

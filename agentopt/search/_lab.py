@@ -44,6 +44,11 @@ if TYPE_CHECKING:
     from agentopt.evaluation import Dataset
 
 
+BARREN_TURNS = 3
+BARREN_PROPOSALS = 12
+"""So many turns, and so many proposals asked for in them, without a single new one end the search."""
+
+
 @dataclass(frozen=True)
 class Asking:
     """What every question to the optimizer has in common."""
@@ -65,6 +70,7 @@ class _Turn:
     proposals: list[Proposal] = field(default_factory=list[Proposal])
     problems: list[ProposalMade] = field(default_factory=list[ProposalMade])
     asked: int = 0
+    wanted: int = 0
     skipped: int = 0
     places: Counter[str] = field(default_factory=Counter[str])
 
@@ -120,6 +126,7 @@ class Lab:
         self._sleep = sleep
         self._since_gain = 0
         self._barren = 0
+        self._wanted_in_vain = 0
         self._turn = _Turn(0.0)
 
     # --- where the run stands ---
@@ -145,7 +152,7 @@ class Lab:
             return "every validation row is solved"
         if self._since_gain >= limit:
             return f"no gain in {self._since_gain} iterations"
-        if self._barren >= 3:
+        if self._barren >= BARREN_TURNS and self._wanted_in_vain >= BARREN_PROPOSALS:
             return "the optimizer has nothing new to propose"
         if ledger.out_of_proposals():
             return "budget: proposals used up"
@@ -187,7 +194,7 @@ class Lab:
             if self.pool.best.score > turn.best:
                 self._since_gain = 0
             if turn.proposals:
-                self.skips = self._barren = 0
+                self.skips = self._barren = self._wanted_in_vain = 0
                 self._count_errors(turn.proposals)
             else:
                 await self._nothing(turn)
@@ -212,6 +219,7 @@ class Lab:
                 self._since_gain -= 1  # waiting for a model is no failed attempt at a gain
         elif turn.asked:
             self._barren += 1
+            self._wanted_in_vain += turn.wanted
 
     def _count_errors(self, proposals: Sequence[Proposal]) -> None:
         splits: tuple[Split, ...] = ("train", "validation")
@@ -272,6 +280,7 @@ class Lab:
         place = self._turn.places[parent.hash]
         self._turn.places[parent.hash] += 1
         self._turn.asked += 1
+        self._turn.wanted += count
         made = self._replay.proposal(self.iteration, parent.hash, place)
         replayed = made is not None
         if made is None:
@@ -280,7 +289,7 @@ class Lab:
         ledger.charge_optimizer(made.usd, made.tokens)
         ledger.proposals += len(made.updates)
         self.emit(made)
-        good, refused = self._checker.candidates(made, parent)
+        good, refused = self._checker.candidates(made, parent, specs=self._wanted(only))
         if good:
             self._turn.proposals += good
             return good
@@ -291,6 +300,9 @@ class Lab:
         self._turn.problems.append(made)
         return []
 
+    def _wanted(self, only: Collection[str] | None) -> Mapping[str, ParameterSpec]:
+        return self.specs if only is None else {name: spec for name, spec in self.specs.items() if name in only}
+
     def _context(
         self, parent: Candidate, count: int, rollouts: Sequence[Rollout], only: Collection[str] | None, place: int
     ) -> ProposeContext:
@@ -298,11 +310,10 @@ class Lab:
         parts: tuple[object, ...] = (
             (self.iteration, parent.hash) if place == 0 else (self.iteration, parent.hash, place)
         )
-        specs = self.specs if only is None else {n: spec for n, spec in self.specs.items() if n in only}
         return ProposeContext(
             program_name=asking.program_name,
             parent=parent,
-            specs=specs,
+            specs=self._wanted(only),
             train=asking.train,
             rollouts=rollouts,
             history=tuple(self.history),

@@ -160,7 +160,7 @@ class Search:
         plan = await self._run_baseline()
         lab = self._make_lab()
         reason = await self._search(lab)
-        best = await self._choose()
+        best = await self._choose(lab.kept)
         claim = await self._claim(best)
         return Outcome(self.baseline, best, claim, reason, plan, lab.history, self.warnings, tuple(lab.kept))
 
@@ -226,11 +226,13 @@ class Search:
 
     # --- the end ---
 
-    async def _choose(self) -> Candidate:
-        ties = near_ties(self.board, self.pool, self.baseline)
+    async def _choose(self, kept: Sequence[Candidate]) -> Candidate:
+        several = len(self._options.objectives) > 1
+        # A cheap candidate need not be among the few with the best scores.
+        ties = near_ties(self.board, self.pool, self.baseline, kept if several else None)
         if len(ties) == 1:
             return ties[0]
-        if len(self._options.objectives) > 1:
+        if several:
             return cheapest(self.board, ties, self._options.objectives)
         known = self.board.scores(ties[0], "train")
         # Rows the leader already has come first: they cost the others less.

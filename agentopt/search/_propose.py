@@ -123,18 +123,26 @@ class Checker:
         self._reject = reject
         self.seen: set[str] = set()
 
-    def candidates(self, made: ProposalMade, parent: Candidate, *, again: bool = False) -> tuple[list[Proposal], int]:
+    def candidates(
+        self,
+        made: ProposalMade,
+        parent: Candidate,
+        *,
+        again: bool = False,
+        specs: Mapping[str, ParameterSpec] | None = None,
+    ) -> tuple[list[Proposal], int]:
         """The proposals worth measuring, and how many of the updates were illegal or leaking.
 
-        `again` lets pass what was proposed before.
+        `again` lets pass what was proposed before; `specs` are the parameters that may be touched, None for all.
         """
+        allowed = self._specs if specs is None else specs
         good: list[Proposal] = []
         refused = 0
         for data in made.updates:
             source = str(data.get("source", ""))
             try:
                 update = update_from_dict(data)
-                child = apply_edits(parent, update.edits, self._specs)
+                child = apply_edits(parent, update.edits, allowed)
             except UserError as error:  # IllegalEdit, or an edit that cannot even be read
                 refused += 1
                 self._say(made, "", source, "edit", str(error))
