@@ -90,6 +90,12 @@ def _beam() -> Planner:
     return Beam()
 
 
+def _climb() -> Driver:
+    from agentopt.search._climb import Climb
+
+    return Climb()
+
+
 def _ucb() -> Driver:
     from agentopt.search._ucb import UCB
 
@@ -116,6 +122,7 @@ def _islands() -> Driver:
 
 _BY_NAME: dict[str, Callable[[], Driver | Planner]] = {
     "greedy": _greedy,
+    "climb": _climb,
     "beam": _beam,
     "ucb": _ucb,
     "pareto": _pareto,

@@ -63,6 +63,11 @@ class Minibatches:
         self._seed = seed
         self._epochs: list[list[str]] = []
 
+    @property
+    def size(self) -> int:
+        """Rows of one minibatch."""
+        return self._size
+
     def batch(self, index: int, first: Sequence[str] = ()) -> list[str]:
         """The ids of minibatch `index`; ids in `first` (known failures) go to the front."""
         start = index * self._size

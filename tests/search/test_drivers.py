@@ -118,7 +118,7 @@ def dicts(events: Sequence[Event]) -> list[str]:
 
 
 @every_driver
-@pytest.mark.parametrize("rollouts", [141, 180, 260, 700])
+@pytest.mark.parametrize("rollouts", [141, 190, 500])
 @pytest.mark.parametrize("repeats", [1, 2])
 def test_no_bound_is_exceeded_and_the_run_says_why_it_ended(driver: str, rollouts: int, repeats: int) -> None:
     options = TuneOptions(screen_size=6, block_size=8, repeats=repeats)
@@ -132,7 +132,7 @@ def test_no_bound_is_exceeded_and_the_run_says_why_it_ended(driver: str, rollout
 
 
 @every_driver
-@pytest.mark.parametrize("proposals", [1, 2, 5, 12])
+@pytest.mark.parametrize("proposals", [1, 3, 12])
 def test_the_bound_on_proposals_holds(driver: str, proposals: int) -> None:
     ran = run(driver, budget=Budget(rollouts=900, proposals=proposals), seed=proposals)
     made = sum(len(event.updates) for event in ran.events if isinstance(event, ProposalMade))
@@ -151,9 +151,9 @@ def test_the_same_seed_gives_the_same_run_and_another_one_another(driver: str) -
 
 @every_driver
 def test_a_true_gain_is_found(driver: str) -> None:
-    gains = [skill(run(driver, seed=seed, budget=Budget(rollouts=900)).outcome.best) - 0.4 for seed in range(6)]
-    assert sum(gain > 0 for gain in gains) >= 4
-    assert sum(gains) / 6 >= 0.15
+    gains = [skill(run(driver, seed=seed, budget=Budget(rollouts=900)).outcome.best) - 0.4 for seed in range(3)]
+    assert sum(gain > 0 for gain in gains) >= 2
+    assert sum(gains) / 3 >= 0.15
 
 
 @every_driver
@@ -194,7 +194,7 @@ def test_garbage_never_makes_it_worse_and_never_crashes(driver: str) -> None:
     def accuracy(candidate: Candidate) -> float:
         return 0.05 if any("worthless" in str(candidate.get(name)) for name in NAMES) else 0.6
 
-    for seed in range(3):
+    for seed in range(2):
         try:
             ran = run(driver, Garbage(), source=SyntheticRows(accuracy, seed=seed), seed=seed)
         except RunError as error:
@@ -228,7 +228,7 @@ def test_an_optimizer_without_ideas_ends_the_run(driver: str) -> None:
     optimizer = Empty()
     ran = run(driver, optimizer, budget=Budget(rollouts=2000))
     assert ran.outcome.stop_reason == "the optimizer has nothing new to propose"
-    assert optimizer.asked <= 6
+    assert optimizer.asked <= 14  # a dozen proposals asked for one at a time, and the turn they end in
     assert ran.outcome.best == ran.outcome.baseline
 
 
@@ -322,7 +322,7 @@ def test_several_questions_about_one_parent_in_one_turn_have_places_of_their_own
 @every_driver
 def test_replaying_any_beginning_ends_the_same(driver: str) -> None:
     first = run(driver, seed=9)
-    for share in (0.2, 0.6, 0.9):
+    for share in (0.3, 0.8):
         stored = [Stored(event.kind, event.to_dict()) for event in first.events[: int(len(first.events) * share)]]
         assert dicts(run(driver, seed=9, replay=Replay(stored)).events) == dicts(first.events)
 
@@ -330,6 +330,7 @@ def test_replaying_any_beginning_ends_the_same(driver: str) -> None:
 # --- claims ---
 
 
+@pytest.mark.slow
 @every_driver
 def test_random_labels_false_claims_f6(driver: str) -> None:
     """No candidate is better than any other: `improved` must stay within its 5 %."""
