@@ -33,6 +33,16 @@ def crash(text: str) -> str:
     return "yes"
 
 
+@ao.agent
+def client(text: str) -> str:
+    """An OpenAI client of its own, which the capture endpoint of the worker sees."""
+    import openai
+
+    messages = [{"role": "user", "content": instruction.format(text=text)}]
+    reply = openai.OpenAI().chat.completions.create(model="any", messages=messages)  # pyright: ignore[reportArgumentType]
+    return reply.choices[0].message.content or ""
+
+
 def length(output: str, expected: object, example: object) -> tuple[float, str]:
     """A metric by reference."""
     return float(len(output)), "longer is better"

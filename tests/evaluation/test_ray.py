@@ -189,6 +189,17 @@ def test_what_a_program_reports_by_itself_and_a_metric_by_path_cross(cluster: An
 
 
 @pytest.mark.slow
+def test_a_client_of_the_programs_own_is_seen_through_the_workers_endpoint(
+    cluster: Any, rows: list[dict[str, Any]]
+) -> None:
+    here, there = Counting(), Counting()
+    local, remote = evaluated("local", rows[:6], here, "client"), evaluated("ray", rows[:6], there, "client")
+    assert not local.errors and plain_rows(remote) == plain_rows(local)
+    assert there.paid == here.paid and there.paid.total() == 6
+    assert [op.op for op in remote.rollouts[0].trace.ops] == [op.op for op in local.rollouts[0].trace.ops]
+
+
+@pytest.mark.slow
 def test_a_job_that_takes_its_worker_down_is_a_failed_row_and_the_others_are_made(cluster: Any) -> None:
     rows = [{"text": f"item {i}", "expected": "yes"} for i in range(3, 7)]
     result = evaluated("ray", rows, Counting(), "crash")
