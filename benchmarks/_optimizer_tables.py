@@ -1,0 +1,105 @@
+"""The table that a person reads: results/optimizers.md from the cells of `optimizers.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Cell = Mapping[str, Any]
+
+TITLES = {
+    "numbers": "Three numbers of a traced chain of arithmetic must meet a curve (as the numeric problem of Trace)",
+    "code": "A function with four planted bugs; every row is a unit test",
+    "rules": "An instruction that must state four hidden rules",
+    "examples": "Six hidden rules; a demonstration (at most four) does what stating its rule does",
+    "principles": "The four rules in a list of principles, with one that does harm at the start",
+    "pipeline": "A pipeline of one node that lacks three steps",
+    "tools": "The function with four bugs as a tool of a toolbox",
+    "sst2": "Embedded model: SST-2",
+    "trec": "Embedded model: TREC",
+    "boolean_expressions": "Embedded model: BBH boolean expressions",
+    "navigate": "Embedded model: BBH navigate",
+}
+
+_HEAD = """# Every optimizer with every driver
+
+Made by `python benchmarks/optimizers.py`; all numbers are in `optimizers.json`. Scores are means over seeds with a 95 %
+bootstrap interval over them; proposals, rollouts, calls (of the optimizer's model, repairs included) and tokens are
+means of one run. "-" means that the pair does not apply; the reason stands below the table.
+
+In the synthetic part the best possible score is 1, the true score is computed and not sampled, a run may use at most
+600 rollouts, train and validation have 16 rows each, and the optimizer's model is one scripted oracle: with probability
+*quality* it answers with one step of improvement in the form that the optimizer asks for, else with random words,
+nothing, a cut-off answer or a refusal. Its answers are equally good for all, so the table compares what optimizers and
+drivers make of answers; it does not say whose meta-prompt brings more out of a real model. Tokens are words here.
+"""
+
+
+def document(cells: Sequence[Cell], skipped: Mapping[str, Mapping[str, str]]) -> str:
+    """The whole page."""
+    lines = [_HEAD.strip()]
+    for problem in dict.fromkeys(cell["problem"] for cell in cells):
+        mine = [cell for cell in cells if cell["problem"] == problem]
+        lines += ["", f"## {problem}", "", TITLES.get(problem, "") + "."]
+        qualities = sorted({cell["quality"] for cell in mine if cell["quality"] is not None}, reverse=True) or [None]
+        for quality in qualities:
+            # What asks no model is shown once, beside the best quality.
+            here = [c for c in mine if c["quality"] == quality or (c["quality"] is None and quality == qualities[0])]
+            if quality is not None:
+                lines += ["", f"### {problem}, quality {quality:g}"]
+            lines += matrix(here, skipped.get(problem, {}) if quality == qualities[0] else {})
+            lines += reasons(here, skipped.get(problem, {}) if quality == qualities[0] else {})
+            lines += details(here)
+    return "\n".join(lines) + "\n"
+
+
+def matrix(cells: Sequence[Cell], skipped: Mapping[str, str]) -> list[str]:
+    """Optimizers by drivers: the score, and in how many seeds the optimum was found where that is known."""
+    drivers = list(dict.fromkeys(cell["driver"] for cell in cells))
+    lines = ["", "| score | " + " | ".join(drivers) + " |", "|---" * (len(drivers) + 1) + "|"]
+    by = {(cell["optimizer"], cell["driver"]): cell for cell in cells}
+    for optimizer in dict.fromkeys(cell["optimizer"] for cell in cells):
+        texts = [_short(by.get((optimizer, driver))) for driver in drivers]
+        lines.append(f"| {optimizer} | " + " | ".join(texts) + " |")
+    lines += [f"| {optimizer} | " + " | ".join("-" for _ in drivers) + " |" for optimizer in skipped]
+    return lines
+
+
+def _short(cell: Cell | None) -> str:
+    if cell is None or "score" not in cell:
+        return "-"
+    solved = f" ({cell['solved']}/{cell['seeds']})" if "solved" in cell else ""
+    return f"{cell['score']:.2f}{solved}"
+
+
+def reasons(cells: Sequence[Cell], skipped: Mapping[str, str]) -> list[str]:
+    """Why pairs do not apply."""
+    why: dict[str, list[str]] = {}
+    for optimizer, reason in skipped.items():
+        why.setdefault(reason, []).append(optimizer)
+    for cell in cells:
+        if cell.get("reason"):
+            why.setdefault(cell["reason"], []).append(f"{cell['optimizer']} x {cell['driver']}")
+    return ["", *(f"- {', '.join(names)}: {reason}." for reason, names in why.items())] if why else []
+
+
+def details(cells: Sequence[Cell]) -> list[str]:
+    """Every pair with its costs, folded."""
+    lines = [
+        "",
+        "<details><summary>intervals, proposals, rollouts, calls, tokens</summary>",
+        "",
+        "| optimizer | driver | score | 95 % | start | seeds | proposals | rollouts | calls | tokens |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for cell in cells:
+        if "score" not in cell:
+            continue
+        low, high = cell["interval"]
+        start = f"{cell['start']:.3f}" if "start" in cell else ""
+        costs = " | ".join(f"{cell[name]:,.0f}" for name in ("proposals", "rollouts", "calls", "tokens"))
+        lines.append(
+            f"| {cell['optimizer']} | {cell['driver']} | {cell['score']:.3f} | {low:.3f} to {high:.3f} | {start} "
+            f"| {cell['seeds']} | {costs} |"
+        )
+    return [*lines, "", "</details>"]
