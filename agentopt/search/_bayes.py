@@ -116,7 +116,10 @@ class _Run:
         sampler = optuna.samplers.TPESampler(seed=self.lab.seed, multivariate=True)
         self.study = optuna.create_study(direction="maximize", sampler=sampler)
         self.spaces = self._spaces()
-        self._told(dict.fromkeys(self.menus.values, 0), self.lab.board.mean(self.base, "validation"))
+        self._told(
+            dict.fromkeys(self.menus.values, 0),
+            self.lab.board.mean(self.base, "validation", self.lab.board.splits["validation"].ids),
+        )
 
     # --- the space ---
 
@@ -288,5 +291,5 @@ class _Run:
             child = self.made[key].candidate
             await lab.measure([child], "validation", lab.order)
             self._settle(self.made[key], "")
-        value = lab.board.mean(child, "validation")
+        value = lab.board.mean(child, "validation", lab.board.splits["validation"].ids)
         self.study.add_trial(self.optuna.trial.create_trial(params=params[key], distributions=self.spaces, value=value))

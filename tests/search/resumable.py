@@ -1,4 +1,4 @@
-"""A small run in a process of its own, for the kill tests: `python resumable.py DB LOG RUN_ID [KILL_AFTER]`.
+"""A small run in a process of its own, for the kill tests: `python resumable.py DB LOG RUN_ID DRIVER [KILL_AFTER]`.
 
 Every reply that the counting models give is appended to LOG as `role key`, flushed at once: those are the paid calls.
 With KILL_AFTER the process kills itself with SIGKILL when that many calls were paid. Prints the final candidate's hash.
@@ -88,7 +88,7 @@ def data(name: str, count: int) -> Dataset:
     return Dataset(name, items)
 
 
-async def main(db: str, log: Path, run_id: str, kill_after: int | None) -> dict[str, Any]:
+async def main(db: str, log: Path, run_id: str, driver: str, kill_after: int | None) -> dict[str, Any]:
     counting = Counting(log, kill_after)
     with Store.open(db) as store:
         models = ModelsConfig(
@@ -106,6 +106,7 @@ async def main(db: str, log: Path, run_id: str, kill_after: int | None) -> dict[
             data("test", 30),
             "exact_match",
             optimizer=Writer(),
+            driver=driver,
             budget=Budget(rollouts=330),
             seed=1,
             store=store,
@@ -119,5 +120,5 @@ async def main(db: str, log: Path, run_id: str, kill_after: int | None) -> dict[
 
 
 if __name__ == "__main__":
-    stop_after = int(sys.argv[4]) if len(sys.argv) > 4 else None
-    print(json.dumps(asyncio.run(main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], stop_after))))
+    stop_after = int(sys.argv[5]) if len(sys.argv) > 5 else None
+    print(json.dumps(asyncio.run(main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4], stop_after))))

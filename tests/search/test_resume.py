@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from agentopt.errors import UserError
+from agentopt.search import DRIVER_NAMES
 from agentopt.search._events import Spend, Warning_
 from agentopt.search._resume import EventLog, Replay, check_same
 from agentopt.store import EventRow
@@ -23,9 +24,9 @@ CONCURRENCY = 4
 POINTS = sorted(random.Random(20_26).sample(range(2, 320), 5))
 
 
-def tune(folder: Path, kill_after: int | None = None) -> dict[str, Any] | None:
+def tune(folder: Path, kill_after: int | None = None, driver: str = "auto") -> dict[str, Any] | None:
     """One process; None when it was killed."""
-    command = [sys.executable, str(SCRIPT), str(folder / "runs.db"), str(folder / "calls.log"), "run"]
+    command = [sys.executable, str(SCRIPT), str(folder / "runs.db"), str(folder / "calls.log"), "run", driver]
     done = subprocess.run(
         command + ([] if kill_after is None else [str(kill_after)]), capture_output=True, text=True, timeout=120
     )
@@ -75,6 +76,25 @@ def test_killed_many_times_the_run_still_ends_the_same_f6(
     assert tune(tmp_path) == whole, "a finished run is read back"
     again = paid(tmp_path)
     assert set(again) == set(calls)
+    assert sum(count - 1 for count in again.values()) <= CONCURRENCY * kills
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("driver", [name for name in DRIVER_NAMES if name != "greedy"])
+def test_every_driver_survives_kill_9_f6(driver: str, tmp_path: Path) -> None:
+    """Killed early and late, then resumed: as if nothing had happened."""
+    for folder in ("whole", "killed"):
+        (tmp_path / folder).mkdir()
+    whole = tune(tmp_path / "whole", driver=driver)
+    assert whole is not None
+    calls = paid(tmp_path / "whole")
+    total, kills, folder = sum(calls.values()), 0, tmp_path / "killed"
+    for share in (0.15, 0.45):  # of all calls, counted anew in each process
+        kills += tune(folder, kill_after=int(share * total), driver=driver) is None
+    assert kills == 2
+    assert tune(folder, driver=driver) == whole
+    again = paid(folder)
+    assert set(again) == set(calls), "the same calls, whenever the process died"
     assert sum(count - 1 for count in again.values()) <= CONCURRENCY * kills
 
 
