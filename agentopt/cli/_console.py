@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import textwrap
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -81,6 +82,18 @@ def diff_lines(before: Any, after: Any) -> list[tuple[str, str]]:
     return [(line[0], line[2:]) for line in lines if line[0] in "-+ "]
 
 
+def hanging(line: str, width: int) -> list[str]:
+    """`line` broken at words, its continuation two columns further in than its beginning."""
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.wrap(line, max(20, width), subsequent_indent=indent, break_on_hyphens=False) or [""]
+
+
+def _print_line(console: Console, sign: str, line: str) -> None:
+    style = {"-": "red", "+": "green"}.get(sign, "dim")
+    for place, piece in enumerate(hanging(line, console.width - 4)):
+        console.print(Text(f"  {' ' if place else sign} {piece}", style=style))
+
+
 def print_diff(console: Console, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     """Every changed parameter as a coloured diff; says so when nothing differs."""
     changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
@@ -89,9 +102,9 @@ def print_diff(console: Console, before: Mapping[str, Any], after: Mapping[str, 
     for name in changed:
         console.print(Text(name, style="bold"))
         if name not in before or name not in after:
-            sign, only, style = ("+", after, "green") if name not in before else ("-", before, "red")
+            sign, only = ("+", after) if name not in before else ("-", before)
             for line in value_lines(only[name]):
-                console.print(Text(f"  {sign} {line}", style=style))
+                _print_line(console, sign, line)
             continue
         for sign, line in diff_lines(before[name], after[name]):
-            console.print(Text(f"  {sign} {line}", style={"-": "red", "+": "green"}.get(sign, "dim")))
+            _print_line(console, sign, line)

@@ -17,6 +17,11 @@ from rich.text import Text
 from agentopt.cli._console import err, seconds, short, usd
 
 
+def given_up(number: int) -> str:
+    """How much an optimizer gave up before anything was measured: unreadable answers and illegal edits."""
+    return "1 answer or edit given up" if number == 1 else f"{number} answers or edits given up"
+
+
 class LiveRun:
     """Prints a run as its events arrive; use as a context manager."""
 
@@ -72,7 +77,7 @@ class LiveRun:
 
     def on_run_started(self, event: Any) -> None:
         self.say(("run ", "dim"), (event.run_id, "bold"), (f"  {event.program}", ""))
-        self.say((f"  optimizer {event.optimizer}, driver {event.driver}: {event.driver_reason}", "dim"))
+        self.say((f"  optimizer {event.optimizer}, driver {event.driver} ({event.driver_reason})", "dim"))
         self.show("baseline on validation")
 
     def on_baseline_done(self, event: Any) -> None:
@@ -91,11 +96,12 @@ class LiveRun:
 
     def on_proposal_made(self, event: Any) -> None:
         number = len(event.updates)
+        dropped = event.dropped
         if event.outcome != "ok":
-            self.say(
-                (f"round {event.iteration + 1}: ", "bold"),
-                (f"no proposal ({event.outcome}: {short(event.detail, 80)})", "yellow"),
-            )
+            why = f"{event.outcome}: {short(event.detail, 80)}"
+            if event.outcome == "empty" and dropped:
+                why = f"{given_up(len(dropped))}: {short(dropped[-1]['problem'], 100)}"
+            self.say((f"round {event.iteration + 1}: ", "bold"), (f"no proposal ({why})", "yellow"))
         self.show(f"round {event.iteration + 1}: screening {number}")
 
     def on_screen_done(self, event: Any) -> None:

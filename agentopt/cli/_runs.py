@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agentopt.cli._console import err, out, print_diff, seconds, short, usd
+from agentopt.cli._progress import given_up
 from agentopt.errors import UserError
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def show_run(reference: str, store_path: str | None, *, as_json: bool) -> None:
         if as_json:
             payload = {
                 **_row(run),
+                **search_of(run, [event.payload for event in events]),
                 "config": run.config,
                 "summary": run.summary,
                 "events": [{"seq": event.seq, "time": event.time, **event.payload} for event in events],
@@ -137,6 +139,9 @@ def show_run(reference: str, store_path: str | None, *, as_json: bool) -> None:
     console.print(
         Text.assemble((run.id, "bold"), f"  {run.config.get('program', '')}  {when(run.created)}  "), Text(_status(run))
     )
+    found = search_of(run, [event.payload for event in events])
+    reason = f" ({found['driver_reason']})" if found["driver_reason"] else ""
+    console.print(f"optimizer {found['optimizer']}, driver {found['driver']}{reason}", style="dim")
     if text := claim_of(run).get("text"):
         console.print(text)
     elif run.status != "done":
@@ -155,6 +160,9 @@ def show_run(reference: str, store_path: str | None, *, as_json: bool) -> None:
             outcome = Text("accepted", style="green") if row.accepted else Text(short(row.reason, 60), style="dim")
             table.add_row(row.candidate[:8], short(row.source, 24), screen, _score(row.validation), outcome)
         console.print(table)
+    if dropped := _given_up([event.payload for event in events]):
+        example = f"{dropped[-1].get('source')}: {short(dropped[-1].get('problem'), 100)}"
+        console.print(f"{given_up(len(dropped))} before measuring, for example {example}", style="yellow")
     best, baseline = run.summary.get("best"), run.summary.get("baseline")
     if best and baseline:
         print_diff(console, baseline["values"], best["values"])
@@ -167,6 +175,33 @@ def show_run(reference: str, store_path: str | None, *, as_json: bool) -> None:
     if traces:
         ids = [str(trace) for trace in traces]
         console.print(f"{len(ids)} traces kept, for example: agentopt trace show {ids[-1]}", style="dim")
+
+
+def search_of(run: RunRow, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Which optimizer and driver a run has, and why that driver."""
+    none: Mapping[str, Any] = {}
+    started = next((event for event in events if event.get("kind") == "run_started"), none)
+    return {
+        "optimizer": run.config.get("optimizer", ""),
+        "driver": run.config.get("driver", ""),
+        "driver_reason": started.get("driver_reason", ""),
+    }
+
+
+def search_of_run(store_path: str | None, run_id: str) -> dict[str, Any]:
+    """As `search_of`, for a run that is in the store."""
+    with open_store(store_path) as store:
+        run = find_run(store, run_id)
+        return search_of(run, [event.payload for event in store.events(run.id)])
+
+
+def _given_up(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """What an optimizer gave up before anything was measured: unreadable answers and illegal edits."""
+    found: list[Mapping[str, Any]] = []
+    for event in events:
+        if event.get("kind") == "proposal_made":
+            found += event.get("dropped") or []
+    return found
 
 
 def values_of(store: Store, run: RunRow, which: str) -> Mapping[str, Any]:

@@ -180,4 +180,5 @@ def _one_sentence(error: ValidationError, origin: str, given: dict[str, Any]) ->
         close = difflib.get_close_matches(field.rpartition(".")[2], known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}."
         return f"{where}: unknown key {field!r}; {hint}"
-    return f"{where}: {field} is {first['input']!r}; expected: {first['msg'][0].lower()}{first['msg'][1:]}."
+    expected = first["msg"].removeprefix("Input should be ")
+    return f"{where}: {field} is {first['input']!r}; expected: {expected[0].lower()}{expected[1:]}."

@@ -64,13 +64,18 @@ def show_trace(reference: str, store: str | None, *, op: int | None, limit: int,
     if trace.parameters:
         console.print(Text("\nparameters read", style="bold"))
         for name, parameter in trace.parameters.items():
-            console.print(
-                Text.assemble(
-                    ("  " + name, "blue"), f" = {short(parameter.value, max(20, console.width - len(name) - 8))}"
-                )
-            )
+            room = max(20, console.width - len(name) - 8)
+            console.print(Text.assemble(("  " + name, "blue"), f" = {short(_readable(parameter.value), room)}"))
     if len(shown) > limit:
         err().print(f"{len(shown) - limit} more ops; --limit {len(shown)} prints all.")
+
+
+def _readable(value: Any) -> Any:
+    """Principles, tools and pipelines as their lines instead of JSON."""
+    from agentopt.graph import readable_lines
+
+    lines = readable_lines(value)
+    return value if lines is None else "; ".join(line.strip() for line in lines)
 
 
 def _grow(root: Tree, records: Sequence[OpRecord], limit: int, width: int) -> None:

@@ -57,6 +57,7 @@ def resume_command(reference: str, store: str | None, *, as_json: bool, quiet: b
 
 def _run(settings: Settings, *, resume: str | None, as_json: bool, quiet: bool) -> int:
     from agentopt._api import tune
+    from agentopt.cli._runs import search_of_run
     from agentopt.evaluation import load_dataset, load_program
 
     for name in ("target", "train", "metric"):
@@ -89,7 +90,8 @@ def _run(settings: Settings, *, resume: str | None, as_json: bool, quiet: bool) 
             origin={"settings": _portable(settings)},
         )
     if as_json:
-        print(json.dumps(result.to_dict(), ensure_ascii=False, indent=2, default=str))
+        payload = {**result.to_dict(), **search_of_run(settings.store, result.run_id)}
+        print(json.dumps(payload, ensure_ascii=False, indent=2, default=str))
     else:
         print_result(result, _folder(settings, result.run_id), out(), elapsed=live.elapsed)
     return 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -32,6 +33,7 @@ SHOWN_PROPOSALS = 60
 SHOWN_FLIPS = 12
 SHOWN_TRADE_OFFS = 20
 SHOWN_DROPPED = 20
+_EXAMPLE = re.compile(r"example [0-9a-f]{16}\b")
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Report:
     broken: int = 0
     trade_offs: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     dropped: list[Cells] = field(default_factory=list[Cells])
-    """Edits that an optimizer gave up before anything was measured: who, why, after how many tries."""
+    """What an optimizer gave up before anything was measured: who, why, how often and after how many tries."""
     dropped_count: int = 0
     driver: str = ""
     interval_svg: str = ""
@@ -167,7 +169,7 @@ def build_report(
         fixed=sum(flip.fixed for flip in flips),
         broken=sum(not flip.fixed for flip in flips),
         trade_offs=_trade_offs(summary)[:SHOWN_TRADE_OFFS],
-        dropped=[_dropped(drop) for drop in dropped[-SHOWN_DROPPED:]],
+        dropped=_dropped(dropped)[:SHOWN_DROPPED],
         dropped_count=len(dropped),
         driver=_driver(events),
         interval_svg=interval_chart(claim["difference"], *interval) if interval else "",
@@ -238,9 +240,8 @@ def _costs(summary: Mapping[str, Any]) -> list[Cells]:
     for key, title in (("per_run_before", "One run before"), ("per_run_after", "One run after")):
         per: Mapping[str, Any] | None = cost.get(key)
         if per:
-            note = (
-                f"{per.get('tokens', 0):.0f} tokens, {per.get('calls', 0):.1f} LM calls, {per.get('latency', 0):.2f} s"
-            )
+            latency = _seconds(per.get("latency") or 0.0)
+            note = f"{per.get('tokens', 0):.0f} tokens, {per.get('calls', 0):.1f} LM calls, {latency}"
             rows.append(Cells(title, _usd(per.get("usd")), note))
     return rows
 
@@ -284,14 +285,30 @@ def _trade_off(item: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str,
         "score": _number(item["score"]),
         "usd": _usd(item["usd"]),
         "prompt_tokens": f"{item['prompt_tokens']:.0f}",
-        "latency": f"{item['latency']:.3f} s",
+        "latency": _seconds(item["latency"]),
     }
 
 
-def _dropped(drop: Mapping[str, Any]) -> Cells:
-    tries = int(drop.get("tries", 1))
-    note = f"{tries} tries" if tries > 1 else ""
-    return Cells(str(drop.get("source", "")), _clip(str(drop.get("problem", "")), 300), note)
+def _dropped(drops: Sequence[Mapping[str, Any]]) -> list[Cells]:
+    """The same problem of the same optimizer once, whatever the example, and how often; the most frequent first."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for drop in drops:
+        alike = _EXAMPLE.sub("some examples", str(drop.get("problem", "")))
+        groups.setdefault((str(drop.get("source", "")), alike), []).append(drop)
+    cells: list[Cells] = []
+    for (source, alike), group in sorted(groups.items(), key=lambda item: -len(item[1])):
+        problems = {str(drop.get("problem", "")) for drop in group}
+        tries = max(int(drop.get("tries", 1)) for drop in group)
+        often = [f"{len(group)} times"] if len(group) > 1 else []
+        asked = [f"{tries} tries each" if often else f"{tries} tries"] if tries > 1 else []
+        shown = problems.pop() if len(problems) == 1 else alike
+        cells.append(Cells(source, _clip(shown, 300), ", ".join([*often, *asked])))
+    return cells
+
+
+def _seconds(duration: float) -> str:
+    """A duration in the unit a person would use."""
+    return f"{duration * 1e3:.1f} ms" if duration < 0.1 else f"{duration:.2f} s"
 
 
 def _driver(events: Sequence[Mapping[str, Any]]) -> str:
