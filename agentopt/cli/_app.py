@@ -116,7 +116,7 @@ def tune(
         str | None, typer.Option(help="auto, reflection, optoprime, symbolic, ... (docs/optimizers.md); a+b take turns")
     ] = None,
     driver: Annotated[
-        str | None, typer.Option(help="auto, greedy, beam, ucb, pareto, bayes or islands; auto says why")
+        str | None, typer.Option(help="auto, greedy, climb, beam, ucb, pareto, bayes or islands; auto says why")
     ] = None,
     objectives: Annotated[
         str | None, typer.Option(help="score,cost,tokens,latency: what counts besides the score")
