@@ -244,7 +244,7 @@ def median(outcomes: Sequence[Outcome], name: str) -> float:
 
 
 def rows_of(quality: float, results: dict[str, list[Outcome]]) -> list[Row]:
-    """The table of one quality: calls with the goal on ours, share reached, time outside the LM, wall time."""
+    """The table of one quality: calls with the goal on ours, share reached, time outside the LM, wall and CPU time."""
     peers = {name: found for name, found in results.items() if name in VERSIONS}
     arrived = {n: found for n, found in peers.items() if sum(o.reached for o in found) > len(found) / 2}
     fewest = min(arrived, key=lambda name: median(arrived[name], "calls"), default=None)
@@ -256,6 +256,7 @@ def rows_of(quality: float, results: dict[str, list[Outcome]]) -> list[Row]:
         ("reached", "runs that got there", "share", None),
         ("outside", "time outside the LM", "s, median", quickest),
         ("wall", "wall time", "s, median", None),
+        ("cpu", "CPU time of its process", "s, median", None),
     ):
         for name, found in results.items():
             values = [float(getattr(outcome, figure)) for outcome in found]
