@@ -170,6 +170,27 @@ def test_every_candidate_is_accounted_for(driver: str) -> None:
     assert turns == list(range(len(turns)))
 
 
+@every_driver
+def test_an_optimizer_that_repeats_itself_gets_nobody_in_twice(driver: str) -> None:
+    class Few:
+        name = "few"
+
+        def propose(self, context: ProposeContext) -> list[Update]:
+            names = sorted(context.specs)
+            return [
+                Update(
+                    (SetText(names[(context.seed + at) % len(names)], f"{(context.seed + at) % 5}-x"),), source="few"
+                )
+                for at in range(context.count)
+            ]
+
+    ran = run(driver, Few(), seed=1, budget=Budget(rollouts=900))
+    accepted = [event.candidate for event in ran.events if isinstance(event, CandidateAccepted)]
+    assert len(accepted) == len(set(accepted))
+    assert len({candidate.hash for candidate in ran.outcome.kept}) == len(ran.outcome.kept)
+    assert ran.incomplete == []
+
+
 # --- optimizers that do no good ---
 
 
