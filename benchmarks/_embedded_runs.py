@@ -1,7 +1,7 @@
 """The embedded part of `optimizers.py`: the optimizers that ask no model, on public classification tasks.
 
-The unit is one run: one task, seed, optimizer and driver, 300 rollouts of search, then one test of start and winner on
-150 rows. Runs of one task and seed share a store, so replies that another run already paid for come from its cache.
+The unit is one run: one task, seed, optimizer and driver, `SEARCH` rollouts of search, then one test of start and
+winner on the test rows. Runs of one task and seed share a store: replies that another run already paid for are cached.
 
 `--data DIR` names a folder with classification/sst2 and classification/trec (the few-shot-learning collection) and
 bbh/bbh/*.json (BIG-Bench Hard). Of the rows nothing goes into the results but counts and scores.
@@ -25,9 +25,9 @@ from tune_public import MODEL, draw, reading, sst2, trec, with_cue
 
 import agentopt as ao
 
-SEARCH = 300
+SEARCH = 200
 """Rollouts of one search, the baseline's included."""
-SIZES = (60, 40, 150)
+SIZES = (50, 30, 100)
 """Rows of train, validation and test; BBH has 250 in all."""
 DRIVERS = ("greedy", "pareto", "bayes", "islands")
 OPTIMIZERS = ("auto", "instructions-free", "demonstrations", "bootstrap", "values", "tpe")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from _embedded_runs import SEARCH, SIZES
+
 Cell = Mapping[str, Any]
 
 TITLES = {
@@ -34,12 +36,22 @@ nothing, a cut-off answer or a refusal. Its answers are equally good for all, so
 drivers make of answers; it does not say whose meta-prompt brings more out of a real model. Tokens are words here.
 """
 
+_EMBEDDED = f"""## The embedded model on public tasks
+
+One small model (SmolLM2 135M, on the CPU) does the task, and no other model is there: only the optimizers that ask none
+are run. A search may use {SEARCH} rollouts; {SIZES[0]} rows for training, {SIZES[1]} for validation, {SIZES[2]} for the
+test that is reported (start and result). Intervals are Wilson intervals over the test rows. "not run" was left out for
+time: `--work DIR` goes on where the last run stopped.
+"""
+
 
 def document(cells: Sequence[Cell], skipped: Mapping[str, Mapping[str, str]]) -> str:
     """The whole page."""
     lines = [_HEAD.strip()]
     for problem in dict.fromkeys(cell["problem"] for cell in cells):
         mine = [cell for cell in cells if cell["problem"] == problem]
+        if ("start" in mine[0] or mine[0].get("reason") == "not run") and _EMBEDDED.strip() not in lines:
+            lines += ["", _EMBEDDED.strip()]
         lines += ["", f"## {problem}", "", TITLES.get(problem, "") + "."]
         qualities = sorted({cell["quality"] for cell in mine if cell["quality"] is not None}, reverse=True) or [None]
         for quality in qualities:
