@@ -84,7 +84,7 @@ def list_runs(store_path: str | None, *, as_json: bool) -> None:
         status = _status(run)
         table.add_row(
             run.id,
-            when(run.created),
+            when(run.created)[5:],  # the id holds the year
             short(str(run.config.get("program", "")), 28),
             Text(status, style=STATUS_COLOURS.get(status, "")),
             _score(claim.get("baseline_mean")),
