@@ -66,12 +66,11 @@ class Bayes:
             if reason is not None:
                 return reason
             base = lab.pool.best.candidate if self.racing else lab.baseline
-            menus = await make_menus(lab, base, self.candidates or self._size(lab))
+            size = self.candidates or self._size(lab)
+            menus = await make_menus(lab, base, size)
             if menus.variables == 0:
                 continue  # the lab counts failures and empty answers, and says when it is enough
-            widest = max([len(menu) for menu in menus.values.values()], default=2)
-            trials = self.trials or max(2, int(max(2 * menus.variables * math.log2(max(2, widest)), 1.5 * widest)))
-            search = _Run(self, lab, base, menus, trials)
+            search = _Run(self, lab, base, menus, self.trials or self._trials(lab, menus, size))
             if not self.racing:
                 return await search.minibatches()
             # What budget is left goes into new menus around the best combination.
@@ -80,6 +79,15 @@ class Bayes:
                 return reason
             if lab.pool.best.candidate == base:
                 return "a whole generation of combinations brought no gain"
+
+    def _trials(self, lab: Lab, menus: Menus, size: int) -> int:
+        """The reference's number of trials; a number counts as a menu of `size` values."""
+        if lab.left is not None and all(len(menu) == 1 for menu in menus.values.values()):
+            return max(2, lab.left)  # no menu could be written anew: the study goes on for as long as it can
+        widths = [len(menu) for menu in menus.values.values()]
+        widths += [len(spec.options) if spec.kind == "choice" else size for spec in menus.free.values()]
+        widest = max(2, *widths)
+        return max(2, int(max(2 * menus.variables * math.log2(widest), 1.5 * widest)))
 
     def _size(self, lab: Lab) -> int:
         """The largest menu whose trials the budget carries."""
@@ -174,11 +182,13 @@ class _Run:
     async def race(self) -> str | None:
         """Trials that leave as soon as they are behind; a combination drawn again goes on where it stopped.
 
+        A draw that runs nothing, such as the base itself, is no trial: a small menu would be left half untried.
+
         Returns:
             Why the search is over, or None when only this generation's trials are done.
         """
-        lab, idle = self.lab, 0
-        for _ in range(self.trials):
+        lab, idle, done = self.lab, 0, 0
+        while done < self.trials:
             reason = lab.stop(PATIENCE) or self._unaffordable()
             if reason is not None:
                 self._close()
@@ -193,7 +203,8 @@ class _Run:
                     self.study.tell(trial, lab.board.mean(proposal, "validation"))
                 else:
                     self.study.tell(trial, await self._raced(proposal))
-            idle = 0 if lab.board.ledger.rollouts > before else idle + 1
+            ran = lab.board.ledger.rollouts > before
+            done, idle = done + ran, 0 if ran else idle + 1
             if idle >= 10 or (len(self.made) + 1 >= self.menus.combinations and idle):
                 break
         self._close()
