@@ -14,6 +14,7 @@ class ProposalRow:
     candidate: str
     iteration: int
     source: str = ""
+    parent: str = ""
     screen: float | None = None
     """Mean paired difference to its parent on the minibatch."""
     validation: float | None = None
@@ -47,9 +48,10 @@ def proposals_of(events: Iterable[Mapping[str, Any]]) -> list[ProposalRow]:
         elif kind == "candidate_accepted":
             found = row(event, event["candidate"])
             found.accepted, found.validation, found.source = True, event["validation"], event["source"]
+            found.parent = event["parent"]
         elif kind == "candidate_rejected":
             found = row(event, event["candidate"] or f"({event['stage']})")
-            found.reason, found.source = event["reason"], event["source"]
+            found.reason, found.source, found.parent = event["reason"], event["source"], event["parent"]
         elif kind == "spend":
             for waiting in pending:
                 waiting.rollouts = int(event["totals"].get("rollouts", 0))

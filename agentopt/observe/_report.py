@@ -320,9 +320,13 @@ def _driver(events: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _points(rows: Sequence[ProposalRow], start: float) -> list[Point]:
+    """A proposal without a validation mean stands at its parent's mean and what the minibatch said it adds to it."""
+    means = {row.candidate: row.validation for row in rows if row.validation is not None}
     points: list[Point] = []
     for row in rows:
-        score = row.validation if row.validation is not None else None if row.screen is None else start + row.screen
+        score = row.validation
+        if score is None and row.screen is not None:
+            score = means.get(row.parent, start) + row.screen
         if score is not None:
             points.append(Point(float(row.rollouts), score, row.accepted, row.candidate[:8]))
     return points
