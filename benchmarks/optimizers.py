@@ -5,12 +5,12 @@ one scripted oracle that answers every optimizer in its own form with one step o
 probability. So the table says what optimizer and driver make of equally good answers, not whose meta-prompt brings more
 out of a real model. Embedded part: the embedded model on SST-2, TREC and two BBH tasks, tuned without another model.
 
-    python benchmarks/optimizers.py [--part synthetic|embedded] [--only PROBLEM ...] [--seeds 5] [--quick]
-                                    [--data DIR] [--work DIR] [--minutes N]
+    python benchmarks/optimizers.py [--part synthetic|embedded] [--only PROBLEM ...] [--drivers D ...]
+                                    [--seeds 5] [--quick] [--data DIR] [--work DIR] [--minutes N]
 
-Results go to results/optimizers.json and, for people, results/optimizers.md; a run of one part or problem replaces only
-its own cells. Embedded: the data is not part of this project (see `_embedded_runs.py`); `--work DIR` keeps the stores,
-so that a second run replays the replies it finds, and `--minutes` ends the part after that time, with what is done.
+Results go to results/optimizers.json and, for people, results/optimizers.md; a run of one part, problem or driver
+replaces only its own cells. Embedded: the data is not part of this project (see `_embedded_runs.py`); `--work DIR`
+keeps the stores, so that a second run replays the replies it finds, and `--minutes` ends the part after that time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from _embedded_runs import TASKS, embedded
+from _embedded_runs import DRIVERS as TASK_DRIVERS
+from _embedded_runs import OPTIMIZERS, TASKS, embedded
 from _optimizer_runs import DRIVERS, QUALITIES, SKIPPED, cells, run, summary
 from _optimizer_tables import document
 from _problems import PROBLEMS
@@ -36,11 +37,10 @@ from agentopt.sandbox import ProcessRunner
 PARTS = ("synthetic", "embedded")
 
 
-def synthetic(problem: str, seeds: int, *, quick: bool) -> list[dict[str, Any]]:
+def synthetic(problem: str, seeds: int, drivers: Sequence[str], *, quick: bool) -> list[dict[str, Any]]:
     """Every cell of one problem, each over all seeds."""
     found: list[dict[str, Any]] = []
     qualities = (1.0, 0.5) if quick else QUALITIES
-    drivers = ("greedy", "pareto", "bayes") if quick else DRIVERS
     # One warm worker for all runs: the code is the oracle's own, and a worker for each candidate takes its time.
     with ProcessRunner() as runner, use_code_runner(runner):
         for cell in cells(qualities, drivers):
@@ -61,11 +61,15 @@ def known(path: Path) -> list[dict[str, Any]]:
 
 
 def merged(before: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All cells, the new ones in the place of older ones of the same problem; in the order of the problems."""
-    order = [*PROBLEMS, *TASKS]
-    fresh = {cell["problem"] for cell in new}
-    kept = [cell for cell in before if cell["problem"] not in fresh]
-    return sorted([*kept, *new], key=lambda cell: order.index(cell["problem"]))
+    """All cells, the new ones in the place of older ones of the same name; cells that are no more are left out."""
+    both = {_name(cell): cell for cell in (*before, *new)}
+    order = [(cell.problem, cell.quality, cell.optimizer, cell.driver) for cell in cells()]
+    order += [(task, None, optimizer, driver) for task in TASKS for optimizer in OPTIMIZERS for driver in TASK_DRIVERS]
+    return [both[name] for name in order if name in both]
+
+
+def _name(cell: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(cell[key] for key in ("problem", "quality", "optimizer", "driver"))
 
 
 def rows(found: Sequence[dict[str, Any]]) -> list[Row]:
@@ -90,6 +94,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", choices=PARTS)
     parser.add_argument("--only", nargs="*", default=[], choices=[*PROBLEMS, *TASKS], help="problems or tasks")
+    parser.add_argument("--drivers", nargs="*", choices=DRIVERS, help="of the synthetic part")
     parser.add_argument("--seeds", type=int, default=None)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--data", type=Path, default=Path("data"))
@@ -111,9 +116,10 @@ def main() -> int:
         return 0
     if options.part != "embedded":
         seeds = options.seeds or (2 if options.quick else 5)
+        drivers = options.drivers or (("greedy", "pareto", "bayes") if options.quick else DRIVERS)
         for problem in PROBLEMS:
             if not options.only or problem in options.only:
-                keep(synthetic(problem, seeds, quick=options.quick))
+                keep(synthetic(problem, seeds, drivers, quick=options.quick))
     if options.part != "synthetic" and (options.part or options.data.exists()):
         embedded(options, keep)
     return 0
