@@ -29,6 +29,7 @@ from agentopt.optimizers._playbook import Playbook, PlaybookOptions
 from agentopt.optimizers._protocol import DroppedEdit, Optimizer, ProposeContext, Update
 from agentopt.optimizers._tpe import Tpe, available, measured_settings
 from agentopt.optimizers._values import KINDS, Values, neighbours
+from agentopt.optimizers.symbolic import Symbolic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -226,10 +227,17 @@ class Auto:
         self._joint = Joint(self._free, self._demonstrations)
         self._playbook = Playbook(PlaybookOptions(max_calls=max_written), template=template)
         self._code = CodeRepair(template=template)
+        self._symbolic = Symbolic(template=template)
         self._values = Values()
         self._tpe = Tpe() if available() else None
         self._max_written = max_written
-        self._asking: tuple[Optimizer, ...] = (self._written, self._optoprime, self._playbook, self._code)
+        self._asking: tuple[Optimizer, ...] = (
+            self._written,
+            self._optoprime,
+            self._playbook,
+            self._code,
+            self._symbolic,
+        )
 
     def arms(self, context: ProposeContext) -> list[Arm]:
         """The ways to propose that fit this program, data and model, with their prior odds."""
@@ -266,6 +274,7 @@ class Auto:
             (self._optoprime, bool(kinds & EDITABLE), 4.0),
             (self._playbook, "principles" in kinds, 4.0),
             (self._code, "code" in kinds, 4.0),
+            (self._symbolic, bool(kinds & {"tools", "pipeline"}), 4.0),
         ]
         if weak:
             fits[1] = (self._optoprime, bool(kinds & (EDITABLE - KINDS)), 4.0)

@@ -171,7 +171,7 @@ class Proposals:
 
     def __post_init__(self) -> None:
         self.seen.add(self.context.parent.hash)
-        self.seen.update(past.candidate_hash for past in self.context.history)
+        self.seen.update({past.candidate_hash for past in self.context.history} - self.context.retry)
         self.seen.update(self.context.taken)
 
     @property

@@ -88,6 +88,8 @@ class ProposeContext:
     """What "better" means beyond the score, in the user's words."""
     taken: frozenset[str] = frozenset()
     """Hashes of candidates that need not be proposed, besides those in `history` (an open race, another optimizer)."""
+    retry: frozenset[str] = frozenset()
+    """Hashes from `history` that may be proposed again: they were rejected on other rows than these rollouts'."""
     dropped: list[DroppedEdit] = field(default_factory=list[DroppedEdit], compare=False)
     """Written by the optimizer: what it gave up on in this call."""
 

@@ -11,8 +11,12 @@ from dataclasses import dataclass
 
 from agentopt.graph import ParameterSpec
 
-FEW_ROWS = 30
-"""Fewer validation rows than this decide little: nothing that needs many comparisons."""
+FEW_ROWS = 12
+"""With so few validation rows a full validation costs hardly more than a few steps: putting it off saves nothing."""
+WIDE = 4
+"""So many parameters to write are worth per-example fronts and merges, where the budget carries them."""
+MERGING = 40
+"""Full validations that the Pareto search takes to get somewhere (17 to 92 in its paper's runs)."""
 _WRITTEN = frozenset({"prompt", "tool_text", "knowledge", "code", "principles", "tools", "pipeline", "value"})
 _SPACES = frozenset({"demos", "number", "choice"})
 
@@ -30,11 +34,6 @@ class Facts:
     """Whether the optimizer's model can write proposals."""
     objectives: Sequence[str] = ("score",)
 
-    @property
-    def validations(self) -> float:
-        """How many whole validations the search may spend."""
-        return float("inf") if self.search is None else self.search / max(1, self.validation)
-
 
 def choose(facts: Facts) -> tuple[str, str]:
     """The driver's name and why."""
@@ -42,10 +41,13 @@ def choose(facts: Facts) -> tuple[str, str]:
     written = sum(kind in _WRITTEN for kind in kinds)
     if len(facts.objectives) > 1:
         return "pareto", f"{len(facts.objectives)} objectives: a front is kept for each of them"
-    if facts.strong and written > 1 and facts.validations >= 6:
-        return "pareto", f"a model that writes, {written} parameters to write: parents from per-example fronts, merges"
+    rows = facts.validation
+    if facts.strong and written >= WIDE and (facts.search is None or facts.search >= MERGING * (rows + 6)):
+        return "pareto", f"a model that writes, {written} parameters to write and a budget for per-example fronts"
+    if facts.strong and written and rows <= FEW_ROWS:
+        return "pareto", f"a model that writes and only {rows} validation rows: every step can afford all of them"
     if facts.strong and written:
-        return "greedy", "a model that writes and one place to write: each round builds on the best"
+        return "climb", "a model that writes: each step builds on the last, and validation comes after a few of them"
     if not written and kinds and all(kind in _SPACES for kind in kinds):
         return "greedy", "only demonstrations, numbers and choices: cheap proposals, raced in large rounds"
     return "greedy", "proposals are cheap and no model writes: large rounds, raced against each other"

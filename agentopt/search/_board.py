@@ -184,6 +184,11 @@ class Board:
         """Example id → score, for what is known."""
         return self._scores.get((candidate.hash, split), {})
 
+    def unmeasured(self, candidate_hash: str, split: Split, ids: Iterable[str]) -> bool:
+        """Whether a candidate, given by its hash, has no score on some of these rows."""
+        known = self._scores.get((candidate_hash, split), {})
+        return any(row_id not in known for row_id in ids)
+
     def rows(self, candidate: Candidate, split: Split) -> list[EvaluationRow]:
         """The rows behind the scores."""
         return list(self._rows.get((candidate.hash, split), {}).values())

@@ -35,7 +35,7 @@ class Climb:
     """Steps of the first chain; doubled after a chain that helped, halved after one that did not."""
     longest: int = 8
     """Most steps between two validations."""
-    tries: int = 3
+    tries: int = 8
     """Proposals in a row that fail on their minibatch before what the chain has is validated."""
     patience: int = 40
     """Turns without a better validation mean; most cost a minibatch or two."""
@@ -122,7 +122,7 @@ class _Run:
             lab.skip(tip, len(self.batch))
             return
         self.solved = 0
-        proposals = await lab.propose(tip, 1, rollouts)
+        proposals = await lab.propose(tip, 1, rollouts, batch=self.batch)
         if not proposals:
             self.failed += 1
             return

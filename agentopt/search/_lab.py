@@ -125,8 +125,10 @@ class Lab:
         self._failures = failures
         self._sleep = sleep
         self._since_gain = 0
+        self._gained_at = board.ledger.rollouts
         self._barren = 0
         self._wanted_in_vain = 0
+        self._refused = ""
         self._turn = _Turn(0.0)
 
     # --- where the run stands ---
@@ -145,15 +147,22 @@ class Lab:
         return self.board.ledger.exhausted(rollouts) is None
 
     def stop(self, patience: int | None = None) -> str | None:
-        """Why the search is over, or None. `patience`: turns without a gain, by default the option's."""
+        """Why the search is over, or None.
+
+        `patience` is for drivers whose turns are cheap: turns without a gain before the search ends. As many rollouts
+        as the option's number of whole proposals must have gone by as well. None means the option's number of turns.
+        """
         limit = self.options.patience if patience is None else patience
         ledger = self.board.ledger
+        spent = ledger.rollouts - self._gained_at
+        wait = patience is not None and spent < self.options.patience * self.sizes.smallest
+        patient = wait and self._since_gain < 10 * limit
         if self.pool.best.score >= self.options.perfect_score and self.solved:
             return "every validation row is solved"
-        if self._since_gain >= limit:
+        if self._since_gain >= limit and not patient:
             return f"no gain in {self._since_gain} iterations"
         if self._barren >= BARREN_TURNS and self._wanted_in_vain >= BARREN_PROPOSALS:
-            return "the optimizer has nothing new to propose"
+            return "the optimizer has nothing new to propose" + (f"; {self._refused}" if self._refused else "")
         if ledger.out_of_proposals():
             return "budget: proposals used up"
         return ledger.exhausted()
@@ -193,6 +202,7 @@ class Lab:
             yield
             if self.pool.best.score > turn.best:
                 self._since_gain = 0
+                self._gained_at = self.board.ledger.rollouts
             if turn.proposals:
                 self.skips = self._barren = self._wanted_in_vain = 0
                 self._count_errors(turn.proposals)
@@ -218,6 +228,7 @@ class Lab:
             if all(made.transient for made in failed):
                 self._since_gain -= 1  # waiting for a model is no failed attempt at a gain
         elif turn.asked:
+            self._refused = next((made.detail for made in turn.problems if made.outcome == "refused"), "")
             self._barren += 1
             self._wanted_in_vain += turn.wanted
 
@@ -256,7 +267,13 @@ class Lab:
         return result.rollouts if result is not None else ()
 
     async def propose(
-        self, parent: Candidate, count: int, rollouts: Sequence[Rollout], *, only: Collection[str] | None = None
+        self,
+        parent: Candidate,
+        count: int,
+        rollouts: Sequence[Rollout],
+        *,
+        only: Collection[str] | None = None,
+        batch: Sequence[str] = (),
     ) -> list[Proposal]:
         """Legal, new children of `parent` from the optimizer, each counted as a proposal; [] when it gave none.
 
@@ -267,6 +284,8 @@ class Lab:
             count: how many are wanted.
             rollouts: what the optimizer may learn from; `rollouts()` gives them.
             only: names of the parameters it may touch; None for all.
+            batch: training rows on which the children will be compared. On a few rows a good step may show nothing;
+                a candidate that only failed on others may then come again.
 
         Raises:
             OutOfBudget: the optimizer's own calls no longer fit.
@@ -281,24 +300,34 @@ class Lab:
         self._turn.places[parent.hash] += 1
         self._turn.asked += 1
         self._turn.wanted += count
+        retry = self._retry(batch)
         made = self._replay.proposal(self.iteration, parent.hash, place)
         replayed = made is not None
         if made is None:
-            made = await ask(self._asking.optimizer, self._context(parent, count, rollouts, only, place), ledger)
+            context = replace(self._context(parent, count, rollouts, only, place), retry=retry)
+            made = await ask(self._asking.optimizer, context, ledger)
             made = replace(made, place=place)
         ledger.charge_optimizer(made.usd, made.tokens)
         ledger.proposals += len(made.updates)
         self.emit(made)
-        good, refused = self._checker.candidates(made, parent, specs=self._wanted(only))
+        good, refused = self._checker.candidates(made, parent, specs=self._wanted(only), retry=retry)
         if good:
             self._turn.proposals += good
             return good
         if refused and made.outcome == "ok":
-            detail = f"all {refused} proposed updates were refused (illegal edits or leaks)"
-            made = ProposalMade(made.iteration, made.parent, "garbage", detail, [], None, 0)
+            detail = "at last all it proposed was refused (illegal edits or leaks)"
+            made = ProposalMade(made.iteration, made.parent, "refused", detail, [], None, 0)
         self._failures.replayed = replayed
         self._turn.problems.append(made)
         return []
+
+    def _retry(self, batch: Sequence[str]) -> frozenset[str]:
+        kept = {candidate.hash for candidate in self.kept}  # it may have been let go before it was kept
+        past = [entry for entry in self.history if entry.validation is None and entry.candidate_hash not in kept]
+        past = past if batch else []
+        return frozenset(
+            entry.candidate_hash for entry in past if self.board.unmeasured(entry.candidate_hash, "train", batch)
+        )
 
     def _wanted(self, only: Collection[str] | None) -> Mapping[str, ParameterSpec]:
         return self.specs if only is None else {name: spec for name, spec in self.specs.items() if name in only}

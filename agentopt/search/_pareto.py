@@ -148,7 +148,7 @@ class _Run:
         if lab.perfect(parent, ids):
             lab.skip(parent, len(ids))
             return
-        for proposal in await self._children(number, rollouts):
+        for proposal in await self._children(number, rollouts, batch):
             await lab.measure([proposal.candidate], "train", ids)
             gain = self._gain(parent, proposal.candidate, batch)
             passed = self._passes(parent, proposal.candidate, gain, ids)
@@ -177,15 +177,15 @@ class _Run:
         objectives = self.lab.options.objectives
         return len(objectives) > 1 and better(self.lab.board, child, parent, objectives, ids)
 
-    async def _children(self, number: int, rollouts: Sequence[Rollout]) -> list[Proposal]:
+    async def _children(self, number: int, rollouts: Sequence[Rollout], batch: Sequence[str]) -> list[Proposal]:
         """One proposal; a parameter for which the optimizer has none gives its turn to the next."""
         parent = self.candidates[number]
         if self.settings.components == "all" or len(self.names) < 2:
-            return await self.lab.propose(parent, 1, rollouts)
+            return await self.lab.propose(parent, 1, rollouts, batch=batch)
         for _ in self.names:
             name = self.names[self.turns[number]]
             self.turns[number] = (self.turns[number] + 1) % len(self.names)
-            proposals = await self.lab.propose(parent, 1, rollouts, only=[name])
+            proposals = await self.lab.propose(parent, 1, rollouts, only=[name], batch=batch)
             if proposals:
                 return proposals
         return []

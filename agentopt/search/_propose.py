@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -129,11 +129,13 @@ class Checker:
         parent: Candidate,
         *,
         again: bool = False,
+        retry: Collection[str] = (),
         specs: Mapping[str, ParameterSpec] | None = None,
     ) -> tuple[list[Proposal], int]:
         """The proposals worth measuring, and how many of the updates were illegal or leaking.
 
-        `again` lets pass what was proposed before; `specs` are the parameters that may be touched, None for all.
+        `again` lets pass what was proposed before, `retry` only these hashes of it; `specs` are the parameters that may
+        be touched, None for all.
         """
         allowed = self._specs if specs is None else specs
         good: list[Proposal] = []
@@ -147,7 +149,7 @@ class Checker:
                 refused += 1
                 self._say(made, "", source, "edit", str(error))
                 continue
-            if child.hash in self.seen and not again:
+            if child.hash in self.seen and not again and child.hash not in retry:
                 self._say(made, child.hash, source, "duplicate", "equal to a candidate that was already tried")
                 continue
             leak = self._leaks.check(child)

@@ -93,6 +93,7 @@ def context_to_dict(context: ProposeContext) -> dict[str, Any]:
         "history": [_past_to_dict(past) for past in context.history],
         "lm": context.lm is not None,
         "taken": sorted(context.taken),
+        "retry": sorted(context.retry),
     }
 
 
@@ -111,6 +112,7 @@ def context_from_dict(data: Mapping[str, Any]) -> ProposeContext:
         history=[_past_from_dict(item) for item in data["history"]],
         lm=resolve("optimizer") if data["lm"] else None,
         taken=frozenset(data["taken"]),
+        retry=frozenset(data["retry"]),
     )
 
 

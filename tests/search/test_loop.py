@@ -210,7 +210,7 @@ def test_a_baseline_that_fails_in_many_ways_goes_on_with_a_warning() -> None:
     assert outcome.claim.status == "improved"
 
 
-def test_illegal_and_leaking_updates_are_refused_with_a_reason_and_count_as_failures() -> None:
+def test_illegal_and_leaking_updates_are_refused_with_a_reason_and_end_the_run() -> None:
     data = splits(train=40, validation=40, test=60)
     leak = "please classify: " + "one two three four five six"
     row = replace(data["test"][0], inputs={"text": "one two three four five six"})
@@ -223,8 +223,9 @@ def test_illegal_and_leaking_updates_are_refused_with_a_reason_and_count_as_fail
     ]
     optimizer = Scripted(updates)
     made, events, _ = search(optimizer, splits=data, options=TuneOptions(max_failures=2))
-    with pytest.raises(RunError, match="refused"):
-        asyncio.run(made.run())
+    outcome = asyncio.run(made.run())
+    assert "nothing new to propose; at last all it proposed was refused" in outcome.stop_reason
+    assert outcome.claim.status == "kept_baseline"
     rejected = [event for event in events if isinstance(event, CandidateRejected)]
     assert [event.stage for event in rejected[:4]] == ["edit", "edit", "leak", "duplicate"]
     assert "from a test example" in rejected[2].reason
