@@ -149,13 +149,13 @@ class Lab:
     def stop(self, patience: int | None = None) -> str | None:
         """Why the search is over, or None.
 
-        `patience` is for drivers whose turns are cheap: turns without a gain before the search ends. As many rollouts
-        as the option's number of whole proposals must have gone by as well. None means the option's number of turns.
+        `patience` is for drivers whose turns are cheap: turns without a gain before the search ends. The rollouts of
+        twice the option's number of whole proposals must have gone by as well. None means the option's number of turns.
         """
         limit = self.options.patience if patience is None else patience
         ledger = self.board.ledger
         spent = ledger.rollouts - self._gained_at
-        wait = patience is not None and spent < self.options.patience * self.sizes.smallest
+        wait = patience is not None and spent < 2 * self.options.patience * self.sizes.smallest
         patient = wait and self._since_gain < 10 * limit
         if self.pool.best.score >= self.options.perfect_score and self.solved:
             return "every validation row is solved"
@@ -307,7 +307,7 @@ class Lab:
             context = replace(self._context(parent, count, rollouts, only, place), retry=retry)
             made = await ask(self._asking.optimizer, context, ledger)
             made = replace(made, place=place)
-        ledger.charge_optimizer(made.usd, made.tokens)
+        ledger.charge_optimizer(made.usd, made.tokens, made.calls)
         ledger.proposals += len(made.updates)
         self.emit(made)
         good, refused = self._checker.candidates(made, parent, specs=self._wanted(only), retry=retry)
