@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Part = PromptOptimizer | ToolOptimizer | PipelineOptimizer
 _PARTS: dict[Kind, Part] = {"pipeline": PipelineOptimizer(), "tool": ToolOptimizer(), "prompt": PromptOptimizer()}
+_FRUITLESS = 3
+"""Answers in a row without an update after which a model has nothing to say."""
 
 
 class Symbolic:
@@ -89,7 +91,11 @@ class Symbolic:
         return [*fitting[turn:], *fitting[:turn]]
 
     async def _updates(self, work: Work, parts: Sequence[Part], proposals: Proposals) -> None:
-        """Updates of one kind each, then one of all kinds together; more answers to the same questions after that."""
+        """Updates of one kind each, then one of all kinds together; more answers to the same questions after that.
+
+        An answer that is of no use may be bad luck with a weak model: only several in a row end the asking.
+        """
+        fruitless = 0
         for place in range(work.context.count):
             made: list[Update] = []
             for part in parts:
@@ -102,7 +108,8 @@ class Symbolic:
             both = combined(work, made)
             if both is not None:
                 proposals.offer(both)
-            if proposals.full or not made:
+            fruitless = 0 if made else fruitless + 1
+            if proposals.full or fruitless == _FRUITLESS:
                 return
 
 
