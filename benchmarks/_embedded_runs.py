@@ -25,10 +25,12 @@ from tune_public import MODEL, draw, reading, sst2, trec, with_cue
 
 import agentopt as ao
 
-SEARCH = 200
+SEARCH = 300
 """Rollouts of one search, the baseline's included."""
 SIZES = (50, 30, 100)
 """Rows of train, validation and test; BBH has 250 in all."""
+SCREEN = 10
+"""Rows of a minibatch: with the default of 16 such a budget buys hardly five proposals."""
 DRIVERS = ("greedy", "pareto", "bayes", "islands")
 OPTIMIZERS = ("auto", "instructions-free", "demonstrations", "bootstrap", "values", "tpe")
 FIRST = (
@@ -117,7 +119,7 @@ def one(name: str, optimizer: str, driver: str, seed: int, data: Path, store: Pa
         driver=driver,
         budget=ao.Budget(rollouts=SEARCH + 2 * len(test)),
         seed=seed,
-        options=ao.TuneOptions(capture=False),
+        options=ao.TuneOptions(capture=False, screen_size=SCREEN),
         models={"agent": MODEL},
         store=str(store),
     )

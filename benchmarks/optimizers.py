@@ -5,7 +5,7 @@ one scripted oracle that answers every optimizer in its own form with one step o
 probability. So the table says what optimizer and driver make of equally good answers, not whose meta-prompt brings more
 out of a real model. Embedded part: the embedded model on SST-2, TREC and two BBH tasks, tuned without another model.
 
-    python benchmarks/optimizers.py [--part synthetic|embedded] [--only PROBLEM ...] [--drivers D ...]
+    python benchmarks/optimizers.py [--part synthetic|embedded] [--only PROBLEM ...] [--drivers D ...] [--optimizers O ...]
                                     [--seeds 5] [--quick] [--data DIR] [--work DIR] [--minutes N]
 
 Results go to results/optimizers.json and, for people, results/optimizers.md; a run of one part, problem or driver
@@ -37,14 +37,16 @@ from agentopt.sandbox import ProcessRunner
 PARTS = ("synthetic", "embedded")
 
 
-def synthetic(problem: str, seeds: int, drivers: Sequence[str], *, quick: bool) -> list[dict[str, Any]]:
+def synthetic(problem: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every cell of one problem, each over all seeds."""
     found: list[dict[str, Any]] = []
-    qualities = (1.0, 0.5) if quick else QUALITIES
+    seeds = options.seeds or (2 if options.quick else 5)
+    drivers = options.drivers or (("greedy", "pareto", "bayes") if options.quick else DRIVERS)
+    qualities = (1.0, 0.5) if options.quick else QUALITIES
     # One warm worker for all runs: the code is the oracle's own, and a worker for each candidate takes its time.
     with ProcessRunner() as runner, use_code_runner(runner):
         for cell in cells(qualities, drivers):
-            if cell.problem != problem:
+            if cell.problem != problem or (options.optimizers and cell.optimizer not in options.optimizers):
                 continue
             began = time.monotonic()
             runs = [] if cell.reason else [run(cell, seed) for seed in range(seeds)]
@@ -95,6 +97,7 @@ def main() -> int:
     parser.add_argument("--part", choices=PARTS)
     parser.add_argument("--only", nargs="*", default=[], choices=[*PROBLEMS, *TASKS], help="problems or tasks")
     parser.add_argument("--drivers", nargs="*", choices=DRIVERS, help="of the synthetic part")
+    parser.add_argument("--optimizers", nargs="*", default=[], help="of the synthetic part")
     parser.add_argument("--seeds", type=int, default=None)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--data", type=Path, default=Path("data"))
@@ -115,11 +118,9 @@ def main() -> int:
         keep([])
         return 0
     if options.part != "embedded":
-        seeds = options.seeds or (2 if options.quick else 5)
-        drivers = options.drivers or (("greedy", "pareto", "bayes") if options.quick else DRIVERS)
         for problem in PROBLEMS:
             if not options.only or problem in options.only:
-                keep(synthetic(problem, seeds, drivers, quick=options.quick))
+                keep(synthetic(problem, options))
     if options.part != "synthetic" and (options.part or options.data.exists()):
         embedded(options, keep)
     return 0
