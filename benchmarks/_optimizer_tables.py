@@ -13,7 +13,7 @@ TITLES = {
     "numbers": "Three numbers of a traced chain of arithmetic must meet a curve (as the numeric problem of Trace)",
     "code": "A function with four planted bugs; every row is a unit test",
     "rules": "An instruction that must state four hidden rules",
-    "examples": "Six hidden rules; a demonstration (at most four) does what stating its rule does",
+    "examples": "Six hidden rules; a demonstration does what stating its rule does, but four (0.67) are the most",
     "principles": "The four rules in a list of principles, with one that does harm at the start",
     "pipeline": "A pipeline of one node that lacks three steps",
     "tools": "The function with four bugs as a tool of a toolbox",

@@ -5,8 +5,8 @@ one scripted oracle that answers every optimizer in its own form with one step o
 probability. So the table says what optimizer and driver make of equally good answers, not whose meta-prompt brings more
 out of a real model. Embedded part: the embedded model on SST-2, TREC and two BBH tasks, tuned without another model.
 
-    python benchmarks/optimizers.py [--part synthetic|embedded] [--only PROBLEM ...] [--drivers D ...] [--optimizers O ...]
-                                    [--seeds 5] [--quick] [--data DIR] [--work DIR] [--minutes N]
+    python benchmarks/optimizers.py [--part synthetic|embedded] [--only PROBLEM ...] [--drivers D ...]
+                                    [--optimizers O ...] [--seeds 5] [--quick] [--data DIR] [--work DIR] [--minutes N]
 
 Results go to results/optimizers.json and, for people, results/optimizers.md; a run of one part, problem or driver
 replaces only its own cells. Embedded: the data is not part of this project (see `_embedded_runs.py`); `--work DIR`
@@ -109,6 +109,7 @@ def main() -> int:
 
     def keep(new: Sequence[dict[str, Any]]) -> None:
         found = merged(known(path), new)  # read anew: another part may have written meanwhile
+        sys.argv[1:] = ["--quick"] if options.quick else ["--data", "DIR"]  # what makes the whole table, not this part
         write_results("optimizers", rows(found), quick=options.quick, extra={"cells": found})
         target = path.with_suffix(".md")
         target.write_text(document(found, SKIPPED), encoding="utf-8")

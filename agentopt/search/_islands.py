@@ -110,13 +110,28 @@ class _Run:
         rng = lab.rng("islands", lab.iteration)
         elites = list(grid.values())
         chosen = elites[int(rng.integers(len(elites)))]
-        parent = self._best(grid) if rng.random() < self.settings.best_share else chosen
+        best = self._best(grid)
+        first = best if rng.random() < self.settings.best_share else chosen
         batch = lab.minibatch()
+        # An old elite around which everything was tried does not cost its island the turn: then the best is asked.
+        for parent in dict.fromkeys((first, best)):
+            proposals = await self._children_of(parent, batch)
+            if proposals:
+                await self._screen(grid, parent, batch, proposals)
+                return
+
+    async def _children_of(self, parent: Candidate, batch: Sequence[str]) -> list[Proposal]:
+        lab = self.lab
         rollouts = await lab.rollouts(parent, batch)
         if lab.perfect(parent, batch):
             lab.skip(parent, len(batch))
-            return
-        proposals = await lab.propose(parent, self._affordable(len(batch)), rollouts)
+            return []
+        return await lab.propose(parent, self._affordable(len(batch)), rollouts)
+
+    async def _screen(
+        self, grid: dict[Cell, Candidate], parent: Candidate, batch: Sequence[str], proposals: Sequence[Proposal]
+    ) -> None:
+        lab = self.lab
         children = [proposal.candidate for proposal in proposals]
         await lab.measure(children, "train", batch)
         gains = {child.hash: _mean(lab.board.paired(parent, child, "train", batch)) for child in children}
