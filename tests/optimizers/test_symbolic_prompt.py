@@ -196,6 +196,17 @@ async def test_a_repaired_variable_is_taken() -> None:
     assert context.dropped == []
 
 
+async def test_an_answer_of_no_use_does_not_end_the_asking_but_several_in_a_row_do() -> None:
+    def unlucky(request: Any) -> Any:
+        return "junk" if request.options.sample == 0 else {"analysis": "", "text": "Sort {item} by colour."}
+
+    [update] = await only("task").propose(await recorded(sorter(), lm=Model({"text": unlucky}), count=2))
+    assert update.edits == (SetText("sort.task", "Sort {item} by colour."),)
+    silent = Model({"text": {"analysis": "", "text": ""}})
+    assert await only("task").propose(await recorded(sorter(), lm=silent, count=20)) == []
+    assert sum("You change one part" in question(request) for request in silent.requests) == 3
+
+
 async def test_more_updates_are_more_answers_to_the_same_question() -> None:
     task = arena.RulesTask()
 
