@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from _embedded_runs import SEARCH, SIZES
@@ -47,7 +48,7 @@ time: `--work DIR` goes on where the last run stopped.
 
 def document(cells: Sequence[Cell], skipped: Mapping[str, Mapping[str, str]]) -> str:
     """The whole page."""
-    lines = [_HEAD.strip()]
+    lines = [_HEAD.strip(), *short(cells)]
     for problem in dict.fromkeys(cell["problem"] for cell in cells):
         mine = [cell for cell in cells if cell["problem"] == problem]
         if ("start" in mine[0] or mine[0].get("reason") == "not run") and _EMBEDDED.strip() not in lines:
@@ -63,6 +64,21 @@ def document(cells: Sequence[Cell], skipped: Mapping[str, Mapping[str, str]]) ->
             lines += reasons(here, skipped.get(problem, {}) if quality == qualities[0] else {})
             lines += details(here)
     return "\n".join(lines) + "\n"
+
+
+def short(cells: Sequence[Cell]) -> list[str]:
+    """One line per driver and per optimizer: means over everything that a model of quality 1 was asked about."""
+    mine = [cell for cell in cells if cell["quality"] == 1.0 and "score" in cell]
+    lines: list[str] = ["", "Optimizers stand for different problems here: compare them within a problem, below."]
+    for kind in ("driver", "optimizer"):
+        lines += ["", f"| {kind} (model of quality 1) | pairs | score | at the optimum | rollouts | calls |"]
+        lines.append("|---|---|---|---|---|---|")
+        for name in dict.fromkeys(cell[kind] for cell in mine):
+            group = [cell for cell in mine if cell[kind] == name]
+            score, rollouts, calls = (fmean(cell[key] for cell in group) for key in ("score", "rollouts", "calls"))
+            solved, runs = (sum(cell[key] for cell in group) for key in ("solved", "seeds"))
+            lines.append(f"| {name} | {len(group)} | {score:.3f} | {solved} of {runs} | {rollouts:.0f} | {calls:.0f} |")
+    return ["", "## In short", *lines] if mine else []
 
 
 def matrix(cells: Sequence[Cell], skipped: Mapping[str, str]) -> list[str]:

@@ -40,7 +40,7 @@ PARTS = ("synthetic", "embedded")
 def synthetic(problem: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every cell of one problem, each over all seeds."""
     found: list[dict[str, Any]] = []
-    seeds = options.seeds or (2 if options.quick else 5)
+    seeds = options.seeds or (1 if options.quick else 5)
     drivers = options.drivers or (("greedy", "pareto", "bayes") if options.quick else DRIVERS)
     qualities = (1.0, 0.5) if options.quick else QUALITIES
     # One warm worker for all runs: the code is the oracle's own, and a worker for each candidate takes its time.
