@@ -206,9 +206,24 @@ def _count_unseen(row: EvaluationRow, served: Meter) -> bool:
 
 def _with_lost(row: EvaluationRow, earlier: list[Meter]) -> EvaluationRow:
     """The row as if its first attempt had lived: what the lost ones paid for was found again in the cache."""
-    for meter in earlier:
+    for meter in reversed(earlier):  # each found again what those before it had paid for
         cost = None if row.cost is None or meter.unpriced_calls else row.cost + meter.cost
-        usage = row.usage + meter.usage
-        again = min(row.usage.cached_calls, meter.usage.calls)
-        row = replace(row, usage=replace(usage, cached_calls=usage.cached_calls - again), cost=cost)
+        row = replace(row, usage=_without_again(row.usage, meter), cost=cost)
     return row
+
+
+def _without_again(usage: Usage, lost: Meter) -> Usage:
+    """Both together; the lost attempt's calls, which the later one found in the cache, count once."""
+    total, first = usage + lost.usage, lost.usage
+    price = total.cached_cost
+    if price is not None:
+        price -= min(usage.cached_cost or 0.0, lost.cost + (first.cached_cost or 0.0))
+    return replace(
+        total,
+        cached_calls=total.cached_calls - min(usage.cached_calls, first.calls + first.cached_calls),
+        cached_input_tokens=total.cached_input_tokens
+        - min(usage.cached_input_tokens, first.input_tokens + first.cached_input_tokens),
+        cached_output_tokens=total.cached_output_tokens
+        - min(usage.cached_output_tokens, first.output_tokens + first.cached_output_tokens),
+        cached_cost=price,
+    )

@@ -78,7 +78,7 @@ class EvaluationRow:
         if self.objectives:
             data["objectives"] = dict(self.objectives)
         if self.usage:
-            data["usage"] = {key: count for key, count in self.usage.to_dict().items() if count}
+            data["usage"] = {key: count for key, count in self.usage.to_dict().items() if count != 0}
         return data
 
     @classmethod

@@ -22,7 +22,12 @@ else known).
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens and calls. Cached calls are counted apart and cost nothing; `tries` counts requests sent, retries too."""
+    """Tokens and calls. Cached calls are counted apart and cost nothing; `tries` counts requests sent, retries too.
+
+    `cached_tokens` is the part of the input that a provider had in its own prompt cache. `cached_input_tokens`,
+    `cached_output_tokens` and `cached_cost` (USD, None when a price is unknown) are what the cached calls took when
+    they were paid for: nobody pays it again, but it tells what a run of the program takes elsewhere.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -30,10 +35,13 @@ class Usage:
     calls: int = 0
     cached_calls: int = 0
     tries: int = 0
+    cached_input_tokens: int = 0
+    cached_output_tokens: int = 0
+    cached_cost: float | None = 0.0
 
     @property
     def total_tokens(self) -> int:
-        """Input plus output tokens."""
+        """Input plus output tokens of the calls that were really made."""
         return self.input_tokens + self.output_tokens
 
     def __add__(self, other: Usage) -> Usage:
@@ -44,22 +52,36 @@ class Usage:
             self.calls + other.calls,
             self.cached_calls + other.cached_calls,
             self.tries + other.tries,
+            self.cached_input_tokens + other.cached_input_tokens,
+            self.cached_output_tokens + other.cached_output_tokens,
+            None if self.cached_cost is None or other.cached_cost is None else self.cached_cost + other.cached_cost,
         )
 
     def __bool__(self) -> bool:
         return self != _NOTHING_USED
 
-    def to_dict(self) -> dict[str, int]:
-        """Plain JSON data with all six counts."""
-        return {name: getattr(self, name) for name in _USAGE_FIELDS}
+    def to_dict(self) -> dict[str, int | float | None]:
+        """Plain JSON data with every count."""
+        return {**{name: getattr(self, name) for name in _USAGE_COUNTS}, "cached_cost": self.cached_cost}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Inverse of `to_dict`; missing counts are 0."""
-        return cls(**{name: int(data.get(name, 0)) for name in _USAGE_FIELDS})
+        cost = data.get("cached_cost", 0.0)
+        counts = {name: int(data.get(name, 0)) for name in _USAGE_COUNTS}
+        return cls(**counts, cached_cost=None if cost is None else float(cost))
 
 
-_USAGE_FIELDS = ("input_tokens", "output_tokens", "cached_tokens", "calls", "cached_calls", "tries")
+_USAGE_COUNTS = (
+    "input_tokens",
+    "output_tokens",
+    "cached_tokens",
+    "calls",
+    "cached_calls",
+    "tries",
+    "cached_input_tokens",
+    "cached_output_tokens",
+)
 _NOTHING_USED = Usage()
 
 

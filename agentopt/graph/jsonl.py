@@ -48,6 +48,9 @@ class UsageLine(_Line):
     calls: int = 0
     cached_calls: int = 0
     tries: int = 0
+    cached_input_tokens: int = 0
+    cached_output_tokens: int = 0
+    cached_cost: float | None = 0.0
 
 
 class ErrorLine(_Line):

@@ -26,12 +26,20 @@ class CacheWarning(RuntimeWarning):
 
 
 def as_cached(reply: Reply) -> Reply:
-    """The same reply, spending nothing: what it once took moves to `saved_usage` and `saved_cost`."""
+    """The same reply, spending nothing: what it once took moves to `saved_usage` and `saved_cost`.
+
+    Its usage keeps tokens and price as cached ones, so that whoever adds usages up still knows what they would cost.
+    """
     if reply.cached:
         return reply
     return replace(
         reply,
-        usage=Usage(cached_calls=1),
+        usage=Usage(
+            cached_calls=1,
+            cached_input_tokens=reply.usage.input_tokens,
+            cached_output_tokens=reply.usage.output_tokens,
+            cached_cost=reply.cost,
+        ),
         cost=0.0,
         cached=True,
         saved_usage=reply.usage,

@@ -104,6 +104,11 @@ def usage_tokens(usage: Usage | None) -> int:
     return 0 if usage is None else usage.input_tokens + usage.output_tokens
 
 
+def usage_calls(usage: Usage) -> int:
+    """Calls of a model, whether it answered or the cache did: the same figure on a cold and on a warm store."""
+    return usage.calls + usage.cached_calls
+
+
 @dataclass(slots=True)
 class Ledger:
     """Running totals of one run. `reserved` rollouts are kept back for the final test."""
@@ -118,6 +123,7 @@ class Ledger:
     unpriced: int = 0
     optimizer_usd: float = 0.0
     optimizer_tokens: int = 0
+    optimizer_calls: int = 0
     rollout_usd: float = 0.0
     """USD of one rollout, the highest mean seen in a finished block of work; prices the reserve and the next block."""
     rollout_tokens: float = 0.0
@@ -140,7 +146,7 @@ class Ledger:
             used = usage_tokens(row.usage)
             usd += row.cost or 0.0
             tokens += used
-            self.calls += row.usage.calls + row.usage.cached_calls
+            self.calls += usage_calls(row.usage)
             self.unpriced += int(row.cost is None and used > 0)
         if fresh:
             self.rollouts += fresh
@@ -157,12 +163,14 @@ class Ledger:
         if tokens > 0:
             self.tokens += tokens
 
-    def charge_optimizer(self, usd: float | None, tokens: int) -> None:
+    def charge_optimizer(self, usd: float | None, tokens: int, calls: int = 0) -> None:
         """Count what an optimizer's own LM calls took."""
         self.usd += usd or 0.0
         self.tokens += tokens
+        self.calls += calls
         self.optimizer_usd += usd or 0.0
         self.optimizer_tokens += tokens
+        self.optimizer_calls += calls
 
     def left(self) -> int | None:
         """Rollouts that still fit after the reserve, by whichever bound is tightest; None when none bounds them."""
@@ -225,4 +233,5 @@ class Ledger:
             "unpriced_rows": self.unpriced,
             "optimizer_usd": self.optimizer_usd,
             "optimizer_tokens": self.optimizer_tokens,
+            "optimizer_calls": self.optimizer_calls,
         }

@@ -74,6 +74,8 @@ class ProposalMade(Event):
     """Counts the calls about this parent in this iteration."""
     dropped: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """Edits that the optimizer gave up, each with `source`, `problem` and `tries`."""
+    calls: int = 0
+    """LM calls of the optimizer, cached ones included."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,16 +15,19 @@ from agentopt.evaluation import EvaluationRow
 from agentopt.graph import Candidate
 from agentopt.search._board import Board, Split
 from agentopt.search._racing import behind
+from agentopt.search._uncached import input_tokens, priced, timed, told, usd
 
 TOLERANCE_ALPHA = 0.2
 """One-sided level at which a cheaper candidate counts as worse in score."""
 
-_OF_ROW: Mapping[str, Callable[[EvaluationRow], float]] = {
-    "score": lambda row: row.score,
-    "cost": lambda row: -(row.cost or 0.0),
-    "tokens": lambda row: -float(row.usage.input_tokens),
-    "latency": lambda row: -row.latency,
+_Rows = Sequence[EvaluationRow]
+_OF_ROW: Mapping[str, tuple[Callable[[_Rows], _Rows], Callable[[EvaluationRow], float]]] = {
+    "score": (list, lambda row: row.score),
+    "cost": (priced, lambda row: -(usd(row) or 0.0)),
+    "tokens": (told, lambda row: -float(input_tokens(row))),
+    "latency": (timed, lambda row: -row.latency),
 }
+"""Objective → the rows that tell it, and its value in one of them."""
 OBJECTIVES = tuple(_OF_ROW)
 
 
@@ -45,13 +48,14 @@ def check_objectives(names: Sequence[str]) -> tuple[str, ...]:
 def means(rows: Sequence[EvaluationRow], names: Sequence[str]) -> dict[str, float]:
     """Mean of each objective over `rows`, larger is better.
 
-    A cached reply cost nothing and took no time: what a run costs is read from rows without one, where there are any.
+    Cached replies count with the tokens and the price they had; they took no time, so that seconds are read from rows
+    without one, where there are any.
     """
-    paid = [row for row in rows if row.usage.cached_calls == 0] or list(rows)
     found: dict[str, float] = {}
     for name in names:
-        counted = rows if name == "score" else paid
-        found[name] = sum(map(_OF_ROW[name], counted)) / len(counted) if counted else 0.0
+        telling, value = _OF_ROW[name]
+        counted = telling(rows)
+        found[name] = sum(map(value, counted)) / len(counted) if counted else 0.0
     return found
 
 
@@ -125,7 +129,7 @@ def trade_offs(board: Board, candidates: Sequence[Candidate], names: Sequence[st
     found: list[TradeOff] = []
     for candidate, each, on_front in zip(complete, rows, kept, strict=True):
         values = means(each, OBJECTIVES)
-        unpriced = any(row.cost is None for row in each)
+        unpriced = any(usd(row) is None for row in told(each))
         found.append(
             TradeOff(
                 candidate=candidate,

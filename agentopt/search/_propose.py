@@ -14,7 +14,7 @@ from agentopt.graph import Candidate, IllegalEdit, ParameterSpec, apply_edits, e
 from agentopt.models import BudgetExhausted, LMError
 from agentopt.optimizers import Optimizer, ProposeContext, Update
 from agentopt.search._board import guarded
-from agentopt.search._budget import Ledger, OutOfBudget, usage_tokens
+from agentopt.search._budget import Ledger, OutOfBudget, usage_calls, usage_tokens
 from agentopt.search._events import CandidateRejected, ProposalMade
 from agentopt.search._leaks import LeakGuard
 
@@ -59,7 +59,7 @@ async def ask(optimizer: Optimizer, context: ProposeContext, ledger: Ledger) -> 
         try:
             updates, outcome, detail = _read(await call_optimizer(optimizer, context), context.count)
         except BudgetExhausted as error:
-            ledger.charge_optimizer(meter.cost, usage_tokens(meter.usage))
+            ledger.charge_optimizer(meter.cost, usage_tokens(meter.usage), usage_calls(meter.usage))
             raise OutOfBudget(str(error)) from error
         except IllegalEdit as error:
             outcome, detail = "garbage", str(error)
@@ -79,6 +79,7 @@ async def ask(optimizer: Optimizer, context: ProposeContext, ledger: Ledger) -> 
         tokens=usage_tokens(meter.usage),
         transient=transient,
         dropped=[asdict(drop) for drop in context.dropped],
+        calls=usage_calls(meter.usage),
     )
 
 

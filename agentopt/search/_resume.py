@@ -58,6 +58,7 @@ class Replay:
             transient=bool(payload.get("transient", False)),
             place=place,
             dropped=list(payload.get("dropped") or []),
+            calls=int(payload.get("calls", 0)),
         )
 
 

@@ -18,8 +18,11 @@ from typing import Any
 import pytest
 
 import agentopt as ao
+from agentopt import graph
 from agentopt.errors import UserError
-from agentopt.evaluation import EvaluationOptions, EvaluationResult, check_executor
+from agentopt.evaluation import EvaluationOptions, EvaluationResult, EvaluationRow, check_executor
+from agentopt.evaluation._ray import _with_lost
+from agentopt.graph import Meter, Usage
 from agentopt.models import Request
 from agentopt.search import Budget, TuneOptions, TuneResult
 from agentopt.store import Store
@@ -32,6 +35,7 @@ def test_local_mode_never_imports_ray() -> None:
     script = f"""
 import sys
 import agentopt as ao
+from agentopt import graph
 rows = [{{"text": str(i), "expected": "x"}} for i in range(4)]
 ao.evaluate({f"{PROGRAM}:shout"!r}, rows, "exact_match", store=":memory:")
 import agentopt.cli, agentopt.evaluation._executors, agentopt.search._remote
@@ -152,6 +156,21 @@ def evaluated(executor: str, rows: list[dict[str, Any]], agent: Any, target: str
         options=options,
         **more,
     )
+
+
+def test_a_row_made_again_counts_each_call_of_its_lost_attempts_once() -> None:
+    def lost(usage: Usage, cost: float = 0.0) -> Meter:
+        with graph.metered() as meter:
+            graph.meter_add(usage, cost)
+        return meter
+
+    found = Usage(cached_calls=1, cached_input_tokens=10, cached_output_tokens=2, cached_cost=0.5)
+    paid = Usage(input_tokens=10, output_tokens=2, calls=1, tries=1)
+    before = Usage(cached_calls=1, cached_input_tokens=7, cached_output_tokens=1, cached_cost=0.25)
+    row = EvaluationRow("c", "d", "1", 0, 0, 1.0, usage=before + found + paid, cost=0.5)
+    whole = _with_lost(row, [lost(before + paid, 0.5), lost(before + found)])
+    assert whole.usage == before + paid + paid, "what was in the cache before the run stays a cached call"
+    assert whole.cost == 1.0
 
 
 def plain_rows(result: EvaluationResult) -> list[dict[str, Any]]:
@@ -294,6 +313,7 @@ def test_an_unreachable_cluster_is_told_at_once(monkeypatch: pytest.MonkeyPatch)
     pytest.importorskip("ray")
     script = f"""
 import agentopt as ao
+from agentopt import graph
 ao.evaluate({f"{PROGRAM}:shout"!r}, [{{"text": "a", "expected": "a"}}], "exact_match", store=":memory:",
             executor="ray://127.0.0.1:1")
 """

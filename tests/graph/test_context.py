@@ -394,6 +394,18 @@ def test_meters_nest_and_count_unpriced_calls() -> None:
     assert (outer.usage.calls, outer.cost, outer.unpriced_calls) == (2, 1.25, 1)
 
 
+def test_usages_add_up_and_a_price_that_is_unknown_stays_unknown() -> None:
+    cached = Usage(cached_calls=1, cached_input_tokens=7, cached_output_tokens=2, cached_cost=0.5)
+    both = cached + cached + Usage(input_tokens=1, calls=1)
+    assert both == Usage(1, 0, 0, 1, 2, 0, 14, 4, 1.0)
+    assert both.total_tokens == 1, "what nobody pays is no spend"
+    assert (cached + Usage(cached_calls=1, cached_cost=None) + cached).cached_cost is None
+    for usage in (both, Usage(cached_calls=1, cached_cost=None), Usage()):
+        assert Usage.from_dict(usage.to_dict()) == usage
+    old = {"input_tokens": 3, "output_tokens": 1, "cached_tokens": 0, "calls": 1, "cached_calls": 2, "tries": 1}
+    assert Usage.from_dict(old) == Usage(3, 1, 0, 1, 2, 1), "stored before cached calls kept what they took"
+
+
 def test_meter_counts_every_report_of_many_threads() -> None:
     with graph.metered() as meter, graph.ThreadPoolExecutor(8) as pool:
         for _ in range(400):

@@ -98,7 +98,7 @@ def failing_trace() -> ao.Trace:
     p = ao.parameter(1, name="p", description="a number", constraint="small")
     with ao.record("failing") as recording:
         with ao.operation("lm", kind="lm", inputs={"messages": ["é\ud800"]}) as op:
-            op.report(usage=ao.Usage(3, 4, 1, 1, 0, 2), cost=0.5)
+            op.report(usage=ao.Usage(3, 4, 1, 1, 1, 2, 9, 8, None), cost=0.5)
             op.set_output(object())
         with pytest.raises(ZeroDivisionError):
             divides(p)

@@ -232,7 +232,14 @@ async def test_d15_a_cache_that_is_given_is_used(server: FakeServer, cache: Memo
     assert (cache.gets, cache.puts) == (2, 1)
     assert (first.cached, second.cached) == (False, True)
     assert second.text == first.text
-    assert second.usage == graph.Usage(cached_calls=1)
+    took = first.usage
+    assert took.input_tokens and took.output_tokens
+    assert second.usage == graph.Usage(
+        cached_calls=1,
+        cached_input_tokens=took.input_tokens,
+        cached_output_tokens=took.output_tokens,
+        cached_cost=None,  # no price is known for this server's model
+    )
     assert second.cost == 0.0
     assert second.saved_usage == first.usage
 
@@ -245,12 +252,28 @@ async def test_a_cached_reply_is_parsed_again_and_repairs_are_cached_with_it(cac
         return "no" if len(request.messages) == 1 else "[1]"
 
     lm = LM(FunctionLM(answer, name="f"), cache=cache)
-    assert (await lm.complete("x", output=list[int])).parsed == [1]
+    first = await lm.complete("x", output=list[int])
     again = await lm.complete("x", output=list[int])
-    assert again.parsed == [1]
+    assert first.parsed == again.parsed == [1]
     assert again.cached
-    assert again.usage == graph.Usage(cached_calls=2)
+    assert again.usage == graph.Usage(
+        cached_calls=2,
+        cached_input_tokens=first.usage.input_tokens,
+        cached_output_tokens=first.usage.output_tokens,
+    )
     assert len(calls) == 2
+
+
+async def test_a_cached_reply_tells_meters_what_it_would_cost_and_charges_nothing(cache: MemoryCache) -> None:
+    usage = graph.Usage(input_tokens=30, output_tokens=4, calls=1, tries=1)
+    lm = LM(FunctionLM(lambda _request: Reply("ok", usage=usage, cost=0.25), name="f"), cache=cache)
+    with graph.metered() as meter:
+        for text in ("x", "x", "x", "y"):
+            await lm.complete(text)
+    assert (meter.cost, meter.usage.input_tokens, meter.usage.calls, meter.usage.cached_calls) == (0.5, 60, 2, 2)
+    assert (meter.usage.cached_input_tokens, meter.usage.cached_output_tokens) == (60, 8)
+    assert meter.usage.cached_cost == 0.5
+    assert meter.unpriced_calls == 0
 
 
 @pytest.mark.parametrize("row", [{}, {"text": 3}, [], {"text": "x", "usage": None}, "text"])

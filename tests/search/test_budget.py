@@ -200,6 +200,16 @@ def test_rows_seen_twice_count_once_and_replayed_rows_count() -> None:
     assert ledger.rollouts == 4 and ledger.usd == 2.0 and ledger.left() == 6
 
 
+def test_cached_calls_are_counted_and_not_charged() -> None:
+    ledger = Ledger(Budget(tokens=100, usd=1.0))
+    saved = Usage(cached_calls=2, cached_input_tokens=900, cached_output_tokens=90, cached_cost=5.0)
+    ledger.charge_rows([EvaluationRow("c", "d", "0", 0, 0, 1.0, usage=saved)])
+    assert (ledger.usd, ledger.tokens, ledger.calls, ledger.rollout_usd) == (0.0, 0, 2, 0.0)
+    ledger.charge_optimizer(0.25, 40, 3)
+    assert (ledger.usd, ledger.tokens, ledger.calls, ledger.optimizer_calls) == (0.25, 40, 5, 3)
+    assert ledger.to_dict()["optimizer_calls"] == 3
+
+
 def test_minutes_stop_the_run_at_a_block_boundary() -> None:
     now = [0.0]
     ledger = Ledger(Budget(minutes=1), clock=lambda: now[0])

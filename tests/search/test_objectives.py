@@ -19,6 +19,7 @@ from agentopt.search._budget import Ledger
 from agentopt.search._choose import cheapest, near_ties
 from agentopt.search._objectives import better, check_objectives, dominates, front, means, trade_offs
 from agentopt.search._pool import Pool
+from agentopt.search._result import per_run
 from agentopt.search._simulate import splits
 
 POINTS = st.lists(
@@ -61,13 +62,42 @@ def row(**values: Any) -> EvaluationRow:
     return EvaluationRow("c", "d", str(values.pop("at", 0)), 0, 0, values.pop("score", 1.0), **values)
 
 
-def test_cached_replies_do_not_make_a_candidate_look_cheap() -> None:
+NAMES = ("score", "cost", "tokens", "latency")
+
+
+def test_a_cached_reply_counts_with_what_it_took_and_its_time_does_not_count() -> None:
+    paid = row(usage=Usage(input_tokens=100, output_tokens=10, calls=1), cost=0.2, latency=2.0)
+    saved = Usage(cached_calls=1, cached_input_tokens=300, cached_output_tokens=20, cached_cost=0.4)
+    cached, mixed = row(usage=saved), row(usage=saved + paid.usage, cost=0.2, latency=1.0)
+    assert means([paid, cached, cached, mixed], NAMES) == pytest.approx(
+        {"score": 1.0, "cost": -0.4, "tokens": -275.0, "latency": -2.0}
+    )
+    found = per_run([paid, cached, cached, mixed])
+    assert found is not None and found["n"] == 4
+    assert found["usd"] == pytest.approx(0.4)
+    assert (found["tokens"], found["input_tokens"], found["calls"]) == (295.0, 275.0, 1.25)
+    assert found["latency"] == 2.0
+    cold = per_run([row(usage=Usage(input_tokens=300, output_tokens=20, calls=1), cost=0.4)] * 3)
+    assert per_run([cached] * 3) == cold, "a warm store shows what a cold one shows"
+    assert per_run([]) is None
+
+
+def test_a_cached_reply_without_a_known_price_leaves_the_price_open() -> None:
+    known = row(usage=Usage(input_tokens=10, calls=1), cost=0.2)
+    unknown = row(usage=Usage(cached_calls=1, cached_input_tokens=30, cached_cost=None))
+    assert means([known, unknown], NAMES)["cost"] == -0.2, "not taken for free"
+    assert means([known, unknown], NAMES)["tokens"] == -20.0
+    found = per_run([known, unknown])
+    assert found is not None and found["usd"] is None and found["tokens"] == 20.0
+
+
+def test_cached_replies_of_which_nothing_is_known_do_not_make_a_candidate_look_cheap() -> None:
+    """Rows of a store that was written before cached calls kept what they took."""
     paid = row(usage=Usage(input_tokens=100, calls=1), cost=0.2, latency=2.0)
     cached = row(usage=Usage(input_tokens=0, cached_calls=1), cost=0.0, latency=0.0, score=0.0)
-    names = ("score", "cost", "tokens", "latency")
-    assert means([paid, cached], names) == {"score": 0.5, "cost": -0.2, "tokens": -100.0, "latency": -2.0}
-    assert means([cached], names)["tokens"] == 0.0, "nothing else is known"
-    assert means([], names) == dict.fromkeys(names, 0.0)
+    assert means([paid, cached], NAMES) == {"score": 0.5, "cost": -0.2, "tokens": -100.0, "latency": -2.0}
+    assert means([cached], NAMES)["tokens"] == 0.0, "nothing else is known"
+    assert means([], NAMES) == dict.fromkeys(NAMES, 0.0)
 
 
 class Known:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,8 @@ def test_stored_proposals_are_replayed_and_final_failures_are_asked_again() -> N
         "ok", "error", "ok", "error", "none", None,
     ]  # fmt: skip
     assert plain.proposal(0, "other parent") is None
+    counted = Replay([replace(made(0, "ok"), payload={**made(0, "ok").payload, "calls": 4}), made(1, "ok")])
+    assert [getattr(counted.proposal(i, "p"), "calls", None) for i in range(2)] == [4, 0], "older runs did not keep it"
     retried = Replay(events, retry_failures=True)
     assert [retried.proposal(i, "p") is not None for i in range(5)] == [True, True, True, False, False]
 

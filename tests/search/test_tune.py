@@ -13,7 +13,8 @@ import pytest
 import agentopt.graph as graph
 from agentopt.errors import RunError, UserError
 from agentopt.evaluation import Dataset, Example, Program, load_program
-from agentopt.graph import SetText
+from agentopt.graph import SetText, Usage
+from agentopt.models import LM, FunctionLM, LMSettings, ModelsConfig, Reply, Request, resolve, use
 from agentopt.optimizers import ProposeContext, Update
 from agentopt.search import BaselineDone, Budget, Event, TuneOptions, TuneResult, tune_program
 from agentopt.store import Store
@@ -182,6 +183,54 @@ async def test_an_interrupted_run_says_so_and_can_be_resumed() -> None:
         assert result.claim.status == "improved"
         row = store.run("r6")
         assert row is not None and row.status == "done"
+
+
+class Asking(Fixed):
+    """Asks its model twice for each text."""
+
+    name = "asking"
+
+    async def propose(self, context: ProposeContext) -> list[Update]:  # type: ignore[override]
+        assert context.lm is not None
+        for text in ("what went wrong?", "write it down"):
+            await context.lm.complete(f"{text} {context.iteration}")
+        return super().propose(context)
+
+
+async def test_figures_of_one_run_and_calls_are_the_same_on_a_cold_and_on_a_warm_store() -> None:
+    prompt = graph.prompt("plain {text}", name="tt8.prompt")
+
+    @graph.agent
+    async def program(text: str) -> str:
+        return (await resolve("agent").complete(prompt.format(text=text))).text
+
+    def answer(request: Request) -> Reply:
+        text = str(request.messages[-1]["content"])
+        usage = Usage(input_tokens=len(text), output_tokens=2, calls=1, tries=1)
+        return Reply(oracle(text) if text.startswith("better") else "no", usage=usage, cost=0.01)
+
+    async def run(**more: str) -> TuneResult:
+        lm = LM(FunctionLM(answer, name="counted"), cache=store)
+        with use(ModelsConfig({"agent": lm, "optimizer": lm}, LMSettings(cache=store))):
+            return await tune(program, Asking("tt8.prompt"), store=store, **more)
+
+    with Store.open(":memory:") as store:
+        cold = await run(run_id="cold")
+        asked = [event.payload["calls"] for event in store.events("cold") if event.kind == "proposal_made"]
+        assert asked and set(asked) == {2}
+        assert cold.cost["optimizer_calls"] == sum(asked)
+        assert cold.cost["calls"] == cold.cost["rollouts"] + sum(asked)
+        resumed = await run(resume="cold")
+        assert resumed == cold
+        warm = await run(run_id="warm")
+    assert warm.cost["tokens"] == warm.cost["usd"] == 0, "nothing was paid again"
+    for key in ("calls", "optimizer_calls", "rollouts"):
+        assert warm.cost[key] == cold.cost[key]
+    for key in ("per_run_before", "per_run_after"):
+        assert warm.cost[key]["input_tokens"] > 0
+        assert {**warm.cost[key], "latency": 0} == pytest.approx({**cold.cost[key], "latency": 0})
+    figures = [[(item["prompt_tokens"], item["usd"]) for item in run.trade_offs] for run in (cold, warm)]
+    assert figures[0] and figures[1] == [pytest.approx(each) for each in figures[0]]
 
 
 async def test_a_failed_run_is_resumed_by_asking_again() -> None:
