@@ -55,13 +55,15 @@ def run() -> None:
     except AgentoptError as error:
         _fail(str(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted; nothing already paid for is lost: agentopt runs ls, then agentopt runs resume RUN", 130)
+        code = 130
     except UsageProblem as error:
         error.show()
         sys.exit(2)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    if code == 130:  # raised above, or caught by typer and given back as the exit code
+        _fail("interrupted; nothing already paid for is lost: agentopt runs ls, then agentopt runs resume RUN", 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 

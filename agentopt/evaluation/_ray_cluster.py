@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,8 +63,13 @@ async def join(executor: str, workers: int | None) -> Cluster:
     else:
         options["address"] = address
     found: list[BaseException | None] = []
-    with anyio.move_on_after(_JOIN_SECONDS):
-        found.append(await anyio.to_thread.run_sync(_start, ray, options, abandon_on_cancel=True))
+    start = _Start(ray, options)
+    try:
+        with anyio.move_on_after(_JOIN_SECONDS):
+            found.append(await anyio.to_thread.run_sync(start.run, abandon_on_cancel=True))
+    finally:
+        if not found:
+            start.abandon()
     if not found:
         raise RunError(f"executor: {address or 'a local Ray'} did not answer within {_JOIN_SECONDS:.0f} s")
     if found[0] is not None:
@@ -73,12 +79,32 @@ async def join(executor: str, workers: int | None) -> Cluster:
     return Cluster(ray, _cpus(ray), ours=True)
 
 
-def _start(ray: Any, options: dict[str, Any]) -> BaseException | None:
-    try:
-        ray.init(**options)
-    except BaseException as error:  # noqa: BLE001  (told in one sentence by the caller, whatever Ray raises)
-        return error
-    return None
+class _Start:
+    """`ray.init`, which cannot be interrupted: a start that nobody waits for any more is undone when it is through."""
+
+    def __init__(self, ray: Any, options: dict[str, Any]) -> None:
+        self._ray = ray
+        self._options = options
+        self._lock = threading.Lock()
+        self._started = False
+        self._abandoned = False
+
+    def run(self) -> BaseException | None:
+        try:
+            self._ray.init(**self._options)
+        except BaseException as error:  # noqa: BLE001  (told in one sentence by the caller, whatever Ray raises)
+            return error
+        with self._lock:
+            self._started = not self._abandoned
+        if not self._started:
+            self._ray.shutdown()
+        return None
+
+    def abandon(self) -> None:
+        with self._lock:
+            self._abandoned = True
+        if self._started:
+            self._ray.shutdown()
 
 
 def _import() -> Any:

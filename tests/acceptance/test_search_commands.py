@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -235,3 +236,23 @@ def test_principles_tools_and_code_are_shown_as_a_person_would_write_them(agento
     tree = agentopt("trace", "show", trace).stdout
     assert "desk.rules = p1: Answer in one word.; p2: Do not guess." in tree
     assert narrow(tree)
+
+
+def test_an_interrupt_says_how_to_go_on_and_the_run_can_be_resumed(agentopt: Run, project: Path) -> None:
+    (project / "slow.py").write_text(
+        "import time\nimport agentopt as ao\nfrom agent import answer, colour\n\n\n"
+        "def slowly(request):\n    time.sleep(0.05)\n    return answer(request)\n\n\n"
+        'ao.configure(models={"agent": ao.FunctionLM(slowly, name="slow")})\n',
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", "agentopt", "tune", "slow.py:colour", *DATA, "--budget", "rollouts=300"]
+    with subprocess.Popen(command, cwd=project, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = next(line for line in process.stderr if line.startswith("baseline"))
+        process.send_signal(signal.SIGINT)
+        said += process.stderr.read()
+    assert process.returncode == 130
+    assert "agentopt runs resume RUN" in said
+    (run,) = json.loads(agentopt("runs", "ls", "--json").stdout)
+    assert run["status"] == "interrupted"
+    assert agentopt("runs", "resume", run["id"]).returncode == 0
