@@ -198,7 +198,9 @@ WRITERS: dict[str, Callable[[], Writer]] = {
 }
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("symbolic") else name for name in WRITERS]
+)
 async def test_a_real_small_model_as_writer_gives_legal_edits_or_recorded_drops(name: str) -> None:
     made = WRITERS[name]()
     writer = Brief()
@@ -243,6 +245,7 @@ async def test_an_agent_of_components_runs_on_the_real_model_and_shows_it_its_pr
     assert "- Look at the tone.\n- Praise means positive." in str(request.messages[-1]["content"])
 
 
+@pytest.mark.slow
 async def test_tune_with_climb_and_reflection_ends_with_a_verdict_within_its_budget() -> None:
     good = ("a joy", "warm and funny", "the best of the year", "wonderful", "a delight", "superb acting", "moving")
     bad = ("a dull mess", "boring", "an awful script", "far too long", "a waste", "no plot at all", "painful")
@@ -260,7 +263,7 @@ async def test_tune_with_climb_and_reflection_ends_with_a_verdict_within_its_bud
         test=rows("test", 12, "says my neighbour"),
         metric="exact_match",
         optimizer=Reflection(ReflectionOptions(record_tokens=200, reply_tokens=REPLY, repairs=1)),
-        driver=Climb(tries=2, patience=4),
+        driver=Climb(tries=1, patience=2),
         budget=ao.Budget(rollouts=60),
         options=ao.TuneOptions(screen_size=4),
         models={"agent": MODEL, "optimizer": MODEL},
