@@ -216,13 +216,20 @@ def _project_number(spec: ParameterSpec, value: JSONValue) -> JSONValue:
             value = float(value)
         except ValueError:
             return value
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not _finite(value):
         return value
     if spec.low is not None:
         value = max(value, spec.low)
     if spec.high is not None:
         value = min(value, spec.high)
     return round(value) if spec.integer else value
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False
 
 
 def _project_choice(options: Sequence[JSONValue], value: JSONValue) -> JSONValue:
@@ -267,7 +274,7 @@ def demo_problems(item: object) -> list[str]:
 def _number_problems(spec: ParameterSpec, value: JSONValue) -> list[str]:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return [f"expected a number, found {_short(value)}"]
-    if not math.isfinite(value):
+    if not _finite(value):
         return [f"expected a finite number, found {value}"]
     if spec.integer and not isinstance(value, int):
         return [f"expected a whole number, found {value}"]

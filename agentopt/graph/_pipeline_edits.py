@@ -21,8 +21,10 @@ from agentopt.graph._pipeline_value import (
     Value,
     complete_node,
     complete_route,
+    node_problems,
     pipeline_problems,
     predecessors,
+    route_form_problems,
     route_problems,
     runs_before,
 )
@@ -76,7 +78,11 @@ class AddNode(PipelineEdit):
             raise EditError(f"node name {self.node!r}: use letters, digits and underscores")
         if self.after:
             _known(value, self.after)
-        value["nodes"][self.node] = complete_node(cast("Value", normalize(self.definition, "definition")))
+        node = complete_node(cast("Value", normalize(self.definition, "definition")))
+        found = node_problems(node)
+        if found:
+            raise EditError(f"node {self.node!r} {found[0]}")
+        value["nodes"][self.node] = node
         _insert(value, self.node, self.after, self.to)
 
 
@@ -142,7 +148,7 @@ class SetEdges(PipelineEdit):
         if self.route is None:
             _fit_route(value, self.node)
         else:
-            node["route"] = complete_route(cast("Value", normalize(self.route, "route")))
+            node["route"] = _new_route(self.node, self.route)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +185,7 @@ class SetRoute(PipelineEdit):
 
     def edit(self, value: Value) -> None:
         """Replace the route."""
-        _known(value, self.node)["route"] = complete_route(cast("Value", normalize(self.route, "route")))
+        _known(value, self.node)["route"] = _new_route(self.node, self.route)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +246,15 @@ def _known(value: Value, node: str) -> Value:
         names = list(value["nodes"])
         raise EditError(f"there is no node {node!r}{suggestion(node, names)}; the nodes are {', '.join(names)}")
     return cast("Value", found)
+
+
+def _new_route(node: str, route: object) -> Value:
+    given = normalize(cast("JSONValue", route), "route")
+    complete = complete_route(given) if isinstance(given, Mapping) else given
+    found = route_form_problems(complete)
+    if found:
+        raise EditError(f"node {node!r} {found[0]}")
+    return cast("Value", complete)
 
 
 def _targets(value: Value, to: Sequence[str]) -> None:

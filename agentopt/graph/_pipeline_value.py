@@ -211,7 +211,7 @@ def pipeline_problems(
     if max_nodes is not None and len(nodes) > max_nodes:
         found.append(f"has {len(nodes)} nodes, at most {max_nodes} are allowed")
     for name, node in nodes.items():
-        found.extend(f"node {name!r} {clause}" for clause in _node_problems(node))
+        found.extend(f"node {name!r} {clause}" for clause in node_problems(node))
         if inputs is not None and name in inputs:
             found.append(f"node {name!r} has the name of an input; give the node another name")
         if not with_tools and not found and node["tools"]:
@@ -248,7 +248,8 @@ def _form_problems(value: Any) -> list[str]:
     return found
 
 
-def _node_problems(node: Mapping[str, Any]) -> list[str]:
+def node_problems(node: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the form of a complete node."""
     wrong = [key for key in _NODE_KEYS if key not in node] + [key for key in node if key not in _NODE_KEYS]
     if wrong:
         return [f"must have exactly the keys {', '.join(_NODE_KEYS)}; {wrong[0]!r} is missing or unknown"]
@@ -262,7 +263,7 @@ def _node_problems(node: Mapping[str, Any]) -> list[str]:
         found.append(
             f"'max_visits' must be a whole number from 0 (no limit) to {PIPELINE_MAX_VISITS}, found {visits!r}"
         )
-    return [*found, *_prompt_problems(node["prompt"]), *_route_form_problems(node["route"])]
+    return [*found, *_prompt_problems(node["prompt"]), *route_form_problems(node["route"])]
 
 
 def _prompt_problems(prompt: Any) -> list[str]:
@@ -281,7 +282,8 @@ def _prompt_problems(prompt: Any) -> list[str]:
     return found
 
 
-def _route_form_problems(route: Any) -> list[str]:
+def route_form_problems(route: Any) -> list[str]:
+    """What is wrong with the form of a complete route."""
     if not isinstance(route, Mapping) or set(cast("Mapping[str, Any]", route)) != set(_ROUTE_KEYS):
         return [f"'route' must be a map with exactly the keys {', '.join(_ROUTE_KEYS)}"]
     parts = cast("Mapping[str, Any]", route)

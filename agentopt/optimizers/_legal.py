@@ -78,7 +78,7 @@ def _as_option(spec: ParameterSpec, value: Any) -> Any:
 def _as_data(value: str) -> Any:
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     try:
         return ast.literal_eval(value)

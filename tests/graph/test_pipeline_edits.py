@@ -404,3 +404,10 @@ def test_a_whole_value_may_be_set_with_keys_left_out() -> None:
 def test_an_edit_of_a_value_that_is_no_pipeline_says_so() -> None:
     with pytest.raises(EditError, match="not usable as it is"):
         DeleteNode("p", "a").change({"nodes": 3}, None)
+
+
+@pytest.mark.parametrize("route", [5, [1], {"cases": 3}, {"kind": "field", "cases": ["end"]}, {"kind": ["llm"]}])
+def test_a_route_of_another_form_is_refused_in_one_clause(route: Any) -> None:
+    for edit in (AddNode("p", "x", {"prompt": "x", "route": route}, "a"), SetRoute("p", "a", route)):
+        assert "route" in refusal(chain("a", "b"), edit)
+    assert "route" in refusal(chain("a", "b"), SetEdges("p", "a", ("b", "end"), None, route))

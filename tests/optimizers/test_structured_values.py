@@ -112,6 +112,17 @@ def test_junk_is_an_illegal_edit_and_never_an_exception(reply: Any) -> None:
             assert str(error)
 
 
+def test_a_number_beyond_every_float_is_an_illegal_edit() -> None:
+    number = ao.number(0.0, 1.0, name="number")
+    with pytest.raises(graph.IllegalEdit):
+        graph.apply_edits(graph.Candidate(), [edit_for(number.spec, 10**400)], graph.declared_parameters())
+
+
+def test_text_nested_without_end_stays_text() -> None:
+    box = ao.toolbox([add], name="box")
+    assert coerce(box.spec, "[" * 100_000) == "[" * 100_000
+
+
 def test_a_toolbox_given_as_text_is_read_as_json() -> None:
     value = created()
     spec = graph.declared_parameters()["box"]
