@@ -367,5 +367,6 @@ def _results(context: ProposeContext) -> Mapping[str, tuple[float, float]]:
 
 
 def _arm_of(source: str) -> str:
-    """The arm that a source's results count for: TPE goes on with what neighbours began."""
-    return Values.name if source == Tpe.name else source
+    """The arm that a source's results count for: its part before the dot; TPE goes on with what neighbours began."""
+    arm = source.partition(".")[0]
+    return Values.name if arm == Tpe.name else arm

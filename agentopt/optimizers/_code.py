@@ -81,10 +81,11 @@ class CodeRepair:
         called.sort(key=lambda spec: min((call.rank for call in calls[spec.name]), default=(True, 0.0)))
         proposals = Proposals(context)
         for place in range(context.count):
+            if proposals.done:
+                break
             spec = called[place % len(called)]
-            update = await self._one(context, context.lm, spec, calls[spec.name], place, again=place >= len(called))
-            if update is not None:
-                proposals.offer(update)
+            again = place >= len(called)
+            proposals.take(await self._one(context, context.lm, spec, calls[spec.name], place, again=again))
         return proposals.updates
 
     async def _one(

@@ -26,7 +26,7 @@ from agentopt.optimizers._legal import Proposals, current_value, with_variables
 from agentopt.optimizers._optoprime import tidy
 from agentopt.optimizers._problem import cases_of, outline
 from agentopt.optimizers._protocol import ProposeContext, Update
-from agentopt.optimizers._repair import Draft, propose_legal
+from agentopt.optimizers._repair import Draft, propose_legal, repair_turns
 from agentopt.optimizers._reply import parse_text
 from agentopt.optimizers._templates import load_templates
 
@@ -127,6 +127,7 @@ class Grounded:
             source=self.name,
             schema=_SCHEMA,
             repairs=self.options.repairs,
+            turns=repair_turns(self.templates),
         )
         return None if update is None else Update(update.edits, f"written with the tip {tip.strip()!r}", self.name)
 

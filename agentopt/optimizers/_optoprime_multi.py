@@ -67,7 +67,7 @@ class OptoPrimeMulti:
         """Up to `context.count` different updates; a model that fails is left out for the rest of the step.
 
         Raises:
-            LMError: every model failed and nothing was proposed.
+            LMError: a model failed and nothing was proposed.
             UserError: a role in `models` is not configured in this run.
         """
         names = [name for name, spec in context.specs.items() if spec.kind in EDITABLE]

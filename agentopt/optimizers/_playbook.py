@@ -26,7 +26,7 @@ from agentopt.optimizers._legal import Proposals, current_value
 from agentopt.optimizers._memory import render_memory
 from agentopt.optimizers._problem import cases_of, render_problem
 from agentopt.optimizers._protocol import DroppedEdit, ProposeContext, Update
-from agentopt.optimizers._repair import Draft, propose_legal
+from agentopt.optimizers._repair import Draft, propose_legal, repair_turns
 from agentopt.optimizers._reply import parse_reply
 from agentopt.optimizers._templates import load_templates
 
@@ -207,6 +207,7 @@ class Playbook:
             source=self.name,
             schema=_CURATION,
             repairs=self.options.repairs,
+            turns=repair_turns(self.templates),
         )
         edits: list[Edit] = list(update.edits) if update is not None else []
         if update is None and "no change" not in heard:

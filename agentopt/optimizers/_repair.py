@@ -15,7 +15,7 @@ from agentopt.optimizers._ask import ask, text_of
 from agentopt.optimizers._feedback import cut
 from agentopt.optimizers._legal import problems_of
 from agentopt.optimizers._protocol import DroppedEdit, ProposeContext, Update
-from agentopt.optimizers._templates import Fragment, load_templates
+from agentopt.optimizers._templates import Fragment, Templates, load_templates
 
 if TYPE_CHECKING:
     from agentopt.graph import Edit
@@ -82,7 +82,7 @@ async def propose_legal(
         LMError: the call could not be completed.
         BudgetExhausted: the budget does not cover the call.
     """
-    turns = turns or _shipped_turns()
+    turns = turns or repair_turns(load_templates())
     talk = list(messages)
     answer = await ask(lm, talk, options=options, schema=schema)
     draft = read(answer.reply)
@@ -154,8 +154,8 @@ def _amend(draft: Draft, again: Draft, bad: Sequence[tuple[str, str]]) -> None:
     draft.problems = list(again.problems)
 
 
-def _shipped_turns() -> Turns:
-    templates = load_templates()
+def repair_turns(templates: Templates) -> Turns:
+    """The turns of `templates`, a user's own words included."""
     return Turns(templates["repair.unreadable"], templates["repair.illegal"])
 
 

@@ -115,6 +115,21 @@ async def test_arms_that_were_accepted_get_more(make: Any) -> None:
     assert shares("joint")["joint"] > 20
 
 
+def test_results_of_a_part_of_an_optimizer_count_for_its_arm(make: Any) -> None:
+    world = make.classifier()
+    graph.toolbox([], name="toy.tools")
+    world.specs = {"toy.tools": graph.declared_parameters()["toy.tools"], **world.specs}
+    world.lm = LM(make.client(written))
+
+    def share(*, accepted: bool) -> int:
+        history = [PastProposal(f"{n}", "p", Update((), "", "symbolic.tool"), 0.5, None, accepted) for n in range(40)]
+        shares = Auto(max_written=1000).shares(world.context(count=60, history=history))
+        return next(count for arm, count in shares if arm.name == "symbolic")
+
+    assert share(accepted=True) > 30
+    assert share(accepted=False) < 5
+
+
 @pytest.mark.anyio
 async def test_no_declared_parameter_is_left_untouched(make: Any) -> None:
     world = make.classifier(demos=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import agentopt as ao
 from agentopt import graph
 from agentopt.graph import SetNumber, SetText
 from agentopt.models import FunctionLM, LMOptions, Request, as_lm
-from agentopt.optimizers import ProposeContext, Update
+from agentopt.optimizers import Playbook, ProposeContext, Symbolic, Update
 from agentopt.optimizers._repair import Draft, propose_legal
 from tests.optimizers import arena
 
@@ -138,3 +140,28 @@ async def test_several_edits_of_one_parameter_are_judged_in_their_order() -> Non
     update = await run(script, await setup(), repairs=0)
     assert update is not None
     assert update.edits == (first, GOOD)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "said"),
+    [
+        (Playbook, {"lessons": ["Say why."], "operations": [{"op": "drop", "ids": ["p9"], "text": ""}]}),
+        (Symbolic, {"comments": "Bad.", "suggestion": "Better.", "analysis": "", "text": "Do it."}),
+    ],
+)
+async def test_the_words_of_a_repair_can_be_overridden(optimizer: Any, said: Any, tmp_path: Path) -> None:
+    own = tmp_path / "own.txt"
+    own.write_text("=== repair.illegal ===\nNOT SO: {problems}\n=== repair.unreadable ===\nNOT SO: {error}\n")
+    asked: list[str] = []
+
+    def answer(request: Request) -> str:
+        asked.append(str(request.messages[-1]["content"]))
+        return json.dumps(said)
+
+    task = arena.RulesTask(k=1, rows=2, base="Do {this}.")
+    ao.principles(["Be kind."], name="rules.book")
+    specs = {name: spec for name, spec in graph.declared_parameters().items() if name.startswith("rules.")}
+    rollouts = (await arena.context(task, None)).rollouts
+    context = await arena.context(task, as_lm(FunctionLM(answer), "optimizer"), specs=specs, rollouts=rollouts)
+    await optimizer(template=own).propose(context)
+    assert any(text.startswith("NOT SO:") for text in asked)

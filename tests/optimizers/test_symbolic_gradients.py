@@ -251,6 +251,17 @@ async def test_the_limit_on_calls_holds_for_the_whole_step() -> None:
     assert len(model.requests) <= 2 * 8  # the client may ask once more for a form that was missed
 
 
+async def test_a_model_that_needs_two_calls_for_an_answer_still_gets_to_the_updates() -> None:
+    class Plain(Model):
+        def _reply(self, request: Request) -> Any:
+            return "no form" if request.schema is not None else super()._reply(request)
+
+    program = writer()
+    model = Plain({"text": {"analysis": "", "text": "Write a better draft."}})
+    given = context([run(program, {"topic": f"sea {number}", "rounds": 6}) for number in range(6)], model)
+    assert await Symbolic(SymbolicOptions(max_calls=24)).propose(given)
+
+
 async def test_a_failed_call_shows_its_error_and_a_run_without_trace_is_one_call() -> None:
     program = writer()
 

@@ -60,7 +60,7 @@ def failing_cases(work: Work) -> list[CaseRun]:
     context, options = work.context, work.options
     names = list(context.specs)
     owners = [name for name, spec in context.specs.items() if spec.kind == "pipeline"]
-    left = options.max_calls // 2
+    left = max(2, options.max_calls // 3)
     same: dict[str, int] = {}
     chosen: list[CaseRun] = []
     for case in cases_of(context.rollouts, context.graphs, names):

@@ -33,7 +33,8 @@ class SymbolicOptions:
     visits: int = 8
     """Calls of one case that get a gradient; the last ones count."""
     max_calls: int = 48
-    """Language model calls of one `propose`, repairs included. At most half are spent on losses and gradients."""
+    """Language model calls of one `propose`, repairs included (the client's own second try for a missed form is not).
+    A third is planned for losses and gradients; a model that needs two calls for an answer takes two thirds."""
     concurrency: int = 4
     """Cases that are looked at side by side."""
     components: tuple[Component, ...] = COMPONENTS

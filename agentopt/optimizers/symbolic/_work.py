@@ -15,8 +15,9 @@ from agentopt.models import LMError, LMOptions
 from agentopt.optimizers._ask import ask
 from agentopt.optimizers._draws import seed_number
 from agentopt.optimizers._feedback import cut
+from agentopt.optimizers._optoprime import tidy
 from agentopt.optimizers._protocol import DroppedEdit, ProposeContext
-from agentopt.optimizers._repair import propose_legal
+from agentopt.optimizers._repair import propose_legal, repair_turns
 from agentopt.optimizers._reply import _objects as objects_in
 from agentopt.optimizers._reply import parse_reply, parse_text
 
@@ -43,7 +44,7 @@ class LimitedLM:
     """A language model that is asked at most `limit` times.
 
     A question is asked again in plain words when its form cannot be had, so it takes two calls at most; the backward
-    pass plans with half of the limit and thus never runs into it half-way.
+    pass plans with a third of the limit and so leaves a third for the updates, whatever the model can do.
     """
 
     def __init__(self, lm: LM, limit: int) -> None:
@@ -193,6 +194,7 @@ class Work:
             source=source,
             schema=schema,
             repairs=self.options.repairs,
+            turns=repair_turns(self.templates),
             trial=trial,
         )
 
@@ -257,15 +259,6 @@ def object_schema(**properties: dict[str, Any]) -> dict[str, Any]:
 
 TEXT: dict[str, Any] = {"type": "string"}
 TEXTS: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
-
-
-def tidy(text: str) -> str:
-    """Blank lines that empty sections left behind are folded."""
-    lines: list[str] = []
-    for line in text.split("\n"):
-        if line.strip() or (lines and lines[-1].strip()):
-            lines.append(line.rstrip())
-    return "\n".join(lines).strip()
 
 
 def strings(value: Any) -> list[str] | None:
