@@ -129,6 +129,7 @@ class Lab:
         self._barren = 0
         self._wanted_in_vain = 0
         self._refused = ""
+        self._learned_out = False
         self._turn = _Turn(0.0)
 
     # --- where the run stands ---
@@ -159,6 +160,8 @@ class Lab:
         patient = wait and self._since_gain < 10 * limit
         if self.pool.best.score >= self.options.perfect_score and self.solved:
             return "every validation row is solved"
+        if self.skips >= self.options.patience and self._learned_out:
+            return "every training row is solved: there is nothing left to learn from"
         if self._since_gain >= limit and not patient:
             return f"no gain in {self._since_gain} iterations"
         if self._barren >= BARREN_TURNS and self._wanted_in_vain >= BARREN_PROPOSALS:
@@ -257,6 +260,8 @@ class Lab:
     def skip(self, parent: Candidate, rows: int) -> None:
         """Note that a parent was perfect on its minibatch, so that nothing was asked about it."""
         self._turn.skipped += 1
+        whole = self.board.splits["train"].ids
+        self._learned_out = self.board.complete(parent, "train") and self.perfect(parent, whole)
         self.emit(MinibatchSkipped(iteration=self.iteration, parent=parent.hash, rows=rows))
 
     async def rollouts(self, parent: Candidate, ids: Sequence[str]) -> Sequence[Rollout]:

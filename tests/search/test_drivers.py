@@ -427,3 +427,19 @@ def test_a_cheaper_candidate_of_equal_score_counts_only_when_tokens_are_an_objec
     length = sum(len(str(both.outcome.best.get(name))) for name in NAMES)
     assert length < 80, "the cheaper one is chosen"
     assert length == min(sum(len(str(kept.get(name))) for name in NAMES) for kept in both.outcome.kept)
+
+
+class Learned(SyntheticRows):
+    """The program solves every training row and half of the others."""
+
+    known = frozenset(splits(train=24, validation=24, test=40)["train"].ids)
+
+    def score(self, candidate: Candidate, example_id: str) -> float:
+        return float(example_id in self.known or uniform(example_id) < 0.5)
+
+
+@pytest.mark.parametrize("driver", [name for name in DRIVER_NAMES if name != "bayes"])
+def test_solved_training_rows_end_the_search_in_a_few_turns_and_the_reason_says_so(driver: str) -> None:
+    ran = run(driver, source=Learned(skill, seed=0), budget=Budget(rollouts=2000))
+    assert "every training row is solved" in ran.outcome.stop_reason
+    assert sum(isinstance(event, Spend) for event in ran.events) <= 20
