@@ -304,7 +304,7 @@ class ToolSet:
 
     def _tool_problems(self, item: Mapping[str, Any]) -> list[str]:
         name, source = str(item["name"]), str(item["source"])
-        if source.strip():
+        if source:
             unit, found = self.unit(name, source)
             if unit is None or found:
                 return found

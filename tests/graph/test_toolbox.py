@@ -625,3 +625,9 @@ def test_a_candidate_with_tools_survives_its_files(tmp_path: Path) -> None:
     for suffix in (".json", ".toml"):
         loaded = ao.load(made.save(tmp_path / f"best{suffix}"))
         assert loaded.hash == made.hash and loaded.edits == made.edits
+
+
+def test_blank_code_is_not_taken_for_the_programs_own_function() -> None:
+    box = ao.toolbox([add], name="box")
+    (tool,) = box.value
+    assert "must define the function 'add'" in box.spec.problems([{**tool, "source": "  "}])[0]

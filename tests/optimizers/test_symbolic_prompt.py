@@ -266,3 +266,22 @@ async def test_a_leaking_model_is_stopped() -> None:
 def test_the_names_are_known() -> None:
     for name in ("symbolic", "symbolic-prompt", "symbolic-tool", "symbolic-pipeline"):
         assert resolve_optimizer(name).name == name
+
+
+async def test_a_text_that_the_projection_refuses_is_dropped_and_recorded() -> None:
+    def short(text: str) -> str:
+        if len(text) > 20:
+            raise ValueError("at most 20 characters")
+        return text
+
+    prompt = ao.prompt("Sort {item}.", name="tight", projection=short)
+    lm = ao.FunctionLM(lambda request: "green")
+
+    @ao.agent
+    async def sort(item: str) -> str:
+        return (await lm.complete(system=prompt.format(item=item), user=item, choices=CHOICES)).text
+
+    model = Model({"text": {"analysis": "", "text": "Sort {item} with a lot of care."}})
+    given = await recorded(sort, names=("tight",), lm=model)
+    assert await Symbolic().propose(given) == []
+    assert any("at most 20 characters" in drop.problem for drop in given.dropped)

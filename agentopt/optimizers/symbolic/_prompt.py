@@ -21,12 +21,11 @@ from agentopt.graph import (
     MergePrinciples,
     RewritePrinciple,
     SetNodePrompt,
-    SetText,
     node_placeholders,
 )
 from agentopt.optimizers._demonstrations import Demonstrations
 from agentopt.optimizers._feedback import cut
-from agentopt.optimizers._legal import current_value
+from agentopt.optimizers._legal import current_value, edit_for
 from agentopt.optimizers._memory import render_memory
 from agentopt.optimizers._protocol import Update
 from agentopt.optimizers._repair import Draft
@@ -259,7 +258,7 @@ def _read_text(part: Part, reply: Any) -> Draft:
     if not text or text == str(part.value).strip():
         return Draft(rationale=reason)
     if not part.node:
-        return Draft([SetText(part.spec.name, str(part.spec.project(text)))], reason)
+        return Draft([edit_for(part.spec, text)], reason)
     lost = [name for name in part.variables if name not in _placeholders(text)]
     if lost:
         names = ", ".join("{" + name + "}" for name in lost)
