@@ -11,9 +11,10 @@ import pytest
 
 import agentopt as ao
 from agentopt import graph
+from agentopt.errors import UserError
 from agentopt.graph import SetNumber, SetText
 from agentopt.models import FunctionLM, LMOptions, Request, as_lm
-from agentopt.optimizers import Playbook, ProposeContext, Symbolic, Update
+from agentopt.optimizers import Playbook, ProposeContext, Symbolic, Update, load_templates
 from agentopt.optimizers._repair import Draft, propose_legal
 from tests.optimizers import arena
 
@@ -165,3 +166,11 @@ async def test_the_words_of_a_repair_can_be_overridden(optimizer: Any, said: Any
     context = await arena.context(task, as_lm(FunctionLM(answer), "optimizer"), specs=specs, rollouts=rollouts)
     await optimizer(template=own).propose(context)
     assert any(text.startswith("NOT SO:") for text in asked)
+
+
+@pytest.mark.parametrize("name", ["reflection.task", "textgrad.update", "opro.task", "symbolic.prompt", "code.task"])
+def test_a_fragment_without_what_it_is_about_is_refused(name: str, tmp_path: Path) -> None:
+    own = tmp_path / "own.txt"
+    own.write_text(f"=== {name} ===\nImprove it.\n")
+    with pytest.raises(UserError, match=f"'{name}' must contain the placeholder"):
+        load_templates(own)
