@@ -93,6 +93,13 @@ FRAGMENTS = {
     "reflection": "reflection.task",
     "grounded": "grounded.task",
 }
+NEEDED = {
+    "optoprime-multi": "{problem} {output_format}",
+    "textgrad": "{value} {gradients}",
+    "opro": "{history}",
+    "reflection": "{current} {records}",
+    "grounded": "{current}",
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -103,7 +110,7 @@ async def test_meta_prompts_can_be_overridden_and_are_checked(name: str, tmp_pat
         asked.append(arena.said(request))
         return arena.perfect_reply(request)
 
-    body = "MY WORDS {problem} {output_format}" if name == "optoprime-multi" else "MY WORDS"
+    body = f"MY WORDS {NEEDED[name]}"
     path = tmp_path / "own.txt"
     path.write_text(f"=== {FRAGMENTS[name]} ===\n{body}\n", encoding="utf-8")
     task = arena.RulesTask(k=2, rows=6)
