@@ -31,6 +31,7 @@ SIZES = (50, 30, 100)
 """Rows of train, validation and test; BBH has 250 in all."""
 SCREEN = 10
 """Rows of a minibatch: with the default of 16 such a budget buys hardly five proposals."""
+NOT_RUN = "not run"
 DRIVERS = ("greedy", "pareto", "bayes", "islands")
 OPTIMIZERS = ("auto", "instructions-free", "demonstrations", "bootstrap", "values", "tpe")
 FIRST = (
@@ -165,7 +166,7 @@ def cells_of(done: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
                 runs = [run for key, run in done.items() if key.rpartition("|")[0] == f"{name}|{optimizer}|{driver}"]
                 head = {"problem": name, "quality": None, "optimizer": optimizer, "driver": driver}
                 if not runs:
-                    found.append({**head, "reason": "not run"})
+                    found.append({**head, "reason": NOT_RUN})
                     continue
                 means: dict[str, Any] = {
                     key: round(statistics.fmean(run[key] for run in runs), 4)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from _embedded_runs import SEARCH, SIZES
+from _embedded_runs import NOT_RUN, SEARCH, SIZES
 
 Cell = Mapping[str, Any]
 
@@ -40,9 +40,9 @@ drivers make of answers; it does not say whose meta-prompt brings more out of a 
 _EMBEDDED = f"""## The embedded model on public tasks
 
 One small model (SmolLM2 135M, on the CPU) does the task, and no other model is there: only the optimizers that ask none
-are run. A search may use {SEARCH} rollouts; {SIZES[0]} rows for training, {SIZES[1]} for validation, {SIZES[2]} for the
-test that is reported (start and result). Intervals are Wilson intervals over the test rows. "not run" was left out for
-time: `--work DIR` goes on where the last run stopped.
+are run. A search may use {SEARCH} rollouts; {SIZES[0]} rows for training, {SIZES[1]} for validation, {SIZES[2]} for the test
+that is reported (start and result). Intervals are Wilson intervals over the test rows: with one seed they say nothing about other draws
+of the data. Empty cells were not run for want of time; with `--work DIR` the next run goes on where the last stopped.
 """
 
 
@@ -51,7 +51,7 @@ def document(cells: Sequence[Cell], skipped: Mapping[str, Mapping[str, str]]) ->
     lines = [_HEAD.strip(), *short(cells)]
     for problem in dict.fromkeys(cell["problem"] for cell in cells):
         mine = [cell for cell in cells if cell["problem"] == problem]
-        if ("start" in mine[0] or mine[0].get("reason") == "not run") and _EMBEDDED.strip() not in lines:
+        if ("start" in mine[0] or mine[0].get("reason") == NOT_RUN) and _EMBEDDED.strip() not in lines:
             lines += ["", _EMBEDDED.strip()]
         lines += ["", f"## {problem}", "", TITLES.get(problem, "") + "."]
         qualities = sorted({cell["quality"] for cell in mine if cell["quality"] is not None}, reverse=True) or [None]
@@ -94,9 +94,11 @@ def matrix(cells: Sequence[Cell], skipped: Mapping[str, str]) -> list[str]:
 
 
 def _short(cell: Cell | None) -> str:
+    if cell is not None and cell.get("reason") == NOT_RUN:
+        return ""
     if cell is None or "score" not in cell:
         return "-"
-    solved = f" ({cell['solved']}/{cell['seeds']})" if "solved" in cell else ""
+    solved = f" ({cell['solved']}/{cell['seeds']})" if "solved" in cell else f" (from {cell['start']:.2f})"
     return f"{cell['score']:.2f}{solved}"
 
 
@@ -106,7 +108,7 @@ def reasons(cells: Sequence[Cell], skipped: Mapping[str, str]) -> list[str]:
     for optimizer, reason in skipped.items():
         why.setdefault(reason, []).append(optimizer)
     for cell in cells:
-        if cell.get("reason"):
+        if cell.get("reason") not in (None, NOT_RUN):
             why.setdefault(cell["reason"], []).append(f"{cell['optimizer']} x {cell['driver']}")
     return ["", *(f"- {', '.join(names)}: {reason}." for reason, names in why.items())] if why else []
 
