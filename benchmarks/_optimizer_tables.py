@@ -40,9 +40,10 @@ drivers make of answers; it does not say whose meta-prompt brings more out of a 
 _EMBEDDED = f"""## The embedded model on public tasks
 
 One small model (SmolLM2 135M, on the CPU) does the task, and no other model is there: only the optimizers that ask none
-are run. A search may use {SEARCH} rollouts; {SIZES[0]} rows for training, {SIZES[1]} for validation, {SIZES[2]} for the test
-that is reported (start and result). Intervals are Wilson intervals over the test rows: with one seed they say nothing about other draws
-of the data. Empty cells were not run for want of time; with `--work DIR` the next run goes on where the last stopped.
+are run. A search may use {SEARCH} rollouts; {SIZES[0]} rows for training, {SIZES[1]} for validation, {SIZES[2]} for
+the test that is reported (start and result). Intervals are Wilson intervals over the test rows: with one seed they say
+nothing about other draws of the data. Empty cells were not run for want of time; with `--work DIR` the next run goes
+on where the last one stopped.
 """
 
 
