@@ -163,19 +163,21 @@ class _Run:
         self.failed = self.solved = 0
         lab, chain = self.lab, list(self.chain)
         self.chain.clear()
-        tried = [len(chain) - 1] + ([(len(chain) - 1) // 2] if len(chain) > 2 else [])
+        tried: list[int] = []
         kept: int | None = None
-        for at in tried:
+        for at in [len(chain) - 1] + ([(len(chain) - 1) // 2] if len(chain) > 2 else []):
             if not lab.affords(lab.sizes.validation * lab.options.repeats):
                 break
+            tried.append(at)
             if await self._holds(chain[at]):
                 kept = at
                 break
+        refused = "its successor did not hold on validation" if tried else "the budget did not cover its validation"
         for at, link in enumerate(chain):
             if kept is not None and at < kept:
                 lab.reject(link, "gate", "built upon: its successor was validated instead")
             elif at != kept and at not in tried:
-                lab.reject(link, "gate", "its successor did not hold on validation")
+                lab.reject(link, "gate", refused)
         if kept is None:
             self.length = max(1, self.length // 2)
             self.missed += 1

@@ -73,6 +73,8 @@ class _Turn:
     wanted: int = 0
     skipped: int = 0
     places: Counter[str] = field(default_factory=Counter[str])
+    told: set[str] = field(default_factory=set[str])
+    """Candidates that were reported as accepted or rejected."""
 
 
 class Lab:
@@ -211,7 +213,11 @@ class Lab:
                 self._count_errors(turn.proposals)
             else:
                 await self._nothing(turn)
-        except OutOfBudget:
+        except OutOfBudget as error:
+            for proposal in turn.proposals:
+                if proposal.candidate.hash not in turn.told:
+                    stage = "gate" if self.board.scores(proposal.candidate, "validation") else "screen"
+                    self.reject(proposal, stage, f"the search ended before it was decided: {error}")
             self._spent()
             raise
         self._spent()
@@ -445,6 +451,7 @@ class Lab:
 
     def _remember(self, proposal: Proposal, *, accepted: bool, reason: str) -> None:
         board, child, parent = self.board, proposal.candidate, proposal.parent
+        self._turn.told.add(child.hash)
         batch = list(board.scores(child, "train"))
         seen = board.scores(child, "validation")
         self.history.append(

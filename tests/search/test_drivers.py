@@ -443,3 +443,13 @@ def test_solved_training_rows_end_the_search_in_a_few_turns_and_the_reason_says_
     ran = run(driver, source=Learned(skill, seed=0), budget=Budget(rollouts=2000))
     assert "every training row is solved" in ran.outcome.stop_reason
     assert sum(isinstance(event, Spend) for event in ran.events) <= 20
+
+
+@every_driver
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("rollouts", [141, 231, 321, 456])
+def test_whoever_was_measured_has_an_outcome_wherever_the_budget_ends(driver: str, rollouts: int, seed: int) -> None:
+    ran = run(driver, seed=seed, budget=Budget(rollouts=rollouts))
+    told = {event.candidate for event in ran.events if isinstance(event, CandidateAccepted | CandidateRejected)}
+    measured = {candidate for candidate, _, _ in ran.source.asked} - {ran.outcome.baseline.hash}
+    assert measured <= told

@@ -251,7 +251,7 @@ def test_perfect_minibatches_are_skipped_counted_and_end_the_run_gepa_46() -> No
     hard = data["validation"].ids[0]
     outcome, events, _ = run(TextPool(), source=Mostly(nearly), splits=data, options=TuneOptions(patience=5))
     assert sum(isinstance(event, MinibatchSkipped) for event in events) == 5
-    assert outcome.stop_reason == "no gain in 5 iterations"
+    assert outcome.stop_reason == "every training row is solved: there is nothing left to learn from"
     assert outcome.claim.status == "kept_baseline"
 
 
