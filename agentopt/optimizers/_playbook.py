@@ -248,9 +248,7 @@ def items_of(context: ProposeContext, spec: ParameterSpec) -> list[dict[str, Any
     return cast("list[dict[str, Any]]", value) if isinstance(value, list) else []
 
 
-def _counted(
-    context: ProposeContext, spec: ParameterSpec, found: Findings | None = None
-) -> dict[str, tuple[int, int]]:
+def _counted(context: ProposeContext, spec: ParameterSpec, found: Findings | None = None) -> dict[str, tuple[int, int]]:
     """Id → (helpful, harmful): the counters, and the tags of proposals from this very list that were not kept."""
     helpful: Counter[str] = Counter()
     harmful: Counter[str] = Counter()
