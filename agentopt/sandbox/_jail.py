@@ -212,7 +212,7 @@ def become_init(config: dict[str, Any]) -> NoReturn:
 
 
 def build_root(config: dict[str, Any]) -> None:
-    """Make a small read-only root in memory: the interpreter, the system's libraries, a few devices, /tmp, /proc."""
+    """Make a small read-only root in memory: interpreter, system libraries, a few devices, /proc, a folder."""
     mount("", "/", "", RECURSIVE | PRIVATE)
     base = "/tmp" if os.path.isdir("/tmp") else "/usr"
     mount("tmpfs", base, "tmpfs", NOSUID | NODEV, "mode=0755,size=1m")
@@ -235,20 +235,20 @@ def build_root(config: dict[str, Any]) -> None:
             break
         except OSError:  # refused where the host's own /proc is partly hidden: then there is none, which is stricter
             continue
-    os.mkdir("/tmp")
+    os.mkdir(config["folder"])
     mount_folder(config)
     check(_libc.umount2(b"/.host", DETACH), "umount")
     os.rmdir("/.host")
     mount("", "/", "", REMOUNT | BIND | RDONLY | NOSUID | NODEV)
     name = b"sandbox"
     check(_libc.sethostname(name, len(name)), "sethostname")
-    os.chdir("/tmp")
+    os.chdir(config["folder"])
 
 
 def mount_folder(config: dict[str, Any]) -> None:
     """The worker's folder: in memory, bounded in bytes and in files, without programs."""
     size = f"mode=0700,size={config['folder_bytes']},nr_inodes=4096,uid={INSIDE},gid={INSIDE}"
-    mount("tmpfs", "/tmp", "tmpfs", NOSUID | NODEV | NOEXEC, size)
+    mount("tmpfs", config["folder"], "tmpfs", NOSUID | NODEV | NOEXEC, size)
 
 
 def bind(source: str, target: str) -> None:
@@ -273,13 +273,13 @@ def read_only(target: str) -> None:
 def confine(config: dict[str, Any]) -> None:
     """No new privileges, Landlock, no capabilities."""
     check(_libc.prctl(NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
-    landlock([target for _, target in config["binds"]], config["devices"])
+    landlock([target for _, target in config["binds"]], config["devices"], config["folder"])
     header = struct.pack("Ii", 0x20080522, 0)
     check(_libc.capset(header, bytes(24)), "capset")
 
 
-def landlock(readable: list[str], devices: list[str]) -> None:
-    """Allow reading below `readable`, writing below /tmp, and nothing else. A kernel without Landlock has the root."""
+def landlock(readable: list[str], devices: list[str], folder: str) -> None:
+    """Allow reading below `readable`, writing below `folder`, and nothing else. Without Landlock there is the root."""
     abi = landlock_abi()
     if abi == 0:
         return
@@ -289,7 +289,7 @@ def landlock(readable: list[str], devices: list[str]) -> None:
     ruleset = call(LANDLOCK_CREATE, "landlock", attributes, len(attributes), 0)
     rules = [(path, READ) for path in [*readable, "/proc"]]
     rules += [(path, READ_FILE | WRITE_FILE) for path in devices]
-    rules.append(("/tmp", handled & ~(MAKE_DEVICES | EXECUTE)))
+    rules.append((folder, handled & ~(MAKE_DEVICES | EXECUTE)))
     for path, rights in rules:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
         if not os.path.isdir(path):
@@ -346,7 +346,7 @@ def main() -> NoReturn:
     def inside() -> None:
         with contextlib.suppress(OSError):  # not allowed everywhere; bubblewrap's folder has a bound in bytes alone
             mount_folder(config)
-            os.chdir("/tmp")
+            os.chdir(config["folder"])
         confine(config)
         become_worker(config)
 

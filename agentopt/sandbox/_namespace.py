@@ -29,7 +29,7 @@ from agentopt.sandbox._tiers import (
 
 _JAIL = Path(__file__).with_name("_jail.py")
 _STARTER = ("-I", "-S", "-B", "-X", "utf8")
-_FOLDER, _WORKER_INSIDE, _JAIL_INSIDE = "/tmp", "/worker.py", "/jail.py"
+_WORKER_INSIDE, _JAIL_INSIDE = "/worker.py", "/jail.py"
 _NOBODY = 65534
 
 
@@ -82,7 +82,8 @@ class NamespaceTier:
         if self._layout is None:
             self._layout = interpreter_layout()
         command = [sys.executable, *_STARTER, str(_JAIL), json.dumps(self._config(self._layout, limits))]
-        return start_command(command, environment=worker_environment(_FOLDER), folder=_FOLDER)
+        folder = _folder(self._layout)
+        return start_command(command, environment=worker_environment(folder), folder=folder)
 
     def _config(self, layout: Layout, limits: Limits) -> dict[str, Any]:
         config: dict[str, Any] = {
@@ -90,6 +91,7 @@ class NamespaceTier:
             "binds": [*((path, path) for path in layout.binds), (str(WORKER), _WORKER_INSIDE)],
             "links": layout.links,
             "devices": layout.devices,
+            "folder": _folder(layout),
             "folder_bytes": limits.folder_bytes,
             "host_id": _NOBODY if _is_superuser() else None,
             "command": [sys.executable, *PYTHON_OPTIONS, _WORKER_INSIDE],
@@ -98,6 +100,12 @@ class NamespaceTier:
         if self.way == "bwrap":
             config["bwrap"] = _bwrap(config)
         return config
+
+
+def _folder(layout: Layout) -> str:
+    """Where the worker may write: /tmp, or a folder of its own where the interpreter itself lives below /tmp."""
+    shown = [*layout.binds, *(path for path, _ in layout.links)]
+    return "/scratch" if any(path == "/tmp" or path.startswith("/tmp/") for path in shown) else "/tmp"
 
 
 def _bwrap(config: dict[str, Any]) -> list[str]:
@@ -113,8 +121,17 @@ def _bwrap(config: dict[str, Any]) -> list[str]:
         command += ["--symlink", target, path]
     for device in config["devices"]:
         command += ["--dev-bind", device, device]
-    command += ["--proc", "/proc", "--perms", "0700", "--size", str(config["folder_bytes"]), "--tmpfs", _FOLDER]
-    command += ["--remount-ro", "/", "--chdir", _FOLDER, "--"]
+    command += [
+        "--proc",
+        "/proc",
+        "--perms",
+        "0700",
+        "--size",
+        str(config["folder_bytes"]),
+        "--tmpfs",
+        config["folder"],
+    ]
+    command += ["--remount-ro", "/", "--chdir", config["folder"], "--"]
     return [*command, sys.executable, *_STARTER, _JAIL_INSIDE, json.dumps(inside)]
 
 

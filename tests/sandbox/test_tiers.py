@@ -32,7 +32,8 @@ from agentopt.sandbox import (
     worker_command,
 )
 from agentopt.sandbox import tier as tier_named
-from agentopt.sandbox._layout import interpreter_layout, resolve_paths
+from agentopt.sandbox._layout import Layout, interpreter_layout, resolve_paths
+from agentopt.sandbox._namespace import _folder
 
 
 class Pretended:
@@ -419,3 +420,18 @@ def test_a_worker_runs_from_its_source_alone_as_a_far_tier_would_start_it(tmp_pa
 
     with WorkerRunner(tier=Shell("shell", 30)) as runner:
         assert runner.call(runner.compile("def f(x): return [x, 'é']", "f"), ("ü",), {}) == ["ü", "é"]
+
+
+@pytest.mark.parametrize(
+    ("binds", "links", "folder"),
+    [
+        (["/usr/lib", "/opt/env/lib"], [("/lib", "usr/lib")], "/tmp"),
+        (["/usr/lib", "/tmp/project/.venv/lib"], [], "/scratch"),
+        (["/usr/lib"], [("/tmp/project/.venv/bin/python", "/usr/bin/python3")], "/scratch"),
+        (["/tmpfiles/lib"], [], "/tmp"),
+    ],
+)
+def test_an_environment_below_tmp_is_not_covered_by_the_workers_folder(
+    binds: list[str], links: list[tuple[str, str]], folder: str
+) -> None:
+    assert _folder(Layout(binds, links)) == folder
