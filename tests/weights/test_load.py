@@ -1,0 +1,104 @@
+"""One way to a model and its tokenizer, and clear words where there is none."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentopt.errors import UserError
+from agentopt.models._embedded_files import packaged_file
+from agentopt.weights import load
+from tests.weights.tiny import tiny_folder
+
+
+def test_the_room_loads_without_torch() -> None:
+    code = "import sys, agentopt.weights as w; w.load; import agentopt.capsules; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_folder_gives_model_and_tokenizer(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    model, tokenizer = load.model(folder, device="cpu")
+    assert not model.training
+    assert str(model.dtype) == "torch.float32"
+    assert tokenizer.pad_token_id is not None and tokenizer.padding_side == "left"
+    again, _ = load.model(str(folder), dtype="bfloat16", device="cpu")
+    assert str(again.dtype) == "torch.bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("./nowhere", "no such folder"),
+        ("/no/such/folder", "no such folder"),
+        ("nowhere.gguf", "not found"),
+        ("embedded/unknown", "unknown embedded model"),
+        ("", "empty name"),
+    ],
+)
+def test_what_is_not_there_is_said(name: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load.model(name)
+
+
+def test_a_hub_id_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="'embedded', or fetch it once while online"):
+        load.model("nobody/has-this-model")
+
+
+def test_folders_that_are_no_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"without config\.json"):
+        load.model(tmp_path)
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UserError, match="give the path of the file"):
+        load.model(tmp_path)
+    (tmp_path / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load.model(tmp_path)
+    with pytest.raises(UserError, match="found a file"):
+        load.model(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("kind", [{"model_type": "bert", "architectures": ["BertModel"]}, {"model_type": "vit"}])
+def test_an_encoder_is_refused(tmp_path: Path, kind: dict[str, Any]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(kind), encoding="utf-8")
+    with pytest.raises(UserError, match="expected a causal language model"):
+        load.model(tmp_path)
+
+
+def test_unknown_dtype_and_device(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    with pytest.raises(UserError, match="dtype"):
+        load.model(folder, dtype="int8")
+    with pytest.raises(UserError, match="device"):
+        load.model(folder, device="abacus")
+
+
+def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=r"agentopt\[weights\]"):
+        load.model("embedded")
+
+
+@pytest.mark.slow
+def test_the_embedded_weights_write_text() -> None:
+    if packaged_file() is None:
+        pytest.skip("the weights package is not installed")
+    import torch
+
+    torch.set_num_threads(1)
+    model, tokenizer = load.model("embedded", device="cpu")
+    assert sum(weight.numel() for weight in model.parameters()) == 134_515_008
+    turn = [{"role": "user", "content": "What is the capital of France?"}]
+    ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    reply = model.generate(**ids, max_new_tokens=8, do_sample=False)
+    assert "Paris" in tokenizer.decode(reply[0, ids["input_ids"].shape[1] :])
