@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -42,11 +42,26 @@ class TokenBudget:
         if isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UserError(f"budget: found {self.limit!r} tokens, expected a whole number of at least 1.")
 
-    def meter(self, roles: Sequence[str] | None = None) -> Meter:
-        """What counts against this budget: a plain text, or with `roles` the contents of chat messages."""
+    def meter(
+        self, messages: Sequence[Mapping[str, Any]] | None = None, *, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> Meter:
+        """What counts against this budget: a plain text, or the chat `messages` in the reader's template.
+
+        Args:
+            messages: chat messages in OpenAI form; calls, names and ids count too, images do not.
+            tools: definitions of tools that are sent along and count too.
+
+        Raises:
+            UserError: no such tokenizer.
+        """
         from agentopt.capsules._tokenizers import resolve_tokenizer
 
-        return Meter(self.limit, resolve_tokenizer(self.tokenizer))
+        return Meter(
+            self.limit,
+            resolve_tokenizer(self.tokenizer),
+            None if messages is None else tuple(dict(message) for message in messages),
+            None if tools is None else tuple(dict(tool) for tool in tools),
+        )
 
 
 @dataclass(frozen=True)
@@ -58,13 +73,24 @@ class Meter:
     messages: tuple[dict[str, Any], ...] | None = None
     """With messages: what is counted is these messages, their contents replaced by the parts."""
 
+    tools: tuple[dict[str, Any], ...] | None = None
+
     def units(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text on its own: what selection adds up (an estimate of the total)."""
         return self.tokenizer.count_many(texts)
 
     def total(self, parts: Sequence[str]) -> int:
-        """Tokens of the whole as it is sent: the exact count that the limit bounds."""
-        return self.tokenizer.count("".join(parts))
+        """Tokens of the whole as it is sent: the exact count that the limit bounds.
+
+        With messages, `parts` are the texts of the messages in order (`_parts.parts_of`), and what an emptied message
+        leaves behind is counted as it will be sent.
+        """
+        if self.messages is None:
+            return self.tokenizer.count("".join(parts))
+        from agentopt.capsules._parts import with_texts
+        from agentopt.capsules._templates import count_chat
+
+        return count_chat(self.tokenizer, with_texts(self.messages, parts), self.tools)
 
     def fits(self, parts: Sequence[str]) -> bool:
         """Whether the whole is within the limit."""

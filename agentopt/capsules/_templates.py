@@ -1,0 +1,236 @@
+"""What a chat costs beyond its texts: OpenAI's overhead, a model's own template, or ChatML where nothing is known.
+
+A chat template is a program that came with a model, so it runs in jinja's sandbox, on plain data, and its output is
+limited.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from agentopt.errors import UserError
+
+PER_MESSAGE, PER_NAME, PRIMING = 3, 1, 3
+"""Tokens that OpenAI's format adds: around each message, for a name, and to begin the reply."""
+_DATE = datetime.datetime(2026, 12, 26, 12, 34, 56)
+"""What a template that asks for the date is told: counting is a pure function of the messages."""
+_ROOM = 1 << 24
+"""Characters a template may add to what it was given."""
+
+
+class TemplateRefused(UserError):
+    """The template does not accept these messages, or is broken."""
+
+
+class ChatTemplate:
+    """A model's own chat template."""
+
+    def __init__(self, source: str | Mapping[str, str], variables: Mapping[str, str], name: str) -> None:
+        self._sources = {"default": source} if isinstance(source, str) else dict(source)
+        self._variables = dict(variables)
+        self._name = name
+        self._compiled: dict[str, Any] = {}
+
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None) -> str:
+        """The text the model reads, up to where its reply begins.
+
+        Raises:
+            TemplateRefused: the template raises, does not compile, or writes without end.
+        """
+        import jinja2
+
+        plain = json.loads(json.dumps([list(messages), list(tools or [])], default=str))
+        given = sum(len(str(message)) for message in plain)
+        try:
+            pieces: list[str] = []
+            length = 0
+            for piece in self._program("tool_use" if tools else "default").generate(
+                messages=plain[0], tools=plain[1] or None, documents=None, add_generation_prompt=True, **self._variables
+            ):
+                length += len(piece)
+                if length > 4 * given + _ROOM:
+                    raise TemplateRefused(f"chat template of {self._name}: it writes without end.")
+                pieces.append(piece)
+            return "".join(pieces)
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+            raise self._refused(error) from error
+        except (RecursionError, OverflowError, MemoryError, LookupError) as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: BaseException) -> TemplateRefused:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        return TemplateRefused(f"chat template of {self._name}: it does not accept these messages ({reason:.160}).")
+
+    def _program(self, wanted: str) -> Any:
+        name = (
+            wanted
+            if wanted in self._sources
+            else "default"
+            if "default" in self._sources
+            else next(iter(self._sources))
+        )
+        if name not in self._compiled:
+            self._compiled[name] = _environment().from_string(self._sources[name])
+        return self._compiled[name]
+
+
+def _environment() -> Any:
+    """Jinja's sandbox with the few functions that chat templates are written against."""
+    import jinja2
+    from jinja2 import nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+
+    class Generation(Extension):
+        """`{% generation %}` marks what the model wrote; here only its text matters."""
+
+        tags = {"generation"}  # noqa: RUF012 - the base class declares it so
+
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    class Sandbox(ImmutableSandboxedEnvironment):
+        """Also refuses to build enormous values by one operator."""
+
+        intercepted_binops = frozenset({"*", "**"})
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            if operator == "**" and not (abs(left) < 1e6 and abs(right) < 64):
+                raise SecurityError("a power too large")
+            if operator == "*":
+                for one, times in ((left, right), (right, left)):
+                    if hasattr(one, "__len__") and isinstance(times, int) and len(one) * times > _ROOM:
+                        raise SecurityError("a repetition too long")
+            return super().call_binop(context, operator, left, right)
+
+    class Namespace(jinja2.utils.Namespace):
+        """Attributes that begin with an underscore would reach into the interpreter."""
+
+        def __init__(*args: Any, **values: Any) -> None:
+            for key in dict(*args[1:], **values):
+                _public(key)
+            jinja2.utils.Namespace.__init__(*args, **values)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            _public(name)
+            super().__setitem__(name, value)
+
+    def _public(name: object) -> None:
+        if str(name).startswith("_"):
+            raise SecurityError(f"a namespace cannot hold {name!r}")
+
+    def refuse(message: object) -> None:
+        raise jinja2.TemplateError(str(message))
+
+    def to_json(
+        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    ) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    def date(form: str) -> str:
+        return _DATE.strftime(form)
+
+    def new_dict(*args: Any, **values: Any) -> dict[Any, Any]:
+        return dict(*args, **values)
+
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    environment.filters["tojson"] = to_json
+    environment.globals.update(raise_exception=refuse, strftime_now=date, namespace=Namespace, dict=new_dict)
+    return environment
+
+
+def template_of_folder(folder: Path) -> ChatTemplate | None:
+    """The chat template of a model folder: `chat_template.jinja`, else what `tokenizer_config.json` holds; or None."""
+    config: dict[str, Any] = {}
+    path = folder / "tokenizer_config.json"
+    if path.is_file():
+        try:
+            loaded = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise UserError(f"model folder: {path.name} is not JSON ({error}).") from error
+        config = cast("dict[str, Any]", loaded) if isinstance(loaded, dict) else {}
+    source: Any = config.get("chat_template")
+    if (folder / "chat_template.jinja").is_file():
+        source = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if isinstance(source, list):
+        source = {str(one["name"]): str(one["template"]) for one in cast("list[dict[str, Any]]", source)}
+    if not source:
+        return None
+    variables: dict[str, str] = {}
+    for key, value in config.items():
+        if key.endswith("_token"):
+            text = cast("dict[str, Any]", value).get("content") if isinstance(value, dict) else value
+            if isinstance(text, str):
+                variables[key] = text
+    return ChatTemplate(cast("str | dict[str, str]", source), variables, folder.name)
+
+
+def text_of(content: Any) -> str:
+    """The text of a message's content; images and other parts have none."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    texts = [cast("dict[str, Any]", one).get("text") for one in cast("list[Any]", content) if isinstance(one, dict)]
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def uncounted(messages: Sequence[Mapping[str, Any]]) -> int:
+    """Content parts that no tokenizer of text can count: images, audio, files."""
+    return sum(
+        not (isinstance(one, dict) and isinstance(cast("dict[str, Any]", one).get("text"), str))
+        for message in messages
+        if isinstance(message.get("content"), list)
+        for one in cast("list[Any]", message["content"])
+    )
+
+
+def _rest(message: Mapping[str, Any]) -> list[str]:
+    """What else of a message is sent: calls, ids, reasoning; as compact JSON where it is not text."""
+    return [
+        value if isinstance(value, str) else _compact(value)
+        for key, value in message.items()
+        if key not in ("role", "content", "name") and value is not None
+    ]
+
+
+def openai_texts(messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None) -> tuple[list[str], int]:
+    """The texts of a chat that are counted one by one, and the tokens that the format adds."""
+    texts: list[str] = []
+    overhead = PRIMING
+    for message in messages:
+        overhead += PER_MESSAGE
+        texts += [str(message.get("role", "")), text_of(message.get("content")), *_rest(message)]
+        if message.get("name"):
+            texts.append(str(message["name"]))
+            overhead += PER_NAME
+    if tools:
+        texts.append(_compact(list(tools)))
+    return texts, overhead
+
+
+def chatml(messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None) -> str:
+    """The chat in ChatML, the most common form of template."""
+    head = f"<|im_start|>tools\n{_compact(list(tools))}<|im_end|>\n" if tools else ""
+    turns: list[str] = []
+    for message in messages:
+        name = f" name={message['name']}" if message.get("name") else ""
+        body = "\n".join(text for text in (text_of(message.get("content")), *_rest(message)) if text)
+        turns.append(f"<|im_start|>{message.get('role', '')}{name}\n{body}<|im_end|>\n")
+    return f"{head}{''.join(turns)}<|im_start|>assistant\n"
+
+
+def count_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None) -> int:
+    """Tokens of a chat: by the tokenizer's own way where it has one (`count_chat`), else as ChatML text."""
+    own = getattr(tokenizer, "count_chat", None)
+    return own(messages, tools) if own is not None else tokenizer.count(chatml(messages, tools))
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
