@@ -1,0 +1,235 @@
+"""Keep spans: what a capsule never loses, because the program around the prompt depends on it byte for byte.
+
+Template placeholders, JSON schemas, statements of the output format, and what the user's own patterns match.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+from agentopt.capsules._lines import Brackets, fence_end, same_length
+from agentopt.capsules._sentences import split
+from agentopt.capsules._types import Span, SpanKind
+from agentopt.errors import UserError
+
+# Every alternative begins with one of five characters, so that a plain search finds the candidates. The first
+# alternatives match what only looks like a placeholder: they give no span.
+_SLOT = re.compile(
+    r"""[{$%<\[](?:
+      (?<=\$)(?:\$|(?=[^\s\d])(?:[^$\n\\]|\\.){0,200}?(?<=[^\s])\$(?!\w))            # LaTeX between dollars
+     |(?P<slot>
+       (?<=\{)\{\{[^{}\n]{1,120}\}\}\}|(?<=\{)\{[^{}\n]{1,200}\}\}|(?<=\{)%[^%\n]{1,200}%\}
+      |(?<=\{)(?<![\\^_}]\{)(?<!\\[a-zA-Z]\{)(?:[^\W\d]\w{0,60}|\d{1,2})?(?:\.[^\W\d]\w{0,60}|\[[^\][{}\n]{1,60}\]){0,8}
+          (?:![rsa])?(?::[^{}\s"']{1,20})?\}
+      |(?<=\$)(?<![\w$\\]\$)(?:\{[^\W\d][\w.]{0,60}(?::?-[^{}\n]{0,60})?\}|[^\W\d]\w{0,60}\b(?!\$))
+      |(?<=%)(?<![\w%]%)(?:\([^\W\d]\w{0,60}\))?[-+\#0]?\d{0,3}(?:\.\d{1,3})?[sdifgeExXr]\b(?!%)
+      |(?<=\[)\[\s?[^\W\d][\w .|:-]{0,60}\]\]
+      |(?<=<)(?<![\w<]<)[^\W\d][\w-]{0,40}(?:[ /|,'][\w'-]{1,40}){0,8}>
+      )
+    )""",
+    re.VERBOSE,
+)
+_CLOSED = re.compile(r"</\s*([A-Za-z_][\w:.-]{0,60})\s*>")
+_HTML = frozenset(
+    """a b i u p br hr em li ol ul td th tr h1 h2 h3 h4 h5 h6 img div pre sub sup span code body head html link meta table
+    input small strong script style""".split()
+)
+_MACRO = re.compile(r"\\[A-Za-z]{1,30}\*?(?:\[[^\][\n]{0,60}\])?$")
+
+# A sentence that states how to answer: the verb stands where an order is given, not in a narrative.
+_FORMAT = re.compile(
+    r"""(?:(?:^|(?<=[.!?:;,\n]))[^\S\n]*(?:[-*•]\s|\d{1,2}[.)]\s)?[("*_]{0,3}
+        (?:(?:and|then|please|always|only|just|simply|finally|do|now|next|must|should|you(?:\ must|\ should|\ will)?)\s{1,3}){0,3}
+       |\b(?:please|must|should|always|only|and|then|shall)\s)
+      (?:(?:respond|reply|answer)s?\s(?:\w+\s){0,3}?(?:with|in|as|using|by|only|yes|true)\b
+        |(?:return|output|emit|produce|print|generate|provide|give|write)\s(?:[\w'’]+\s){0,6}?
+          (?:json|xml|yaml|csv|markdown|html|format|schema|object|list\sof|array|exactly\sone|only\s(?:the|one|a)|nothing\selse
+          |(?:final\s)?(?:answer|label|response|output|result)s?\s(?:as|in|on|inside|between|within))\b
+        |(?:use|follow)\s(?:[\w'’]+\s){0,4}?(?:format|schema|template)\b
+        |format\s(?:your|the|each|all)\b
+        |(?:end|finish|conclude|begin|start)\s(?:your|the|with)\s(?:[\w'’]+\s){0,4}?(?:with|line|answer|response|reply|output)\b)
+      |^[^\S\n]*(?:\*\*|\#{1,6}\s)?(?:(?:output|answer|response|reply|return|expected)[ _-](?:format|schema|structure)|format|schema)
+        (?:\*\*)?\s?[:：]
+      |\b(?:output|answer|response|reply)s?\s(?:must|should|shall|has\sto|have\sto|needs\sto|will|is\sto)\s(?:be|contain|have|match|follow|conform|include|start|end|begin|only|not)\b
+      |\b(?:json|xml|yaml)\s(?:schema|object|format)\s(?:below|above|:|with\s(?:the\s)?(?:following|keys|fields))
+      |\bno\s(?:other|additional|extra)\s(?:text|words|output|commentary|explanation)\b
+      |(?:请|必须|只)?(?:以|用|按)[^。\n]{0,20}(?:JSON|格式)(?:回答|输出|返回)?""",
+    re.VERBOSE | re.IGNORECASE | re.MULTILINE,
+)
+_SCHEMA_TYPE = re.compile(
+    r'"type"\s*:\s*(?:\[|"(?:object|array|string|number|integer|boolean|null|function)")|"\$schema"\s*:'
+)
+_SCHEMA_PART = re.compile(
+    r'"(?:properties|items|enum|required|parameters|input_schema|anyOf|oneOf|allOf|\$defs|\$ref|const)"\s*:'
+)
+_JSON_OPENING = re.compile(r"^[^\S\n]*([\[{])", re.MULTILINE)
+_FENCE = re.compile(r"^[^\S\n]*(`{3,}|~{3,})", re.MULTILINE)
+_LONGEST_EXAMPLE = 1_500
+
+
+def find_keep(text: str, patterns: Sequence[str] = ()) -> list[Span]:
+    """The keep spans of `text`, sorted, not overlapping; of two that overlap the union is one span.
+
+    Raises:
+        UserError: a pattern that is not a regular expression, or one that can take exponential time.
+    """
+    lines = same_length(text)
+    found: list[Span] = []
+    found += _matches(text, patterns)
+    found += _slots(text)
+    brackets = Brackets(lines)
+    found += _schemas(lines, brackets)
+    found += _formats(lines, brackets)
+    return merge(found)
+
+
+def merge(spans: Iterable[Span]) -> list[Span]:
+    """Sorted; overlapping spans become one, of the kind of the one that begins first (the longest of these)."""
+    merged: list[Span] = []
+    for span in sorted(spans, key=lambda one: (one.start, -one.end)):
+        if merged and span.start < merged[-1].end:
+            if span.end > merged[-1].end:
+                last = merged[-1]
+                merged[-1] = Span(last.start, span.end, "keep", last.kind)
+        else:
+            merged.append(span)
+    return merged
+
+
+def compile_patterns(patterns: Sequence[str]) -> list[re.Pattern[str]]:
+    """The user's patterns.
+
+    Raises:
+        UserError: a pattern that is not a regular expression, or one that can take exponential time.
+    """
+    compiled: list[re.Pattern[str]] = []
+    for pattern in patterns:
+        try:
+            compiled.append(re.compile(pattern))
+        except (re.error, RecursionError, OverflowError) as error:
+            raise UserError(
+                f"keep: found the pattern {pattern!r} ({error}), expected a regular expression as Python's re reads it;"
+                " escape special characters with a backslash."
+            ) from None
+    return compiled
+
+
+def _matches(text: str, patterns: Sequence[str]) -> list[Span]:
+    return [
+        Span(*match.span(), "keep", "pattern")
+        for pattern in compile_patterns(patterns)
+        for match in pattern.finditer(text)
+        if match.end() > match.start()
+    ]
+
+
+def _slots(text: str) -> list[Span]:
+    """Template placeholders."""
+    spans: list[Span] = []
+    closed: set[str] | None = None
+    for match in _SLOT.finditer(text):
+        if match["slot"] is None:
+            continue
+        start, end = match.span()
+        first = text[start]
+        if first == "<":
+            if closed is None:
+                closed = {name.lower() for name in _CLOSED.findall(text)} if "</" in text else set()
+            name = text[start + 1 : end - 1].split(" ", 1)[0].lower()
+            if name in closed or name in _HTML:
+                continue
+        elif first == "{" and text[start + 1] not in "{%" and _is_code(text, start, end):
+            continue
+        spans.append(Span(start, end, "keep", "placeholder"))
+    return spans
+
+
+def _is_code(text: str, start: int, end: int) -> bool:
+    """Whether single braces are the argument of a LaTeX macro, or empty ones of code or JSON."""
+    if end - start == 2 and text[max(0, start - 3) : start].rstrip()[-1:] in tuple(":=)>,[({"):
+        return True
+    return bool(_MACRO.search(text, max(0, start - 40), start))
+
+
+def is_schema(text: str, start: int, end: int) -> bool:
+    """Whether a JSON block is a JSON schema, or a tool definition that holds one."""
+    return bool(_SCHEMA_TYPE.search(text, start, end) and _SCHEMA_PART.search(text, start, end))
+
+
+def _schemas(text: str, brackets: Brackets) -> list[Span]:
+    if not _SCHEMA_TYPE.search(text):
+        return []
+    spans: list[Span] = []
+    after = 0
+    for match in _JSON_OPENING.finditer(text):
+        start = match.start(1)
+        if start < after:
+            continue
+        end = brackets.close(start)
+        if end > 0:
+            after = end
+            if is_schema(text, start, end):
+                spans.append(Span(start, end, "keep", "schema"))
+    return spans
+
+
+def _formats(text: str, brackets: Brackets) -> list[Span]:
+    """Sentences that state the output format, and the example that follows one that ends in a colon."""
+    spans: list[Span] = []
+    after = 0
+    for match in _FORMAT.finditer(text):
+        if match.end() <= after:
+            continue
+        at = match.end() - 1
+        start, end = sentence_around(text, at)
+        if start < after:
+            continue
+        spans.append(Span(start, end, "keep", "format"))
+        after = end
+        if text[end - 1] in ":：" or text[end - 3 : end] == ":**":
+            example = _example(text, end, brackets)
+            if example is not None:
+                spans.append(example)
+                after = example.end
+    return spans
+
+
+def sentence_around(text: str, at: int) -> tuple[int, int]:
+    """Offsets of the sentence that holds the character at `at`."""
+    low, high = max(0, at - 2_000), min(len(text), at + 2_000)
+    start = text.rfind("\n\n", low, at)
+    start = low if start < 0 else start + 2
+    end = text.find("\n\n", at, high)
+    end = high if end < 0 else end
+    for piece in split(text, start, end):
+        if piece[1] > at:
+            return piece
+    return at, at + 1
+
+
+def _example(text: str, at: int, brackets: Brackets) -> Span | None:
+    """The block after a colon: fenced code, JSON, or the lines up to a blank one."""
+    size = len(text)
+    gaps = 0
+    while at < size and text[at].isspace():
+        gaps += text[at] == "\n"
+        at += 1
+    if at >= size or gaps > 2:
+        return None
+    kind = cast("SpanKind", "format")
+    end = -1
+    if text.startswith(("```", "~~~"), at):
+        end, kind = fence_end(text, at), "schema"
+    elif text[at] in "[{":
+        end, kind = brackets.close(at), "schema"
+    if end < 0:
+        kind = "format"
+        end = text.find("\n\n", at, at + _LONGEST_EXAMPLE)
+        if end < 0:
+            end = size if size - at <= _LONGEST_EXAMPLE else sentence_around(text, at)[1]
+    if end - at > _LONGEST_EXAMPLE:
+        return None
+    end = at + len(text[at:end].rstrip())
+    return Span(at, end, "keep", kind) if end > at else None
