@@ -162,6 +162,8 @@ class GateReport:
     inputs: str = ""
     """Hash of what was gated (prompt, capsule, program, data): a change means gating again."""
     reason: str = ""
+    usd: float | None = None
+    """What the calls of the gate cost; None when a price is unknown."""
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON value."""
