@@ -40,6 +40,10 @@ _VOID = frozenset({"br", "hr", "img", "input", "meta", "link", "area", "base", "
 _SMALL_XML = 300
 
 
+# No data is nested deeper; what is gets read as text.
+_DEEPEST = 10_000
+
+
 class Element(NamedTuple):
     """A line or a block: `text[start:end]` without white space at either end (empty for a blank line)."""
 
@@ -79,6 +83,8 @@ class Brackets:
             at = token.end()
             first = text[token.start()]
             if first in "[{":
+                if len(stack) == _DEEPEST:
+                    break
                 stack.append(token.start())
                 continue
             if first == '"':
@@ -92,8 +98,6 @@ class Brackets:
                 break
         else:
             at = len(text)
-        for left in stack:
-            seen[left] = -1
         self._upto = max(self._upto, at)
 
 
@@ -230,10 +234,8 @@ class _Reader:
         name = opening[2].lower()
         if name in DEMONSTRATION_TAGS and after >= 0:
             return self._block(start, close, "demonstration")
-        size = inner - opening.end()
-        dense = size < 40 * text.count("<", opening.end(), inner)
         group = name.removesuffix("s") in DEMONSTRATION_TAGS  # <examples> around several <example>
-        if (size <= _SMALL_XML or dense) and not group:
+        if is_opaque(text, opening.end(), inner) and not group:
             return self._block(start, close, "xml") if after >= 0 else -1
         if after < 0 and close > end:
             return -1
@@ -258,6 +260,11 @@ def looks_like_json(text: str, start: int, end: int) -> bool:
         at += 1
     first = text[at]
     return first in '"}' if text[start] == "{" else first in '"{[]-0123456789tfn'
+
+
+def is_opaque(text: str, start: int, end: int) -> bool:
+    """Whether the inside of an XML element is data, so that the element is one block, and no prose in a wrapper."""
+    return end - start <= _SMALL_XML or end - start < 40 * text.count("<", start, end)
 
 
 def read_lines(text: str) -> list[Element]:
