@@ -6,7 +6,6 @@ limited.
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,10 +15,9 @@ from agentopt.errors import UserError
 
 PER_MESSAGE, PER_NAME, PRIMING = 3, 1, 3
 """Tokens that OpenAI's format adds: around each message, for a name, and to begin the reply."""
-_DATE = datetime.datetime(2026, 12, 26, 12, 34, 56)
-"""What a template that asks for the date is told: counting is a pure function of the messages."""
-_ROOM = 1 << 24
-"""Characters a template may add to what it was given."""
+
+_FAILURES = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
+"""What a template can raise by itself."""
 
 
 class TemplateRefused(UserError):
@@ -43,6 +41,8 @@ class ChatTemplate:
         """
         import jinja2
 
+        from agentopt.capsules._sandboxed_jinja import LARGEST
+
         plain = json.loads(json.dumps([list(messages), list(tools or [])], default=str))
         given = sum(len(str(message)) for message in plain)
         try:
@@ -52,13 +52,13 @@ class ChatTemplate:
                 messages=plain[0], tools=plain[1] or None, documents=None, add_generation_prompt=True, **self._variables
             ):
                 length += len(piece)
-                if length > 4 * given + _ROOM:
+                if length > 4 * given + LARGEST:
                     raise TemplateRefused(f"chat template of {self._name}: it writes without end.")
                 pieces.append(piece)
             return "".join(pieces)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        except _FAILURES as error:
             raise self._refused(error) from error
-        except (RecursionError, OverflowError, MemoryError, LookupError) as error:
+        except jinja2.TemplateError as error:
             raise self._refused(error) from error
 
     def _refused(self, error: BaseException) -> TemplateRefused:
@@ -66,83 +66,12 @@ class ChatTemplate:
         return TemplateRefused(f"chat template of {self._name}: it does not accept these messages ({reason:.160}).")
 
     def _program(self, wanted: str) -> Any:
-        name = (
-            wanted
-            if wanted in self._sources
-            else "default"
-            if "default" in self._sources
-            else next(iter(self._sources))
-        )
+        name = next((name for name in (wanted, "default") if name in self._sources), next(iter(self._sources)))
         if name not in self._compiled:
-            self._compiled[name] = _environment().from_string(self._sources[name])
+            from agentopt.capsules._sandboxed_jinja import compile_template
+
+            self._compiled[name] = compile_template(self._sources[name])
         return self._compiled[name]
-
-
-def _environment() -> Any:
-    """Jinja's sandbox with the few functions that chat templates are written against."""
-    import jinja2
-    from jinja2 import nodes
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
-
-    class Generation(Extension):
-        """`{% generation %}` marks what the model wrote; here only its text matters."""
-
-        tags = {"generation"}  # noqa: RUF012 - the base class declares it so
-
-        def parse(self, parser: Parser) -> list[nodes.Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    class Sandbox(ImmutableSandboxedEnvironment):
-        """Also refuses to build enormous values by one operator."""
-
-        intercepted_binops = frozenset({"*", "**"})
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            if operator == "**" and not (abs(left) < 1e6 and abs(right) < 64):
-                raise SecurityError("a power too large")
-            if operator == "*":
-                for one, times in ((left, right), (right, left)):
-                    if hasattr(one, "__len__") and isinstance(times, int) and len(one) * times > _ROOM:
-                        raise SecurityError("a repetition too long")
-            return super().call_binop(context, operator, left, right)
-
-    class Namespace(jinja2.utils.Namespace):
-        """Attributes that begin with an underscore would reach into the interpreter."""
-
-        def __init__(*args: Any, **values: Any) -> None:
-            for key in dict(*args[1:], **values):
-                _public(key)
-            jinja2.utils.Namespace.__init__(*args, **values)
-
-        def __setitem__(self, name: str, value: Any) -> None:
-            _public(name)
-            super().__setitem__(name, value)
-
-    def _public(name: object) -> None:
-        if str(name).startswith("_"):
-            raise SecurityError(f"a namespace cannot hold {name!r}")
-
-    def refuse(message: object) -> None:
-        raise jinja2.TemplateError(str(message))
-
-    def to_json(
-        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-    ) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    def date(form: str) -> str:
-        return _DATE.strftime(form)
-
-    def new_dict(*args: Any, **values: Any) -> dict[Any, Any]:
-        return dict(*args, **values)
-
-    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-    environment.filters["tojson"] = to_json
-    environment.globals.update(raise_exception=refuse, strftime_now=date, namespace=Namespace, dict=new_dict)
-    return environment
 
 
 def template_of_folder(folder: Path) -> ChatTemplate | None:

@@ -37,7 +37,8 @@ class Endpoint:
             path = path.removesuffix(known)
         self._base = urlunsplit((parts.scheme, parts.netloc, path, "", ""))
         self._model = next(iter(parse_qs(parts.query).get("model", [])), None)
-        self._client = httpx.Client(timeout=_SECONDS)
+        here = (parts.hostname or "") in ("localhost", "::1") or (parts.hostname or "").startswith("127.")
+        self._client = httpx.Client(timeout=_SECONDS, trust_env=not here)  # no proxy stands before this machine
         self._form: str | None = None
         self._counts: OrderedDict[bytes, int] = OrderedDict()
         self._lock = threading.Lock()
@@ -73,12 +74,13 @@ class Endpoint:
         if tools:
             body["tools"] = list(tools)
         if self._speak() == "prompt":
-            return self._number(self._post("/tokenize", {**body, **self._named()}), body)
+            return self._number(self._post("/tokenize", {**body, **self._named()}))
         reply = self._post("/apply-template", body)
+        shown = f"{reply!s:.80}"
         prompt = cast("dict[str, Any]", reply).get("prompt") if isinstance(reply, dict) else None
         if not isinstance(prompt, str):
-            raise UserError(f"tokenizer {self.name}: /apply-template gave no prompt; found {reply!s:.80}.")
-        return self._number(self._post("/tokenize", {"content": prompt, "parse_special": True}), prompt)
+            raise UserError(f"tokenizer {self.name}: /apply-template gave no prompt; found {shown}.")
+        return self._number(self._post("/tokenize", {"content": prompt, "parse_special": True}))
 
     def _named(self) -> dict[str, Any]:
         return {} if self._model is None else {"model": self._model}
@@ -106,7 +108,7 @@ class Endpoint:
             body: dict[str, Any] = {"content": text, "add_special": False, "parse_special": False}
         else:
             body = {"prompt": text, "add_special_tokens": False, **self._named()}
-        return self._number(self._post("/tokenize", body), text)
+        return self._number(self._post("/tokenize", body))
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         import httpx
@@ -123,16 +125,17 @@ class Endpoint:
         try:
             return reply.json()
         except ValueError as error:
-            raise _Refused(f"tokenizer {self.name}: {path} answered no JSON: {reply.text:.80!r}") from error
+            raise _Refused(f"tokenizer {self.name}: {path} answered no JSON: {reply.text:.80}") from error
 
-    def _number(self, reply: Any, asked: object) -> int:
+    def _number(self, reply: Any) -> int:
+        shown = f"{reply!s:.80}"
         found = cast("dict[str, Any]", reply) if isinstance(reply, dict) else {}
         count, tokens = found.get("count"), found.get("tokens")
         if isinstance(count, int) and not isinstance(count, bool) and count >= 0:
             return count
         if isinstance(tokens, list):
             return len(cast("list[Any]", tokens))
-        raise _Refused(f"tokenizer {self.name}: found {reply!s:.80}, expected a count or tokens")
+        raise _Refused(f"tokenizer {self.name}: found {shown}, expected a count or tokens")
 
 
 class _Refused(UserError):

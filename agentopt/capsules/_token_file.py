@@ -1,4 +1,4 @@
-"""A model's own tokenizer, from its `tokenizer.json` or its GGUF file, by the `tokenizers` library; torch is not needed.
+"""A model's own tokenizer, from its `tokenizer.json` or its GGUF file, by the `tokenizers` library, without torch.
 
 A long text is cut where these tokenizers always cut, so that the library's bookkeeping stays small.
 """

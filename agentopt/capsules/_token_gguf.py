@@ -21,9 +21,7 @@ _LARGEST = 1 << 31
 """No metadata value is longer than this; a larger length means a damaged file."""
 _DIGITS_APART = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
 _RULES = {
-    **dict.fromkeys(
-        ("gpt-2", "gpt2", "mpt", "olmo", "jais", "phi-2", "jina-es", "jina-de", "gigachat", "mellum"), GPT2
-    ),
+    **dict.fromkeys(("gpt-2", "gpt2", "mpt", "olmo", "jais", "phi-2"), GPT2),
     **dict.fromkeys(_DIGITS_APART, GPT2),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "dbrx", "smaug-bpe", "chatglm-bpe"), LLAMA3),
     **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen", "hunyuan", "megrez"), QWEN2),
@@ -119,12 +117,8 @@ def _variables(data: Mapping[str, Any]) -> dict[str, str]:
     """The special tokens that a chat template may name."""
     tokens = cast("list[str]", data["tokenizer.ggml.tokens"])
     found: dict[str, str] = {}
-    for short, variable in (
-        ("bos", "bos_token"),
-        ("eos", "eos_token"),
-        ("padding", "pad_token"),
-        ("unknown", "unk_token"),
-    ):
+    names = {"bos": "bos_token", "eos": "eos_token", "padding": "pad_token", "unknown": "unk_token"}
+    for short, variable in names.items():
         place = data.get(f"tokenizer.ggml.{short}_token_id")
         if isinstance(place, int) and 0 <= place < len(tokens):
             found[variable] = tokens[place]
@@ -156,7 +150,7 @@ def _byte_level(tokenizers: Any, data: Mapping[str, Any], name: str) -> str:
 
 
 def _sentencepiece(tokenizers: Any, data: Mapping[str, Any]) -> str:
-    """Sentencepiece-style BPE: no merge list; a pair may merge when the whole is in the vocabulary, best score first."""
+    """Sentencepiece-style BPE has no merge list: a pair merges when the whole is a token, best score first."""
     tokens = cast("list[str]", data["tokenizer.ggml.tokens"])
     scores = cast("list[float]", data.get("tokenizer.ggml.scores", [0.0] * len(tokens)))
     vocabulary = {token: number for number, token in enumerate(tokens)}

@@ -19,7 +19,6 @@ from typing import Any
 
 from agentopt.errors import UserError
 
-MODELS_HINT = "a tiktoken encoding, an OpenAI model name"
 _FILES = {
     "o200k_base": "o200k_base",
     "o200k_harmony": "o200k_base",
@@ -33,7 +32,7 @@ _FILES = {
 _URL = "https://openaipublic.blob.core.windows.net/encodings/{}.tiktoken"
 _GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
 _RUN = 1 << 16
-_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 """White space as the encodings see it (Unicode's property; Python counts four control characters more)."""
 _ENVIRONMENT = threading.Lock()
 
@@ -100,7 +99,7 @@ def _long_runs(text: str) -> Iterator[tuple[int, int]]:
     for place in range(0, len(text), _RUN):
         if text[place] not in _SPACE:
             continue
-        start = place - (place - len(text[:place].rstrip(_SPACE))) if place else 0
+        start = len(text[:place].rstrip(_SPACE))
         end = len(text) - len(text[place:].lstrip(_SPACE))
         if end - start >= _RUN:
             yield start, end
@@ -129,7 +128,7 @@ def load_encoding(encoding: str, name: str) -> Tiktoken:
     """
     if importlib.util.find_spec("tiktoken") is None:
         raise UserError(
-            f"tokenizer {name!r} needs tiktoken: pip install 'agentopt[capsule]', or count in bytes (--tokenizer bytes)."
+            f"tokenizer {name!r} needs tiktoken: pip install 'agentopt[capsule]', or use --tokenizer bytes."
         )
     tiktoken: Any = importlib.import_module("tiktoken")
     with _ENVIRONMENT:

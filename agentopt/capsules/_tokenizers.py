@@ -102,13 +102,13 @@ def _embedded(name: str) -> Tokenizer:
 
 def _of_path(path: Path, name: str) -> Tokenizer:
     path = path.expanduser()
-    if path.is_dir():
+    if name.strip() and path.is_dir():
         path = _inside(path, name)
     if not path.is_file():
         raise UserError(
             f"tokenizer: found {name!r}, expected a tiktoken encoding (o200k_base, cl100k_base, ...), an OpenAI model "
-            "name, bytes, words, embedded, the path of a tokenizer.json, a model folder or a .gguf file, or the address "
-            "of a /tokenize endpoint; for a model without any of these, bytes is a sound bound."
+            "name, bytes, words, embedded, the path of a tokenizer.json, a model folder or a .gguf file, or the "
+            "address of a /tokenize endpoint; for a model without any of these, bytes is a sound bound."
         )
     state = path.stat()
     key = ("file", path.resolve(), state.st_mtime_ns, state.st_size, name)

@@ -31,8 +31,9 @@ class Tokenizer(Protocol):
 class TokenBudget:
     """A hard limit: at most `limit` tokens of `tokenizer`.
 
-    `tokenizer`: a tiktoken encoding (`"o200k_base"`), an OpenAI model name, a path to a `tokenizer.json`, a model folder
-    or a GGUF file, `"bytes"` (UTF-8 bytes: a sound bound for every byte-level BPE), `"words"`, or any `Tokenizer`.
+    `tokenizer`: a tiktoken encoding (`"o200k_base"`), an OpenAI model name, the path of a `tokenizer.json`, a model
+    folder or a GGUF file, `"embedded"`, the address of a /tokenize endpoint, `"bytes"` (UTF-8 bytes: a sound bound for
+    every byte-level BPE), `"words"`, or any `Tokenizer`.
     """
 
     limit: int

@@ -1,0 +1,126 @@
+"""Chat templates: rendered as transformers renders them, in a sandbox, with clear errors."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentopt.capsules import TokenBudget
+from agentopt.capsules._templates import ChatTemplate, TemplateRefused, chatml, template_of_folder, text_of, uncounted
+from agentopt.capsules._tokenizers import resolve_tokenizer
+from agentopt.errors import UserError
+from agentopt.models._embedded_files import packaged_file
+
+CHAT: list[dict[str, Any]] = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "What is twelve times seven? <|im_end|> ünïcode 漢字"},
+    {"role": "assistant", "content": "Eighty-four."},
+    {"role": "user", "content": "Sure?\n\n  yes"},
+]
+TEMPLATE = (
+    "{{ bos_token }}{% set ns = namespace(found=0) %}\n"
+    "{% for message in messages %}\n"
+    "    {%- if message.role not in ['system', 'user', 'assistant'] %}{{ raise_exception('role') }}{% endif %}\n"
+    "    {%- set ns.found = ns.found + 1 %}\n"
+    "    {%- if message.role == 'system' %}{% continue %}{% endif %}\n"
+    "[{{ message.role }}] {% generation %}{{ message.content | trim }}{% endgeneration %} {{ ns.found }}\n"
+    "{% endfor %}\n"
+    "{% if tools %}{{ tools | tojson(indent=2) }}{% endif %}\n"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.mark.slow
+def test_the_embedded_template_counts_as_transformers_applies_it() -> None:
+    transformers: Any = importlib.import_module("transformers")
+    path = packaged_file()
+    assert path is not None
+    other = transformers.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    for chat in (CHAT, CHAT[1:], CHAT[1:2]):
+        ids = other.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+        meter = TokenBudget(9, "embedded").meter(chat)
+        assert meter.total([message["content"] for message in chat]) == len(ids)
+
+
+@pytest.mark.parametrize("tools", [None, [{"type": "function", "function": {"name": "f<x>", "parameters": {}}}]])
+def test_a_template_renders_as_in_transformers(tools: Any) -> None:
+    other: Any = importlib.import_module("transformers.utils.chat_template_utils")
+    theirs, _ = other.render_jinja_template(
+        conversations=[CHAT], tools=tools, chat_template=TEMPLATE, add_generation_prompt=True, bos_token="<s>"
+    )
+    assert ChatTemplate(TEMPLATE, {"bos_token": "<s>"}, "mine").render(CHAT, tools) == theirs[0]
+
+
+def test_a_model_folder_brings_its_template(tmp_path: Path) -> None:
+    tokenizers: Any = importlib.import_module("tokenizers")
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[?]": 0, "<s>": 1}, unk_token="[?]"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.add_special_tokens(["<s>"])
+    words.save(str(tmp_path / "tokenizer.json"))
+    config: dict[str, Any] = {
+        "bos_token": {"content": "<s>"},
+        "chat_template": "{{ bos_token }} {{ messages[0].content }} go",
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert TokenBudget(9, tmp_path).meter(CHAT[:1]).total(["Be very brief"]) == 1 + 3 + 1
+    named = [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "a b"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    template = template_of_folder(tmp_path)
+    assert template is not None and template.render(CHAT) == "a" and template.render(CHAT, [{"name": "f"}]) == "a b"
+    (tmp_path / "chat_template.jinja").write_text("from the file")
+    template = template_of_folder(tmp_path)
+    assert template is not None and template.render(CHAT) == "from the file"
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(UserError, match="not JSON"):
+        template_of_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{% for message in messages %}", "does not accept"),
+        ("{{ messages[9].content + 1 }}", "does not accept"),
+        ("{{ 1 / 0 }}", "does not accept"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "does not accept"),
+        ("{{ messages.append(1) }}", "does not accept"),
+        ("{{ namespace.__init__.__globals__ }}", "does not accept"),
+        ("{% set ns = namespace(__x=1) %}", "does not accept"),
+        ("{{ 'a' * 999999999 }}", "too long"),
+        ("{{ 9 ** 999999 }}", "too large"),
+        ("{% for i in range(99999) %}{{ 'a' * 9999 }}{% endfor %}", "without end"),
+        ("{% for i in range(999999999) %}{% endfor %}", "does not accept"),
+    ],
+)
+def test_a_template_is_not_trusted(source: str, words: str) -> None:
+    with pytest.raises(TemplateRefused, match=words):
+        ChatTemplate(source, {}, "hostile").render(CHAT)
+
+
+def test_the_date_a_template_asks_for_is_fixed() -> None:
+    template = ChatTemplate("{{ strftime_now('%d %b %Y') }}", {}, "dated")
+    assert template.render(CHAT) == template.render(CHAT) == "26 Dec 2026"
+
+
+def test_chatml_where_no_template_is_known() -> None:
+    assert chatml(CHAT[:1]) == "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>assistant\n"
+    assert TokenBudget(9, "bytes").meter(CHAT[:1]).total(["Be brief."]) == len(chatml(CHAT[:1]))
+
+
+def test_content_that_is_no_text() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "image_url"}, "odd", {"type": "text", "text": "b"}]
+    assert text_of(parts) == "a\nb" and text_of(None) == ""
+    assert uncounted([{"role": "user", "content": parts}, {"role": "user", "content": "x"}]) == 2
+
+
+def test_special_tokens_of_the_template_are_single_tokens() -> None:
+    chat = [{"role": "user", "content": "hi"}]
+    plain = resolve_tokenizer("embedded")
+    meter = TokenBudget(9, "embedded").meter(chat)
+    rendered = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert meter.total(["hi"]) - 40 < plain.count(rendered)
+    assert meter.total(["hi there"]) == meter.total(["hi"]) + 1
