@@ -33,7 +33,7 @@ class Bm25:
         for term, value in query.items():
             weight[term] = value
         products = self._weights * weight[self._table.columns]
-        return np.bincount(self._table.rows, weights=products, minlength=self._table.texts)
+        return np.bincount(self._table.rows, weights=products, minlength=self._table.texts).astype(np.float64)
 
 
 def normalised(scores: Floats) -> Floats:

@@ -12,7 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from agentopt.capsules._field import jittered
 from agentopt.capsules._terms import Floats, Table
+
+_LEAD = 0.5
+"""What the first unit of a passage is worth beside its terms, per square root of its tokens."""
 
 
 def term_weights(found: Table) -> Floats:
@@ -23,47 +27,51 @@ def term_weights(found: Table) -> Floats:
     return np.log1p(totals) * rarity
 
 
-def cover(found: Table, costs: Sequence[int], extra: Floats, limit: float, taken: Sequence[int] = ()) -> list[int]:
-    """Rows in the order in which lazy greedy takes them, until everything that fits `limit` is in or has no gain.
+def cover(
+    found: Table, costs: Sequence[int], kinds: Floats, lead: Floats, fresh: Floats, limit: float, seed: int
+) -> list[int]:
+    """Rows, the one to take first first: as lazy greedy takes them within `limit`, then the rest by gain per token.
 
     Args:
         found: The terms of each row.
         costs: Tokens of each row.
-        extra: What a row is worth beside its terms.
+        kinds: What a row is worth by its kind, as a share of what is worth most per token.
+        lead: What a row is worth by its place, in the same measure but little.
+        fresh: 0 for a row that repeats another one.
         limit: Tokens to spend.
-        taken: Rows whose terms are covered from the start.
+        seed: Decides between equals.
     """
+    if not found.texts:
+        return []
     weights = term_weights(found)
-    for row in taken:
-        weights[found.of(row)] = 0.0
-    first = extra + np.bincount(found.rows, weights=weights[found.columns], minlength=found.texts)
     price = np.maximum(np.asarray(costs, dtype=np.float64), 1.0)
-    out = set(taken)
-    heap = [(-gain, row) for row, gain in enumerate((first / price).tolist()) if row not in out]
+    gains = np.bincount(found.rows, weights=weights[found.columns], minlength=found.texts)
+    high = float(np.quantile(gains / price, 0.95))
+    extra = jittered((kinds * price + _LEAD * lead * np.sqrt(price)) * high, seed)
+    first = (gains + extra) * fresh
+    fixed = (extra * fresh).tolist()
+    prices = price.tolist()
+    repeated = (fresh == 0).tolist()
+    heap = [(-gain, row) for row, gain in enumerate((first / price).tolist())]
     heapq.heapify(heap)
     order: list[int] = []
-    spent = 0.0
+    spent = worth = 0.0
     while heap:
         bound, row = heapq.heappop(heap)
-        if spent + price[row] > limit:
+        if spent + prices[row] > limit:
             continue
         mine = found.of(row)
-        gain = (float(weights[mine].sum()) + float(extra[row])) / float(price[row])
-        if heap and gain < -heap[0][0] - 1e-12 and gain < -bound:
+        gain = 0.0 if repeated[row] else (float(weights[mine].sum()) + fixed[row]) / prices[row]
+        if heap and gain < -heap[0][0] and gain < -bound - 1e-12:
             heapq.heappush(heap, (-gain, row))
             continue
         order.append(row)
-        spent += float(price[row])
+        spent += prices[row]
+        worth += gain * prices[row]
         weights[mine] = 0.0
-    single = _best_single(first, price, limit, out)
-    if single is not None and single not in order and first[single] > float(sum(first[row] for row in order)):
-        return [single, *order]
-    return order
-
-
-def _best_single(first: Floats, price: Floats, limit: float, out: set[int]) -> int | None:
-    """The row that alone is worth most among those that fit."""
-    worth = np.where(price <= limit, first, -1.0)
-    worth[list(out)] = -1.0
-    best = int(worth.argmax()) if len(worth) else 0
-    return best if len(worth) and worth[best] >= 0 else None
+    single = int(np.where(price <= limit, first, -1.0).argmax())
+    if price[single] <= limit and first[single] > worth:
+        order = [single, *(row for row in order if row != single)]
+    taken = set(order)
+    late = sorted((row for row in range(found.texts) if row not in taken), key=lambda row: -first[row] / prices[row])
+    return order + late

@@ -6,14 +6,21 @@ several where an intact or a keep span reaches over them; text of a script witho
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import re
 from collections.abc import Sequence
 
+from agentopt.capsules._graphemes import boundaries
+from agentopt.capsules._spans import find_intact, uncuttable
+from agentopt.capsules._terms import UNSPACED
 from agentopt.capsules._types import Document, Span
 
 PROSE = frozenset({"instruction", "sentence", "item", "turn", "log", "heading"})
 _WORD = re.compile(r"\S+")
-_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+_UNSPACED = re.compile(f"[{UNSPACED}]")
+_LONGEST = 200
+"""Characters of a word; what is longer is cut like a script without spaces."""
 _CLAUSE_END = re.compile(r"[,;:.!?\u2014\u2013)\]\u3001\u3002\uff0c\uff1b\uff1a\uff01\uff1f][\"'\u201d\u2019]?$")
 Atoms = list[tuple[int, int]]
 
@@ -109,8 +116,6 @@ class Pieces:
         ]
 
     def _find_atoms(self, index: int) -> Atoms:
-        from agentopt.capsules._spans import find_intact, uncuttable
-
         text = self.text(index)
         if self._document.whole or self._document.units[index].kind not in PROSE or uncuttable(text):
             return [(0, len(text))]
@@ -120,25 +125,21 @@ class Pieces:
 
 def _within(spans: Sequence[Span], start: int, end: int) -> list[Span]:
     """The spans that reach into a stretch; `spans` are sorted and do not overlap."""
-    import bisect
-
     first = bisect.bisect_right(spans, start, key=lambda span: span.end)
     last = bisect.bisect_left(spans, end, key=lambda span: span.start)
     return list(spans[first:last])
 
 
 def _words(text: str) -> Atoms:
+    """Words; in a script without spaces, and in what is far too long for a word, characters as a reader sees them."""
     out: Atoms = []
     for match in _WORD.finditer(text):
-        if not _UNSPACED.search(match[0]):
-            out.append(match.span())
-            continue
-        start = match.start()
-        for place in range(match.start() + 1, match.end()):
-            if _UNSPACED.match(text[place]) and _UNSPACED.match(text[place - 1]):
-                out.append((start, place))
-                start = place
-        out.append((start, match.end()))
+        start, end = match.span()
+        if _UNSPACED.search(match[0]) or end - start > _LONGEST:
+            edges = [start + edge for edge in boundaries(match[0])]
+            out += itertools.pairwise(edges)
+        else:
+            out.append((start, end))
     return out
 
 
