@@ -47,7 +47,8 @@ _PUT_EVALUATION = Statement(
 )
 _PUT_REPLY = Statement("INSERT OR REPLACE INTO replies (key, created, model, reply, body)", 5)
 _PUT_TRACE = Statement("INSERT OR REPLACE INTO traces (id, run_id, created, body)", 4)
-_PUT_CAPSULE = Statement("INSERT OR REPLACE INTO capsules (key, created, payload)", 3)
+_PUT_CAPSULE = Statement("INSERT OR IGNORE INTO capsules (key, created, payload)", 3)
+_REPLACE_CAPSULE = Statement("INSERT OR REPLACE INTO capsules (key, created, payload)", 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,14 +283,22 @@ class Store:
         rows = self._read("SELECT id FROM traces WHERE run_id = ? ORDER BY created, rowid", (run_id,))
         return [row[0] for row in rows]
 
-    def put_capsule(self, key: str, payload: JSONDict) -> None:
-        """Add or replace a capsule."""
-        self._writer.put(_PUT_CAPSULE, [(key, time.time(), _dumps(payload))])
+    def put_capsule(self, key: str, payload: JSONDict, *, replace: bool = False) -> None:
+        """Add a capsule; one that is there stays as it is, unless `replace` says that it is damaged."""
+        statement = _REPLACE_CAPSULE if replace else _PUT_CAPSULE
+        self._writer.put(statement, [(key, time.time(), _dumps(payload))])
 
     def get_capsule(self, key: str) -> JSONDict | None:
         """The capsule with this key, or None."""
         rows = self._read("SELECT payload FROM capsules WHERE key = ?", (key,))
         return json.loads(rows[0][0]) if rows else None
+
+    def capsule_keys(self, prefix: str = "") -> list[tuple[str, float]]:
+        """The keys that begin with `prefix`, each with the time of its row (seconds since the epoch), oldest first."""
+        rows = self._read(
+            "SELECT key, created FROM capsules WHERE substr(key, 1, ?) = ? ORDER BY created, key", (len(prefix), prefix)
+        )
+        return [(row[0], row[1]) for row in rows]
 
     def _read(self, sql: str, values: Row, *, settle: bool = True) -> list[Row]:
         if not self._finalizer.alive:

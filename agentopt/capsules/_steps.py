@@ -1,0 +1,160 @@
+"""What is what in an agent's messages: steps, observations and their tools, errors, the last user turn, constraints.
+
+A step is an assistant turn with what came back: the answers to its tool calls, or (for agents that speak in plain text)
+a user turn that begins like an observation. All of it is read off the messages by rules, so it is a pure function of
+them; what a rule is unsure of counts as something that must stay.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from agentopt.capsules._parts import parts_of
+
+_OBSERVATION = re.compile(
+    r"\s*(?:observation|tool[ _](?:result|output|response)|function[ _](?:result|output)|result of the tool|stdout)\b"
+    r"|\s*<(?:observation|tool_response|tool_result|function_results?|output)\b",
+    re.IGNORECASE,
+)
+_ERROR = re.compile(
+    r"^[ \t>*\[]*(?:error|exception|traceback|fatal|panic|failed|failure)\b"
+    r"|^[\w.]*(?:Error|Exception): "
+    r"|\bexit(?:ed with)? (?:code|status)[ :=]+-?[1-9]"
+    r"|\"(?:error|errors|exception|traceback)\"\s*:\s*(?!null\b|false\b|0\b|\"\"|\[\]|\{\})[^\s]"
+    r"|\"is_error\"\s*:\s*true"
+    r"|\"status(?:_code)?\"\s*:\s*\"?(?:[45]\d\d\b|error\b|failed\b)"
+    r"|\bcommand not found\b|\bpermission denied\b",
+    re.IGNORECASE | re.MULTILINE,
+)
+_ENDS = 4000  # an error says so at the beginning or the end of what came back
+_SENTENCE = re.compile(r"(?:[^.!?。！？\n]|[.!?](?!\s|$))+[.!?。！？]*")
+_CONSTRAINT = re.compile(
+    r"\b(?:do not|don['’]t|does not|must|never|always|from now on|no longer|make sure|be sure|remember|only|avoid|stop|"
+    r"instead|unless|except|at most|at least|required?|important|correction|i meant|not what i|without|until|"
+    r"nicht|kein\w*|immer|niemals|ab jetzt|nur|no debes?|nunca|siempre|solo|jamais|toujours|ne \w+ pas|uniquement)\b"
+    r"|不要|不能|必须|总是|从现在|只能|しないで|必ず|いつも|하지 ?마|항상|не надо|никогда|всегда|только",
+    re.IGNORECASE,
+)
+_MOST_SENTENCES = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What one message is."""
+
+    role: str
+    observation: bool = False
+    tool: str = ""
+    """The tool whose answer it is; empty where that cannot be told."""
+    error: bool = False
+    calls: tuple[tuple[str, str], ...] = ()
+    """Ids and tools of the calls it makes."""
+    constraints: tuple[str, ...] = ()
+    """Sentences of a user turn that say what to do or not to do."""
+    digest: int = 0
+    """Of an error's text: the same error twice is one error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """What must stay of a run of messages."""
+
+    tail: int
+    """Where the last k steps begin."""
+    last_user: int
+    """The last turn of a person; -1 where there is none."""
+    errors: frozenset[int]
+    """Observations of errors after which the same tool has not worked."""
+
+    def stays(self, index: int, facts: Facts) -> bool:
+        """Whether a message stays as it is."""
+        return (
+            index >= self.tail
+            or index == self.last_user
+            or index in self.errors
+            or facts.role not in ("user", "assistant", "tool", "function")
+        )
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """The texts of one message, joined by new lines."""
+    return "\n".join(part.text for part in parts_of([message]))
+
+
+def read_facts(message: Mapping[str, Any], called: Mapping[str, str]) -> Facts:
+    """What a message is; `called` maps the ids of earlier calls to their tools."""
+    role = str(message.get("role", ""))
+    text = text_of(message)
+    observation = role in ("tool", "function") or (role == "user" and _OBSERVATION.match(text) is not None)
+    if observation:
+        tool = called.get(str(message.get("tool_call_id", "")), "") or str(message.get("name") or "")
+        error = bool(message.get("is_error")) or any(_ERROR.search(end) for end in (text[:_ENDS], text[-_ENDS:]))
+        return Facts(role, True, tool, error, digest=hash_of(text) if error else 0)
+    if role == "user":
+        return Facts(role, constraints=_constraints(text))
+    return Facts(role, calls=tuple(_calls(message)))
+
+
+def read_all(messages: Sequence[Mapping[str, Any]]) -> list[Facts]:
+    """`read_facts` of each, in order."""
+    called: dict[str, str] = {}
+    found: list[Facts] = []
+    for message in messages:
+        facts = read_facts(message, called)
+        called.update(facts.calls)
+        found.append(facts)
+    return found
+
+
+def anatomy(facts: Sequence[Facts], keep_last: int) -> Anatomy:
+    """What must stay of these messages: the last `keep_last` steps, the last user turn, unresolved errors."""
+    turns = [index for index, fact in enumerate(facts) if fact.role == "assistant"]
+    tail = turns[-keep_last] if len(turns) >= keep_last else (turns[0] if turns else 0)
+    people = (index for index in range(len(facts) - 1, -1, -1) if facts[index].role == "user")
+    last_user = next((index for index in people if not facts[index].observation), -1)
+    works: set[str] = set()
+    seen: set[int] = set()
+    errors: set[int] = set()
+    for index in range(len(facts) - 1, -1, -1):
+        fact = facts[index]
+        if fact.error and fact.tool not in works and fact.digest not in seen:
+            errors.add(index)
+            seen.add(fact.digest)
+        elif fact.observation and not fact.error:
+            works.add(fact.tool)
+    return Anatomy(tail, last_user, frozenset(errors))
+
+
+def hash_of(text: str) -> int:
+    """A number for a text, the same in every process."""
+    import zlib
+
+    return zlib.crc32(text.encode("utf-8", "surrogatepass"))
+
+
+def _calls(message: Mapping[str, Any]) -> list[tuple[str, str]]:
+    calls: list[tuple[str, str]] = []
+    for call in cast("list[Any]", message.get("tool_calls") or []):
+        if isinstance(call, dict):
+            function: Any = cast("dict[str, Any]", call).get("function")
+            name = cast("dict[str, Any]", function).get("name") if isinstance(function, dict) else ""
+            calls.append((str(cast("dict[str, Any]", call).get("id", "")), str(name or "")))
+    return calls
+
+
+def _constraints(text: str) -> tuple[str, ...]:
+    """The sentences of a turn that bind; of a turn full of them, the whole turn."""
+    if not _CONSTRAINT.search(text):
+        return ()
+    found = [match[0].strip() for match in _SENTENCE.finditer(text) if _CONSTRAINT.search(match[0])]
+    return tuple(dict.fromkeys(found)) if len(found) <= _MOST_SENTENCES else (text.strip(),)
+
+
+def extra_tokens(message: Mapping[str, Any]) -> str:
+    """What a message holds beside its texts, as one text: calls, ids and names."""
+    rest = {name: value for name, value in message.items() if name not in ("role", "content")}
+    return json.dumps(rest, ensure_ascii=False, separators=(",", ":"), default=str) if rest else ""
