@@ -22,6 +22,7 @@ from agentopt.capsules._items import Item, items_of
 from agentopt.capsules._options import Scorer
 from agentopt.capsules._relevance import relevance
 from agentopt.capsules._select import by_question
+from agentopt.capsules._stretch import stretched
 from agentopt.capsules._terms import Floats, Ints, table
 from agentopt.capsules._tokens import Meter
 from agentopt.capsules._types import Document, DroppedUnit
@@ -73,6 +74,7 @@ def extract(
     if scorer == "bm25" and asked is None and values is None:
         raise UserError("scorer: found bm25 without a query, expected a query to score against; give one, or use auto.")
     whole = [document.text for document in documents]
+    documents = [stretched(document) for document in documents]
     flat = [document.text[unit.start : unit.end] for document in documents for unit in document.units]
     everything = Draft([[True] * len(document.units) for document in documents], [{} for _ in documents])
     counts = [] if sum(map(len, whole)) < _LONG else meter.units(flat)

@@ -120,7 +120,7 @@ class Pieces:
         if self._document.whole or self._document.units[index].kind not in PROSE or uncuttable(text):
             return [(0, len(text))]
         spans = [(span.start, span.end) for span in find_intact(text)]
-        return _merged(_words(text), sorted([*spans, *self._keep(index)]))
+        return _merged(_words(text), [*spans, *self._keep(index)])
 
 
 def _within(spans: Sequence[Span], start: int, end: int) -> list[Span]:
@@ -144,15 +144,11 @@ def _words(text: str) -> Atoms:
 
 
 def _merged(atoms: Atoms, spans: Sequence[tuple[int, int]]) -> Atoms:
-    """Atoms that one span touches become one."""
+    """Atoms and spans that overlap become one; a span of white space alone is an atom too."""
     out: Atoms = []
-    place = 0
-    for start, end in atoms:
-        while place < len(spans) and spans[place][1] <= start:
-            place += 1
-        # The span that reaches over the border before this atom began in an earlier one.
-        if out and place < len(spans) and spans[place][0] < out[-1][1] and spans[place][1] > start:
-            out[-1] = (out[-1][0], end)
+    for start, end in sorted([*atoms, *spans]):
+        if out and start < out[-1][1]:
+            out[-1] = (out[-1][0], max(end, out[-1][1]))
         else:
             out.append((start, end))
     return out

@@ -58,7 +58,7 @@ def relevance(
     query: str,
     *,
     meaning: Callable[[Sequence[int]], Floats] | None = None,
-    weights: Weights = DEFAULT,
+    weights: Weights | None = None,
 ) -> Relevance:
     """Score every row of `field` for `query`.
 
@@ -66,8 +66,9 @@ def relevance(
         field: The units.
         query: The question.
         meaning: Cosine similarity of some rows with the question, where an encoder is at hand.
-        weights: What counts how much.
+        weights: What counts how much; None for the usual.
     """
+    weights = weights or DEFAULT
     asked = [number for number in dict.fromkeys(field.vocabulary.read(query)) if number < field.own.size]
     titled = field.with_titles()
     search = Bm25(titled)
