@@ -35,7 +35,7 @@ class Weights:
     bridge: float = 0.6
     bridge_opening: float = 0.3
     leads: float = 0.2
-    pronoun: float = 0.0
+    pronoun: float = 0.5
     meaning: float = 0.8
 
 
