@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agentopt._api import aevaluate, atune, evaluate, tune
+    from agentopt._api import acapsule, aevaluate, atune, capsule, evaluate, tune
+    from agentopt.capsules import BudgetInfeasible, Capsule, CapsuleOptions, Task, TokenBudget
     from agentopt.errors import AgentoptError, RunError, UserError
     from agentopt.evaluation import Dataset, EvaluationResult, Example, Judge, Score
     from agentopt.graph import (
@@ -53,7 +54,8 @@ if TYPE_CHECKING:
     from agentopt.search import Budget, Claim, TuneOptions, TuneResult
 
 _ROOMS = {
-    "agentopt._api": ("aevaluate", "atune", "evaluate", "tune"),
+    "agentopt._api": ("acapsule", "aevaluate", "atune", "capsule", "evaluate", "tune"),
+    "agentopt.capsules": ("BudgetInfeasible", "Capsule", "CapsuleOptions", "Task", "TokenBudget"),
     "agentopt.errors": ("AgentoptError", "RunError", "UserError"),
     "agentopt.evaluation": ("Dataset", "EvaluationResult", "Example", "Judge", "Score"),
     "agentopt.graph": (
@@ -114,7 +116,10 @@ __all__ = [
     "LM",
     "AgentoptError",
     "Budget",
+    "BudgetInfeasible",
     "Candidate",
+    "Capsule",
+    "CapsuleOptions",
     "Claim",
     "Components",
     "Dataset",
@@ -137,13 +142,16 @@ __all__ = [
     "Score",
     "ScriptedLM",
     "Subgraph",
+    "Task",
     "ThreadPoolExecutor",
+    "TokenBudget",
     "Toolbox",
     "Trace",
     "TuneOptions",
     "TuneResult",
     "UserError",
     "__version__",
+    "acapsule",
     "aevaluate",
     "agent",
     "allow_effects",
@@ -151,6 +159,7 @@ __all__ = [
     "backward",
     "bind_context",
     "bundle",
+    "capsule",
     "choice",
     "components",
     "configure",

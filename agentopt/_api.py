@@ -1,4 +1,4 @@
-"""The public functions, wired from the rooms: `tune` and `evaluate`, each as a coroutine and as a plain call.
+"""The public functions, wired from the rooms: `tune`, `evaluate` and `capsule`, as coroutines and as plain calls.
 
 This file knows how the rooms fit together (paths into datasets, a store file, models into roles, the capture endpoint,
 the files a run leaves) and nothing of how they work.
@@ -10,7 +10,7 @@ import asyncio
 import contextvars
 import json
 import threading
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +37,8 @@ from agentopt.models import LM, ModelsConfig, ModelSpec, current_config, use
 from agentopt.store import Store
 
 if TYPE_CHECKING:
+    from agentopt.capsules import Capsule, CapsuleOptions, Mode, Task, TokenBudget
+    from agentopt.capsules import Source as CapsuleSource
     from agentopt.evaluation import EvaluationRow
     from agentopt.optimizers import Optimizer
     from agentopt.search import Budget, Driver, Event, Planner, TuneOptions, TuneResult
@@ -177,6 +179,52 @@ def tune(program: Target, **arguments: Any) -> TuneResult:
 def evaluate(program: Target, dataset: Data, metric: MetricSpec, **arguments: Any) -> EvaluationResult:
     """`aevaluate` as a plain call; also works while an event loop is running. See `aevaluate`."""
     return _run(lambda: aevaluate(program, dataset, metric, **arguments))
+
+
+async def acapsule(
+    source: CapsuleSource,
+    *,
+    budget: TokenBudget,
+    keep: Sequence[str] = (),
+    task: Task | None = None,
+    mode: Mode = "auto",
+    query: str | None = None,
+    lm: ModelSpec | None = None,
+    options: CapsuleOptions | None = None,
+) -> Capsule:
+    """Make a text or a request shorter, under a hard token budget, with protected spans and a measured gate.
+
+    Args:
+        source: the text, or chat messages in OpenAI form (the last user turn stays as it is).
+        budget: at most so many tokens of a named tokenizer.
+        keep: regular expressions; what they match is never dropped, like template slots, schemas and output formats.
+        task: rows, program and metric on which the capsule must be shown not to harm before it is recommended.
+        mode: `auto`, `extract`, `rewrite` (needs `lm`) or `trained` (needs `options.trained`).
+        query: what the reader will be asked; units that answer it are worth more.
+        lm: the model that rewrites: a spec, a client or an LM. With it or a task, replies are cached in the store.
+        options: everything else, see `CapsuleOptions`.
+
+    Raises:
+        BudgetInfeasible: what must stay is longer than the budget; a budget of its `minimum` works.
+        UserError: bad input.
+    """
+    from agentopt.capsules import CapsuleOptions as Options
+    from agentopt.capsules import make_capsule
+    from agentopt.models import as_lm
+
+    options = options or Options()
+    arguments: dict[str, Any] = {"budget": budget, "keep": keep, "mode": mode, "query": query}
+    if lm is None and task is None and options.store is None:
+        return await make_capsule(source, options=options, **arguments)
+    with _opened(options.store) as opened, _surroundings(opened, None, capture=task is not None) as config, use(config):
+        writer = None if lm is None else as_lm(lm, "capsule")
+        options = replace(options, store=opened)
+        return await make_capsule(source, options=options, task=task, lm=writer, **arguments)
+
+
+def capsule(source: CapsuleSource, **arguments: Any) -> Capsule:
+    """`acapsule` as a plain call; also works while an event loop is running. See `acapsule`."""
+    return _run(lambda: acapsule(source, **arguments))
 
 
 def write_exports(store: Store, result: TuneResult, test: Dataset | None = None) -> Path | None:

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from agentopt.capsules._batch import RECORDS, BatchItem, BatchProgress, batch
 from agentopt.capsules._caching import CachingRule
+from agentopt.capsules._capsule import MODES, Source, make_capsule
 from agentopt.capsules._cost import Horizon, price_capsule
 from agentopt.capsules._errors import BudgetInfeasible
+from agentopt.capsules._extract import Extraction, extract
 from agentopt.capsules._gate import gate, regate_needed
+from agentopt.capsules._keep import find_keep
+from agentopt.capsules._library import Library, LibraryWarning
+from agentopt.capsules._lossless import lossless
+from agentopt.capsules._masking import mask
 from agentopt.capsules._options import CapsuleOptions
+from agentopt.capsules._originals import Originals, UnknownHandle, retrieval_tool
+from agentopt.capsules._rewrite import RewriteOptions, Rewriting, rewrite
+from agentopt.capsules._spans import find_intact
 from agentopt.capsules._task import Task, TaskOptions
 from agentopt.capsules._tokens import Meter, TokenBudget, Tokenizer
-from agentopt.capsules._types import Capsule, Check, CostReport, Document, DroppedUnit, GateReport, Span, Unit
+from agentopt.capsules._types import Capsule, Check, CostReport, Document, DroppedUnit, GateReport, Mode, Span, Unit
+from agentopt.capsules._units import parse
+from agentopt.capsules._verify import verify
 
 __all__ = [
+    "MODES",
+    "RECORDS",
+    "BatchItem",
+    "BatchProgress",
     "BudgetInfeasible",
     "CachingRule",
     "Capsule",
@@ -20,16 +36,36 @@ __all__ = [
     "CostReport",
     "Document",
     "DroppedUnit",
+    "Extraction",
     "GateReport",
     "Horizon",
+    "Library",
+    "LibraryWarning",
     "Meter",
+    "Mode",
+    "Originals",
+    "RewriteOptions",
+    "Rewriting",
+    "Source",
     "Span",
     "Task",
     "TaskOptions",
     "TokenBudget",
     "Tokenizer",
     "Unit",
+    "UnknownHandle",
+    "batch",
+    "extract",
+    "find_intact",
+    "find_keep",
     "gate",
+    "lossless",
+    "make_capsule",
+    "mask",
+    "parse",
     "price_capsule",
     "regate_needed",
+    "retrieval_tool",
+    "rewrite",
+    "verify",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -43,6 +44,8 @@ class CapsuleOptions:
     """What to recommend when the data cannot show either."""
     horizon: Horizon | None = None
     """Prices and reuse over which net cost is reported; None for no cost report."""
+    tools: tuple[Mapping[str, Any], ...] | None = None
+    """Tool definitions that are sent with the messages: they count against the budget."""
     store: Store | str | Path | None = None
     """Where capsules and originals are kept and found again; None for nowhere."""
 

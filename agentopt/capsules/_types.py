@@ -218,6 +218,8 @@ class Capsule:
     checks: tuple[Check, ...] = ()
     gate: GateReport | None = None
     cost: CostReport | None = None
+    making_usd: float | None = 0.0
+    """What the calls for making and gating it cost; None when a price is unknown."""
     fallback: str = ""
     """Why a stronger way of compressing was not used; empty when the asked one was."""
     handle: str = ""

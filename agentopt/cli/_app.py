@@ -231,6 +231,65 @@ def evaluate(
     raise typer.Exit(evaluate_command(config, overrides, candidate=candidate, as_json=as_json, quiet=quiet))
 
 
+@app.command()
+def capsule(
+    source: Annotated[str, typer.Argument(help="file, folder, rows.jsonl, - for stdin, or cap:HANDLE", metavar="FILE")],
+    budget: Annotated[int | None, typer.Option("--budget", "-b", help="tokens the result may have")] = None,
+    tokenizer: Annotated[
+        str, typer.Option(help="tiktoken name, tokenizer.json, model folder, GGUF, URL, bytes or words")
+    ] = "o200k_base",
+    query: Annotated[str | None, typer.Option(help="what the reader will be asked")] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option("--keep", help="regular expression that is never dropped; repeatable")
+    ] = None,
+    mode: Annotated[str, typer.Option(help="auto, extract, rewrite or trained")] = "auto",
+    model: Annotated[str | None, typer.Option("--model", help="the model that rewrites, e.g. openai/gpt-4.1")] = None,
+    trained: Annotated[str | None, typer.Option(help="folder of a trained capsulator")] = None,
+    task: Annotated[str | None, typer.Option(help="agentopt.toml: rows, program, metric for the gate")] = None,
+    parameter: Annotated[str | None, typer.Option(help="the program's prompt that FILE is  [default: found]")] = None,
+    margin: Annotated[float, typer.Option(help="how much lower the score may be before it is harm")] = 0.05,
+    undecided: Annotated[str, typer.Option(help="recommend original or capsule when data cannot tell")] = "original",
+    calls: Annotated[int | None, typer.Option(help="reckon the cost over this many calls of --price")] = None,
+    price: Annotated[str | None, typer.Option(help="provider/model whose prices and caching are used")] = None,
+    scorer: Annotated[str, typer.Option(help="auto, bm25, coverage or embedding")] = "auto",
+    seed: Annotated[int, typer.Option(help="every random draw follows from it")] = 0,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="write here; needed for many files")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="files made at the same time")] = 4,
+    store: Annotated[str | None, typer.Option("--store", help="SQLite file that keeps capsules and originals")] = None,
+    as_json: AsJson = False,
+    diff: Annotated[bool, typer.Option("--diff", help="show what left, what is new, what stayed")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a prompt, a request or many files shorter: hard token budget, protected spans, measured harm and cost."""
+    from agentopt.cli._capsule import CapsuleArguments, capsule_command
+
+    arguments = CapsuleArguments(
+        source=source,
+        budget=budget,
+        tokenizer=tokenizer,
+        query=query,
+        keep=tuple(keep or ()),
+        mode=mode,
+        model=model,
+        trained=trained,
+        task=task,
+        parameter=parameter,
+        margin=margin,
+        undecided=undecided,
+        calls=calls,
+        price=price,
+        scorer=scorer,
+        seed=seed,
+        out=out,
+        concurrency=concurrency,
+        store=store,
+        as_json=as_json,
+        diff=diff,
+        quiet=quiet,
+    )
+    raise typer.Exit(capsule_command(arguments))
+
+
 @runs_app.command("ls")
 def runs_ls(store: Store = None, as_json: AsJson = False) -> None:
     """List the runs in the store, newest first."""

@@ -1,0 +1,301 @@
+"""`agentopt capsule`: one text, one request, or many files, made shorter under a hard budget.
+
+The text goes to stdout exactly as counted (a newline is added on a terminal only), what there is to say about it to
+stderr, so that `agentopt capsule ... > FILE` gives a file within the budget.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from rich.console import Console
+from rich.text import Text
+
+from agentopt.cli._console import err, hanging, out, short, usd
+from agentopt.cli._settings import load_settings
+from agentopt.errors import UserError
+
+if TYPE_CHECKING:
+    from agentopt.capsules import Capsule, Horizon
+
+STREAM_BYTES = 16_000_000
+"""Files longer than this are read in pieces."""
+
+
+@dataclass(frozen=True)
+class CapsuleArguments:
+    """What the command line said; see `agentopt capsule --help`."""
+
+    source: str
+    budget: int | None
+    tokenizer: str
+    query: str | None
+    keep: tuple[str, ...]
+    mode: str
+    model: str | None
+    trained: str | None
+    task: str | None
+    parameter: str | None
+    margin: float
+    undecided: str
+    calls: int | None
+    price: str | None
+    scorer: str
+    seed: int
+    out: str | None
+    concurrency: int
+    store: str | None
+    as_json: bool
+    diff: bool
+    quiet: bool
+
+    def keywords(self) -> dict[str, Any]:
+        """The arguments of `agentopt.capsule`.
+
+        Raises:
+            UserError: one of them is missing or unusable.
+        """
+        from agentopt.capsules import CapsuleOptions, TokenBudget
+
+        if self.budget is None:
+            raise UserError("--budget is missing: give the tokens the result may have, for example --budget 300.")
+        options = CapsuleOptions(
+            seed=self.seed,
+            scorer=_one_of("--scorer", self.scorer, ("auto", "bm25", "coverage", "embedding")),
+            trained=self.trained,
+            margin=self.margin,
+            undecided=_one_of("--undecided", self.undecided, ("original", "capsule")),
+            horizon=self._horizon(),
+            store=self.store,
+        )
+        return {
+            "budget": TokenBudget(self.budget, self.tokenizer),
+            "keep": self.keep,
+            "mode": self.mode,
+            "query": self.query,
+            "lm": self.model,
+            "options": options,
+        }
+
+    def _horizon(self) -> Horizon | None:
+        if self.calls is None and self.price is None:
+            return None
+        if self.calls is None or self.price is None:
+            raise UserError("--calls and --price belong together: how many calls, and of which provider/model.")
+        from agentopt.capsules import Horizon
+
+        return Horizon(model=self.price, calls=self.calls)
+
+
+def _one_of(option: str, value: str, choices: Sequence[str]) -> Any:
+    if value not in choices:
+        raise UserError(f"{option}: found {value!r}, expected {', '.join(choices[:-1])} or {choices[-1]}.")
+    return value
+
+
+def capsule_command(arguments: CapsuleArguments) -> int:
+    """Make the capsule or capsules; the exit code is 1 when items of a batch failed."""
+    if arguments.source.startswith("cap:"):
+        return _original(arguments)
+    path = Path(arguments.source)
+    if arguments.source != "-" and not path.exists():
+        raise UserError(f"{arguments.source}: no such file or folder; give a path, or - for standard input.")
+    if arguments.source != "-" and (path.is_dir() or path.suffix == ".jsonl"):
+        from agentopt.cli._capsule_batch import batch_command
+
+        return batch_command(arguments, path)
+    if arguments.source != "-" and path.stat().st_size > STREAM_BYTES:
+        made = _streamed(arguments, path)
+    else:
+        made = _made(arguments)
+    _show(arguments, made)
+    return 0
+
+
+def _made(arguments: CapsuleArguments) -> Capsule:
+    from agentopt._api import capsule
+
+    keywords = arguments.keywords()
+    source = _source(arguments.source)
+    if arguments.task is None:
+        return capsule(source, **keywords)
+    from agentopt.capsules import Task
+    from agentopt.models import configure
+    from agentopt.sandbox import sandboxed
+
+    settings = load_settings(arguments.task, {"store": arguments.store})
+    configure(models=settings.models)
+    task = Task.from_config({**settings.model_dump(), "prompt": arguments.parameter})
+    options = replace(keywords["options"], store=settings.store)
+    with sandboxed(settings.sandbox):
+        return capsule(source, **{**keywords, "task": task, "options": options})
+
+
+def _original(arguments: CapsuleArguments) -> int:
+    """Print the text that a handle stands for; with a budget the part of it that fits the query best."""
+    from agentopt.capsules import Originals
+    from agentopt.store import Store
+
+    with Store.open(arguments.store) as store:
+        originals = Originals(store, tokenizer=arguments.tokenizer)
+        text = originals.get(arguments.source, query=arguments.query, max_tokens=arguments.budget)
+    if arguments.out is not None:
+        write_text(Path(arguments.out), text)
+    else:
+        _print_exactly(text)
+    return 0
+
+
+def read_text(path: str) -> str:
+    """The text of a file, or of standard input for `-`.
+
+    Raises:
+        UserError: it cannot be read, or is not UTF-8.
+    """
+    name = "standard input" if path == "-" else path
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror or error}).") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        found = data[error.start : error.start + 4].hex(" ")
+        raise UserError(
+            f"{name}: not UTF-8 at byte {error.start:,} (found {found}); convert it, for example with "
+            "iconv -f latin1 -t utf-8."
+        ) from None
+
+
+def _source(path: str) -> str | list[dict[str, Any]]:
+    """The text, or the messages when a `.json` file holds a list of them (alone or under `messages`)."""
+    text = read_text(path)
+    if Path(path).suffix != ".json":
+        return text
+    try:
+        value: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    if isinstance(value, dict):
+        value = cast("dict[str, Any]", value).get("messages")
+    if isinstance(value, list) and value and all(_is_message(item) for item in cast("list[Any]", value)):
+        return cast("list[dict[str, Any]]", value)
+    return text
+
+
+def _is_message(item: Any) -> bool:
+    return isinstance(item, dict) and isinstance(cast("dict[str, Any]", item).get("role"), str)
+
+
+def _streamed(arguments: CapsuleArguments, path: Path) -> Capsule:
+    raise NotImplementedError
+
+
+def _show(arguments: CapsuleArguments, made: Capsule) -> None:
+    if arguments.out is not None:
+        write_text(Path(arguments.out), content_of(made))
+    if arguments.as_json:
+        print(json.dumps(made.to_dict(), ensure_ascii=False, indent=2, default=str))
+    elif arguments.diff:
+        print_units(out(), made)
+    elif arguments.out is None:
+        _print_exactly(content_of(made))
+    if not arguments.quiet and not arguments.as_json:
+        for line in summary(made):
+            err().print(Text(line), soft_wrap=True)
+
+
+def _print_exactly(text: str) -> None:
+    """The characters that were counted, and a line end only where a person looks at them."""
+    sys.stdout.buffer.write(text.encode("utf-8", "surrogatepass"))
+    if sys.stdout.isatty():
+        sys.stdout.buffer.write(b"\n")
+    sys.stdout.flush()
+
+
+def content_of(made: Capsule) -> str:
+    """What is written for a capsule: its text, or its messages as JSON."""
+    if made.messages is None:
+        return made.text
+    return json.dumps(list(made.messages), ensure_ascii=False, indent=2) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write exactly `text`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="")
+    except (OSError, UnicodeEncodeError) as error:
+        raise UserError(f"{path}: cannot be written ({error}).") from None
+
+
+def summary(made: Capsule) -> list[str]:
+    """What a person wants to know, a line each."""
+    head = f"{made.tokens:,} of {made.original_tokens:,} tokens ({made.tokenizer}), budget {made.limit:,}: {made.made}"
+    left = [f"{len(made.dropped):,} units left"] if made.dropped else []
+    if made.lossless_saved:
+        left.append(f"{made.lossless_saved:,} tokens saved without loss")
+    lines = [head + (f"; {', '.join(left)}" if left else "")]
+    if made.fallback:
+        lines.append(f"fell back: {made.fallback}")
+    lines += [f"check failed: {check.name}: {check.detail}" for check in made.checks if not check.passed]
+    if made.gate is not None:
+        gate = made.gate
+        lines.append(
+            f"gate ({gate.kind}): {gate.verdict}; {gate.original:.3f} -> {gate.capsule:.3f} on {gate.n_gate} rows, "
+            f"lower bound {gate.lower_bound:+.3f}, margin {gate.margin:g}" + (f"; {gate.reason}" if gate.reason else "")
+        )
+    if made.cost is not None:
+        cost = made.cost
+        lines.append(
+            f"cost over {cost.calls:,} calls: {usd(cost.original_usd)} -> {usd(cost.capsule_usd)}; {cost.reason}"
+        )
+    return [*lines, f"recommended: {made.recommended}{_why(made)}"]
+
+
+def _why(made: Capsule) -> str:
+    if made.made == "unchanged":
+        return " (it is within the budget as it is)"
+    if made.gate is None:
+        return " (harm was not measured: give --task)"
+    return ""
+
+
+def print_units(console: Console, made: Capsule) -> None:
+    """The original line by line, with what left marked `-` and what is new `+`."""
+    for sign, line in unit_diff(made):
+        style = {"-": "red", "+": "green"}.get(sign, "")
+        for place, piece in enumerate(hanging(line, console.width - 2)):
+            console.print(Text(f"{' ' if place else sign} {piece}", style=style))
+
+
+def unit_diff(made: Capsule) -> Sequence[tuple[str, str]]:
+    """(sign, unit) pairs in the order of the original."""
+    import difflib
+
+    from agentopt.capsules import parse
+
+    before = [_line(made.original, unit.start, unit.end) for unit in parse(made.original).units]
+    after = [_line(made.text, unit.start, unit.end) for unit in parse(made.text).units]
+    signed: list[tuple[str, str]] = []
+    matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
+    for what, one, two, three, four in matcher.get_opcodes():
+        if what == "equal":
+            signed += [(" ", line) for line in before[one:two]]
+        else:
+            signed += [("-", line) for line in before[one:two]]
+            signed += [("+", line) for line in after[three:four]]
+    return signed
+
+
+def _line(text: str, start: int, end: int) -> str:
+    return short(text[start:end], 10_000)
