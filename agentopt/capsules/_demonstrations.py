@@ -8,18 +8,19 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from agentopt.capsules._lines import Element
+from agentopt.capsules._words import words
 
-QUESTIONS = frozenset(
+QUESTIONS = words(
     """q question input problem review text sentence tweet passage query premise utterance ticket message email comment
-    statement article headline task example prompt request 问 問 问题 問題 输入""".split()
+    statement article headline task example prompt request 问 問 问题 問題 输入"""
 )
-ANSWERS = frozenset(
+ANSWERS = words(
     """a answer output label sentiment category class response solution result target translation summary type intent
-    completion verdict classification reply expected 答 答案 输出""".split()
+    completion verdict classification reply expected 答 答案 输出"""
 )
-SPEAKERS = frozenset(
+SPEAKERS = words(
     """user assistant system human ai bot customer agent support developer tool function client operator model chatbot
-    observation""".split()
+    observation"""
 )
 _NAME = re.compile(r"(?:\*\*|<)?([^:：]{1,44}?)(?:\*\*)?\s?[:：]")
 _EXAMPLE = re.compile(r"(?:\*\*)?(?:Example|EXAMPLE|example)(?: ?#?\d+)?\b")

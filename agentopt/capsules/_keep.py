@@ -6,12 +6,13 @@ Template placeholders, JSON schemas, statements of the output format, and what t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 from agentopt.capsules._lines import Brackets, fence_end, same_length
 from agentopt.capsules._sentences import split
 from agentopt.capsules._types import Span, SpanKind
+from agentopt.capsules._words import words
 from agentopt.errors import UserError
 
 # Every alternative begins with one of five characters, so that a plain search finds the candidates. The first
@@ -32,32 +33,45 @@ _SLOT = re.compile(
     re.VERBOSE,
 )
 _CLOSED = re.compile(r"</\s*([A-Za-z_][\w:.-]{0,60})\s*>")
-_HTML = frozenset(
+_HTML = words(
     """a b i u p br hr em li ol ul td th tr h1 h2 h3 h4 h5 h6 img div pre sub sup span code body head html link meta table
-    input small strong script style""".split()
+    input small strong script style"""
 )
 _MACRO = re.compile(r"\\[A-Za-z]{1,30}\*?(?:\[[^\][\n]{0,60}\])?$")
 
 # A sentence that states how to answer: the verb stands where an order is given, not in a narrative.
+_SOME = r"(?:[\w'’]{1,40}\s){0,6}?"
 _FORMAT = re.compile(
-    r"""(?:(?:^|(?<=[.!?:;,\n]))[^\S\n]*(?:[-*•]\s|\d{1,2}[.)]\s)?[("*_]{0,3}
-        (?:(?:and|then|please|always|only|just|simply|finally|do|now|next|must|should|you(?:\ must|\ should|\ will)?)\s{1,3}){0,3}
+    rf"""(?:(?:^|(?<=[.!?:;,\n]))[^\S\n]*(?:[-*•]\s|\d{{1,2}}[.)]\s)?[("*_]{{0,3}}
+        (?:(?:and|then|please|always|only|just|simply|finally|do|now|next|must|should|you(?:\ must|\ should|\ will)?)\s{{1,3}}){{0,3}}
        |\b(?:please|must|should|always|only|and|then|shall)\s)
-      (?:(?:respond|reply|answer)s?\s(?:\w+\s){0,3}?(?:with|in|as|using|by|only|yes|true)\b
-        |(?:return|output|emit|produce|print|generate|provide|give|write)\s(?:[\w'’]+\s){0,6}?
-          (?:json|xml|yaml|csv|markdown|html|format|schema|object|list\sof|array|exactly\sone|only\s(?:the|one|a)|nothing\selse
-          |(?:final\s)?(?:answer|label|response|output|result)s?\s(?:as|in|on|inside|between|within))\b
-        |(?:use|follow)\s(?:[\w'’]+\s){0,4}?(?:format|schema|template)\b
+      (?:(?:respond|reply|answer)s?\s(?:\w{{1,40}}\s){{0,3}}?(?:with|in|as|using|by|only|yes|true)\b
+        |(?:return|output|emit|produce|print|generate|provide|give|write|put|place|wrap|enclose|state)\s{_SOME}
+          (?:json|xml|yaml|csv|markdown|html|format|schema|object|list\sof|array|exactly\sone|only\s(?:the|one|a)
+          |nothing\selse|(?:final\s)?(?:answer|label|response|output|result)s?\s(?:as|in|on|inside|between|within))\b
+        |(?:use|follow)\s{_SOME}(?:format|schema|template)\b
+        |(?:use|write|keep|limit)\s{_SOME}(?:words|sentences|characters|bullet\spoints?)\b
         |format\s(?:your|the|each|all)\b
-        |(?:end|finish|conclude|begin|start)\s(?:your|the|with)\s(?:[\w'’]+\s){0,4}?(?:with|line|answer|response|reply|output)\b)
-      |^[^\S\n]*(?:\*\*|\#{1,6}\s)?(?:(?:output|answer|response|reply|return|expected)[ _-](?:format|schema|structure)|format|schema)
-        (?:\*\*)?\s?[:：]
-      |\b(?:output|answer|response|reply)s?\s(?:must|should|shall|has\sto|have\sto|needs\sto|will|is\sto)\s(?:be|contain|have|match|follow|conform|include|start|end|begin|only|not)\b
+        |(?:end|finish|conclude|begin|start)\s(?:your|the|with)\s{_SOME}(?:with|line|answer|response|reply|output)\b)
+      |^[^\S\n]*(?:\*\*|\#{{1,6}}\s)?
+        (?:(?:output|answer|response|reply|return|expected)[ _-](?:format|schema|structure)|format|schema)(?:\*\*)?\s?[:：]
+      |\b(?:output|answer|response|reply)s?\s(?:must|should|shall|has\sto|have\sto|needs\sto|will|is\sto)
+        \s(?:be|contain|have|match|follow|conform|include|start|end|begin|only|not)\b
       |\b(?:json|xml|yaml)\s(?:schema|object|format)\s(?:below|above|:|with\s(?:the\s)?(?:following|keys|fields))
       |\bno\s(?:other|additional|extra)\s(?:text|words|output|commentary|explanation)\b
-      |(?:请|必须|只)?(?:以|用|按)[^。\n]{0,20}(?:JSON|格式)(?:回答|输出|返回)?""",
+      |(?:请|必须|只)?(?:以|用|按)[^。\n]{{0,20}}(?:JSON|格式)(?:回答|输出|返回)?""",
     re.VERBOSE | re.IGNORECASE | re.MULTILINE,
 )
+# Each match of the pattern above holds one of these; only the lines around them are searched with it.
+_FORMAT_WORDS = (
+    "respond", "repl", "answer", "output", "label", "response", "result", "json", "xml", "yaml", "csv", "markdown",
+    "html", "format", "schema", "template", "object", "list of", "array", "exactly one", "only the", "only one", "only a", "nothing else", "words",
+    "sentences", "characters", "bullet", "start", "begin", "finish", "end with", "end your", "end the", "conclude",
+    "no other", "no additional", "no extra", "格式",
+)  # fmt: skip
+_BEFORE, _AFTER = 160, 40
+# One for one, where `str.lower` may change the length.
+_LOWER = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
 _SCHEMA_TYPE = re.compile(
     r'"type"\s*:\s*(?:\[|"(?:object|array|string|number|integer|boolean|null|function)")|"\$schema"\s*:'
 )
@@ -179,7 +193,7 @@ def _formats(text: str, brackets: Brackets) -> list[Span]:
     """Sentences that state the output format, and the example that follows one that ends in a colon."""
     spans: list[Span] = []
     after = 0
-    for match in _FORMAT.finditer(text):
+    for match in _statements(text):
         if match.end() <= after:
             continue
         at = match.end() - 1
@@ -194,6 +208,27 @@ def _formats(text: str, brackets: Brackets) -> list[Span]:
                 spans.append(example)
                 after = example.end
     return spans
+
+
+def _statements(text: str) -> Iterator[re.Match[str]]:
+    """Where an order about the format of the answer is, found by its words first: most prose holds none of them."""
+    low = text.lower()
+    if len(low) != len(text):
+        low = text.translate(_LOWER)
+    hits: list[int] = []
+    for word in _FORMAT_WORDS:
+        at = low.find(word)
+        while at >= 0:
+            hits.append(at)
+            at = low.find(word, at + len(word))
+    hits.sort()
+    at = 0
+    while at < len(hits):
+        start, end = max(0, hits[at] - _BEFORE), hits[at] + _AFTER
+        while at < len(hits) and hits[at] - _BEFORE <= end:
+            end = hits[at] + _AFTER
+            at += 1
+        yield from _FORMAT.finditer(text, start, min(end, len(text)))
 
 
 def sentence_around(text: str, at: int) -> tuple[int, int]:

@@ -55,7 +55,7 @@ class Element(NamedTuple):
 
 
 def same_length(text: str) -> str:
-    """`text` with every kind of line end as a single "\\n", every character in its place."""
+    """`text` with every kind of line end as one newline, every character in its place."""
     return _OTHER_ENDS.sub("\n", text)
 
 

@@ -30,7 +30,7 @@ _JSON_PART = re.compile(r'"(?:[^"\\]|\\.)*+"|\s+|[^"\s]+', re.DOTALL)
 _PROSE = ("text", "label")
 _EDITED = ("text", "label", "item", "heading")
 
-_TRAILING, _BLANK, _SPACES, _JSON, _REPEATS = (
+_TRAILING, _BLANK, _SPACES, _JSON, _REPEATS = _ORDER = (
     "trailing white space",
     "blank lines",
     "runs of spaces",
@@ -46,15 +46,15 @@ def lossless(text: str, keep: Sequence[str] = ()) -> tuple[str, list[str]]:
         text: Any text.
         keep: Regular expressions; what they match is left alone.
     """
-    names: list[str] = []
+    names: set[str] = set()
     for _ in range(_ROUNDS):
         editor = _Editor(text, find_keep(text, keep))
         edited = editor.edit()
         if edited == text:
             break
-        names += [name for name in editor.names if name not in names]
+        names |= editor.names
         text = edited
-    return text, names
+    return text, [name for name in _ORDER if name in names]
 
 
 class _Editor:
@@ -64,7 +64,7 @@ class _Editor:
         self.text = text
         self.spans = spans
         self.starts = [span.start for span in spans]
-        self.names: list[str] = []
+        self.names: set[str] = set()
         self.elements = [element for element in read_lines(text) if element.kind != "blank"]
 
     def edit(self) -> str:
@@ -87,10 +87,6 @@ class _Editor:
         out.append(self._tail(at, elements[-1].end, last))
         return "".join(out)
 
-    def _note(self, name: str) -> None:
-        if name not in self.names:
-            self.names.append(name)
-
     def _held(self, start: int, end: int) -> bool:
         """Whether a keep span reaches into the stretch."""
         at = bisect_right(self.starts, start) - 1
@@ -106,14 +102,14 @@ class _Editor:
             return gap
         indent = gap[newline + 1 :]
         if last is None:
-            self._note(_BLANK)
+            self.names.add(_BLANK)
             return indent
         count = gap.count("\n")
         if count > 2 and last.kind == "text" and element.kind == "text" and min(last.level, element.level) >= 4:
             return gap  # blank lines within indented code
         edited = "\n" * min(count, 2) + indent
         if len(edited) < len(gap):
-            self._note(_BLANK if count > 2 else _TRAILING)
+            self.names.add(_BLANK if count > 2 else _TRAILING)
         return edited
 
     def _tail(self, begin: int, end: int, last: Element | None) -> str:
@@ -122,7 +118,7 @@ class _Editor:
             return tail
         edited = "\n" if "\n" in tail else ""
         if len(edited) < len(tail):
-            self._note(_TRAILING)
+            self.names.add(_TRAILING)
         return edited
 
     def _inside(self, place: int, element: Element) -> str:
@@ -130,7 +126,7 @@ class _Editor:
         content = self.text[element.start : element.end]
         if element.kind == "json":
             return self._json(element, content)
-        if element.kind not in _EDITED or "  " not in content or element.level >= 4 and element.kind == "text":
+        if element.kind not in _EDITED or "  " not in content or (element.level >= 4 and element.kind == "text"):
             return content
         if self._is_aligned(place, content):
             return content
@@ -141,7 +137,7 @@ class _Editor:
                 return run[0]
             if self._held(element.start + run.start(), element.start + run.end()):
                 return run[0]
-            self._note(_SPACES)
+            self.names.add(_SPACES)
             return " "
 
         return _RUN.sub(collapse, content)
@@ -159,7 +155,7 @@ class _Editor:
             return content
         edited = "".join(part for part in _JSON_PART.findall(content) if not part.isspace())
         if len(edited) < len(content):
-            self._note(_JSON)
+            self.names.add(_JSON)
         return edited
 
     # --- repeats -----------------------------------------------------------------------------------------------------
@@ -182,7 +178,7 @@ class _Editor:
                 gone.update(range(first, last))
             first = last
         if gone:
-            self._note(_REPEATS)
+            self.names.add(_REPEATS)
         return gone
 
     def _paragraph_end(self, first: int) -> int:

@@ -1,4 +1,4 @@
-"""Where a sentence may be cut: after clauses, then between words, never in a span or a grapheme; and which never may."""
+"""Which sentences may be cut, and where: after clauses, then between words, never in a span or a grapheme."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ class _Builder:
             found.append(one)
         return found
 
-    # --- units ---------------------------------------------------------------------------------------------------------
+    # --- units -------------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
         self.block += 1
@@ -354,7 +354,7 @@ class _Builder:
             self._add(first, last, "demonstration")
         return one.last
 
-    # --- kinds ---------------------------------------------------------------------------------------------------------
+    # --- kinds -------------------------------------------------------------------------------------------------------
 
     def _first_demonstration(self) -> int:
         return next((at for at, unit in enumerate(self.units) if unit[2] == "demonstration"), -1)
