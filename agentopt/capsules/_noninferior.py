@@ -110,13 +110,11 @@ def bounds(units: Units, margin: float, *, confidence: float = 0.95, seed: int =
     worst, best = _weighted_means(units, np.random.default_rng(seed))
     draws = worst.size
     place = max(math.floor((1 - confidence) * (draws + 1)) - 1, 0)
-    worst.sort()
-    best.sort()
-    below = int(np.searchsorted(worst, -margin, side="right"))
+    below = int((worst <= -margin).sum())
     return Bounds(
         difference=units.difference,
-        lower=float(worst[place]),
-        upper=float(best[draws - 1 - place]),
+        lower=float(np.partition(worst, place)[place]),
+        upper=float(np.partition(best, draws - 1 - place)[draws - 1 - place]),
         p_value=(below + 1) / (draws + 1),
         margin=margin,
     )
@@ -195,6 +193,7 @@ def _quantiles(margin: float, flip_rate: float, confidence: float, power: float)
 
 FRACTIONS = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.45, 0.65, 0.85, 1.0)
 """Shares of the capital that are wagered; the capital is split over them evenly."""
+_FRACTIONS = np.array(FRACTIONS)
 
 
 class Wager:
@@ -257,7 +256,7 @@ class Wager:
         """Log growth for each share wagered, against "the mean difference is `at` or less"."""
         stake = (np.asarray(total) - at * np.asarray(rows)) / ((1 + at) * self.largest)
         with np.errstate(divide="ignore"):  # a total loss at a full stake: that share of the capital is gone
-            return np.log(np.maximum(1 + np.multiply.outer(stake, np.array(FRACTIONS)), 0.0))
+            return np.log(np.maximum(1 + np.multiply.outer(stake, _FRACTIONS), 0.0))
 
     def _bound(self, sums: Floats, sizes: Floats) -> float:
         low, high = -1.0 + 1e-9, 1.0
