@@ -82,6 +82,10 @@ class Originals:
 
         return extract([parse(text)], meter, query=query or None).texts[0]
 
+    def in_memory(self) -> list[str]:
+        """The texts that live only as long as this object; none where a store has them."""
+        return list(self._texts.values())
+
     def __contains__(self, handle: str) -> bool:
         return self._text(handle) is not None
 
