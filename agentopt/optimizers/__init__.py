@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from agentopt.optimizers._auto import Auto, Together, is_weak
 from agentopt.optimizers._bootstrap import Bootstrap, BootstrapOptions
+from agentopt.optimizers._capsules import Capsules, CapsulesOptions
 from agentopt.optimizers._code import CodeRepair
 from agentopt.optimizers._demonstrations import Demonstrations
 from agentopt.optimizers._grounded import Grounded, GroundedOptions
@@ -26,6 +27,8 @@ __all__ = [
     "Auto",
     "Bootstrap",
     "BootstrapOptions",
+    "Capsules",
+    "CapsulesOptions",
     "CodeRepair",
     "Demonstrations",
     "DroppedEdit",

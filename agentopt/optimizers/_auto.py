@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 from agentopt.graph import SetText, set_value
 from agentopt.models import BudgetExhausted, LMError
+from agentopt.optimizers._capsules import KINDS as CAPSULE_KINDS
+from agentopt.optimizers._capsules import SHORTER, Capsules
 from agentopt.optimizers._code import CodeRepair
 from agentopt.optimizers._demonstrations import Demonstrations
 from agentopt.optimizers._draws import seeded
@@ -229,6 +231,7 @@ class Auto:
         self._code = CodeRepair(template=template)
         self._symbolic = Symbolic(template=template)
         self._values = Values()
+        self._capsules = Capsules()
         self._tpe = Tpe() if available() else None
         self._max_written = max_written
         self._asking: tuple[Optimizer, ...] = (
@@ -246,6 +249,8 @@ class Auto:
         arms = [*self._free_arms(context, weak=weak), *self._asking_arms(context, weak=weak)]
         if kinds & KINDS:
             arms.append(Arm(self._setting(context), 1.5, 4.0))
+        if kinds & CAPSULE_KINDS and SHORTER & set(context.objectives):
+            arms.append(Arm(self._capsules, 3.0, 3.0))
         return arms
 
     def _free_arms(self, context: ProposeContext, *, weak: bool) -> list[Arm]:

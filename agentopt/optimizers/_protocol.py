@@ -86,6 +86,8 @@ class ProposeContext:
     """Rollouts the run may still spend, when known."""
     objective: str = ""
     """What "better" means beyond the score, in the user's words."""
+    objectives: tuple[str, ...] = ("score",)
+    """What "better" is measured by (`TuneOptions.objectives`), the score first."""
     taken: frozenset[str] = frozenset()
     """Hashes of candidates that need not be proposed, besides those in `history` (an open race, another optimizer)."""
     retry: frozenset[str] = frozenset()

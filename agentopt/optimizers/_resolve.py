@@ -16,6 +16,12 @@ def _auto(template: Path | None) -> Optimizer:
     return Auto(template=template)
 
 
+def _capsule(template: Path | None) -> Optimizer:
+    from agentopt.optimizers._capsules import Capsules
+
+    return Capsules()
+
+
 def _code(template: Path | None) -> Optimizer:
     from agentopt.optimizers._code import CodeRepair
 
@@ -127,6 +133,7 @@ def _symbolic_pipeline(template: Path | None) -> Optimizer:
 _BY_NAME: dict[str, Callable[[Path | None], Optimizer]] = {
     "auto": _auto,
     "bootstrap": _bootstrap,
+    "capsule": _capsule,
     "code": _code,
     "demonstrations": _demonstrations,
     "grounded": _grounded,

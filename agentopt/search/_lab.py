@@ -365,6 +365,7 @@ class Lab:
             program_summary=asking.program_summary,
             metric_name=asking.metric_name,
             budget_left=self.left,
+            objectives=self.options.objectives,
         )
 
     def offer(
