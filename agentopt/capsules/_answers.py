@@ -20,6 +20,8 @@ OnProgress = Callable[[str, int, int], None]
 """Called with the stage (`select` or `gate`), the rows that are done and all of them."""
 FAILED_SHARE = 0.1
 """Of the rows on which the program may fail with the original before there is no gate."""
+FEW = 3
+"""Fewer failures than this say nothing of their share, unless every row failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ class Reader:
     on_progress: OnProgress | None = None
     usd: float | None = 0.0
     _answers: dict[str, Any] = field(default_factory=dict[str, Any])
+    _read: int = 0
+    _failed: int = 0
 
     async def read(self, text: str, rows: Dataset, stage: str, done: int, total: int) -> Answers:
         """Scores of `text` on `rows`.
@@ -75,18 +79,24 @@ class Reader:
         cost = result.cost
         self.usd = None if self.usd is None or cost is None else self.usd + cost
         failed = frozenset(row.example_id for row in result.rows if row.error is not None)
-        if text == self.original and len(failed) > FAILED_SHARE * len(rows):
-            first = next(row for row in result.rows if row.error is not None)
-            raise RunError(
-                f"{self.task.program.name} fails with the original prompt on {len(failed)} of {len(rows)} examples, so "
-                f"no capsule can be gated; the first: example {first.example_id}: {first.error}."
-            )
+        if text == self.original:
+            self._check(len(rows), len(failed), [row for row in result.rows if row.error is not None])
         scores = dict(result.scores)
         if self.task.kind == "agreement":
             scores = await self._agreement(text, rows, result.rows)
         usage = [row.usage for row in result.rows]
         tokens = sum(item.output_tokens + item.cached_output_tokens for item in usage)
         return Answers(scores, failed, tokens, cost)
+
+    def _check(self, rows: int, failed: int, errors: Sequence[EvaluationRow]) -> None:
+        """Stop where too many of the original's rows so far say nothing; a few are no matter."""
+        self._read += rows
+        self._failed += failed
+        if self._failed > FAILED_SHARE * self._read and (self._failed >= FEW or self._failed == self._read):
+            raise RunError(
+                f"{self.task.program.name} fails with the original prompt on {self._failed} of {self._read} examples, "
+                f"so no capsule can be gated; for instance example {errors[0].example_id}: {errors[0].error}."
+            )
 
     async def _agreement(self, text: str, rows: Dataset, found: Sequence[EvaluationRow]) -> dict[str, float]:
         """Share of runs that answer as the original's first run did; of the original its other runs."""

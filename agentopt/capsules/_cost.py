@@ -188,7 +188,7 @@ def price_capsule(
         making_usd=making_usd + again * horizon.calls,
         saving_usd=saving,
         break_even=first,
-        reason=_praise(case, first, last) if pays else _warning(case, first),
+        reason=(_praise(case, first, last) if pays else _warning(case, first)) + _unknown(case),
         assumptions={**_assumptions(case), "crossing": crossing, "cheaper_up_to": last},
     )
 
@@ -274,6 +274,15 @@ def _warning(case: _Case, first: int | None) -> str:
     if case.capsule >= case.original:
         return f"{text}it has {case.capsule:,} tokens, the original {case.original:,}."
     return f"{text}making and gating it cost {_usd(case.making_usd)}, more than the shorter input ever saves."
+
+
+def _unknown(case: _Case) -> str:
+    """Without a rule a cached original may be cheaper than was counted."""
+    horizon = case.horizon
+    if not horizon.cached or horizon.rule is not None or horizon.calls == 1 or case.before.each == 0:
+        return ""
+    what = horizon.model if isinstance(horizon.model, str) else "this price"
+    return f" No caching rule is known for {what}, so no prompt cache is counted; Horizon(caching=...) gives one."
 
 
 def _lost(case: _Case) -> str:

@@ -95,7 +95,7 @@ def regate_needed(
         UserError: the task cannot be used.
     """
     opened = task.open(original)
-    with opened.surroundings(None):
+    with opened.models():
         now = _inputs(opened, original, capsule, tokenizer or Bytes())
     before: dict[str, str] = {}
     for part in report.inputs.split():

@@ -239,15 +239,21 @@ class OpenTask:
             with Store.open(store) as opened, self.surroundings(opened) as config:
                 yield config
             return
-        base = current_config()
-        settings = base.settings if store is None else replace(base.settings, cache=store)
-        config = ModelsConfig({**base.models, **(self.options.models or {})}, settings)
-        with use(config):
+        with self.models(store) as config:
             if not self.options.capture:
                 yield config
                 return
             with Capture():
                 yield config
+
+    @contextmanager
+    def models(self, store: Store | None = None) -> Generator[ModelsConfig]:
+        """The task's models over the process's, replies kept in `store` where one is given."""
+        base = current_config()
+        settings = base.settings if store is None else replace(base.settings, cache=store)
+        config = ModelsConfig({**base.models, **(self.options.models or {})}, settings)
+        with use(config):
+            yield config
 
     def reader(self) -> str:
         """The models that read the prompt, by role."""

@@ -193,6 +193,13 @@ def test_figures_may_be_overridden(tmp_path: Path) -> None:
         load_caching(tmp_path / "none.json")
 
 
+def test_a_provider_without_a_caching_rule_is_told() -> None:
+    unknown = price_capsule(2000, 500, horizon=Horizon("mistral/mistral-small"))
+    assert unknown.advice == "compress" and "No caching rule is known for mistral/mistral-small" in unknown.reason
+    for known in (Horizon("mistral/mistral-small", cached=False), Horizon("openai/gpt-5"), Horizon(RATIOS, calls=1)):
+        assert "rule" not in price_capsule(2000, 500, horizon=known).reason
+
+
 def test_free_models_and_longer_capsules_are_told() -> None:
     free = price_capsule(2000, 500, horizon=Horizon(Price(0, 0)))
     assert free.advice == "do not compress" and "cost nothing" in free.reason

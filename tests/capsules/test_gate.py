@@ -147,6 +147,18 @@ async def test_rows_on_which_the_original_fails_bring_the_capsule_no_credit() ->
     assert report.difference == 0.0 and "failed with the original on 2" in report.reason
 
 
+async def test_one_failure_in_a_small_part_is_no_reason_to_stop() -> None:
+    def once(question: str, prompt: str) -> str:
+        if prompt == LONG and question == "q0":
+            raise TimeoutError
+        return "yes"
+
+    for options in (OFF, TaskOptions(capture=False, sequential=True, block=4)):
+        for candidates in ((SHORT,), (SHORT, BAD)):
+            _, report = await run(Task(rows(12), once, "exact_match", options=options), *candidates)
+            assert report.verdict == "undecided"
+
+
 async def test_without_labels_it_is_agreement() -> None:
     unlabelled = [{"question": f"q{i}"} for i in range(100)]
     for metric in (None, "exact_match"):
