@@ -372,6 +372,8 @@ class _Builder:
             if kind in ("sentence", "item"):
                 opening = at < demonstration or block == first_block
                 kind = self._directive(text, start, end, kind, opening, heading)
+                if kind == "sentence" and at < demonstration and block == first_block:
+                    kind = "instruction"  # what stands before the demonstrations says what they demonstrate
                 if held and spans[ahead].kind == "format" and kind != "tool":
                     kind = "schema"
             units.append(Unit(start, end, kind, block, heading, held))
