@@ -14,7 +14,7 @@ from agentopt.capsules._items import Item
 
 _PIECES_TRIED = 16
 """Units that a last-resort cut looks at, best first."""
-_SMALLEST_TRIED = 48
+SMALLEST_TRIED = 48
 """Units among which the smallest piece is looked for."""
 _REFILLS = 12
 _LONG = 4000
@@ -90,7 +90,7 @@ def _upgrade(cutter: Cutter, floor: Draft, total: int) -> tuple[Draft, int]:
 
 def _fill(cutter: Cutter, base: Draft, order: Sequence[int], used: int) -> tuple[Draft, int]:
     """Add items to a base that fits (or is empty), best first, and count the whole until it fits."""
-    chosen = _take(cutter, base, order, cutter.limit - used)
+    chosen = take(cutter, base, order, cutter.limit - used)
     force = 1.0
     while chosen:
         draft = cutter.with_items(base, chosen)
@@ -102,7 +102,7 @@ def _fill(cutter: Cutter, base: Draft, order: Sequence[int], used: int) -> tuple
     return _refill(cutter, base, used, [], order)
 
 
-def _take(cutter: Cutter, base: Draft, order: Sequence[int], room: float) -> list[int]:
+def take(cutter: Cutter, base: Draft, order: Sequence[int], room: float) -> list[int]:
     """Items in order, each that still fits by estimate."""
     chosen: list[int] = []
     draft = base.copy()
@@ -140,7 +140,7 @@ def _refill(cutter: Cutter, draft: Draft, total: int, chosen: Sequence[int], ord
         if total >= limit or (limit > _LONG and total >= limit * _CLOSE):
             break
         left = [number for number in order if cutter.items[number].group not in done]
-        batch = _take(cutter, draft, left, limit - total)
+        batch = take(cutter, draft, left, limit - total)
         if not batch:
             break
         while batch:
@@ -212,7 +212,7 @@ def _smallest(cutter: Cutter) -> Draft:
         for index, unit in enumerate(document.units)
     ]
     lowest, smallest = None, cutter.empty()
-    for _, part, index in sorted(lengths)[:_SMALLEST_TRIED]:
+    for _, part, index in sorted(lengths)[:SMALLEST_TRIED]:
         draft = cutter.empty()
         cutter.cut(draft, part, index, cutter.pieces[part].shortest(index))
         total = cutter.total(draft)

@@ -69,3 +69,13 @@ def _add_demonstration(
     if len(span) > 2 and ends:
         rows = tuple(offset + index for index in ends)
         out.append(Item(part, ends, rows, sum(costs[index] for index in ends), group, short=True))
+
+
+def by_document(documents: Sequence[Document], counts: Sequence[int]) -> list[list[int]]:
+    """Counts of all units, by document."""
+    costs: list[list[int]] = []
+    place = 0
+    for document in documents:
+        costs.append(list(counts[place : place + len(document.units)]))
+        place += len(document.units)
+    return costs

@@ -29,9 +29,27 @@ def render(document: Document, kept: Sequence[bool], pieces: Mapping[int, str] =
         kept: Whether each unit stays.
         pieces: What stands in place of a unit that was cut, by its index; such a unit stays.
     """
-    text, units = document.text, document.units
     if not pieces and all(kept):
-        return text
+        return document.text
+    return "".join(_parts(document, kept, pieces))
+
+
+def render_with_places(document: Document, kept: Sequence[bool]) -> tuple[str, list[tuple[int, int]]]:
+    """The text of the units that stay, and for each its index and where in that text it begins."""
+    parts = _parts(document, kept, _NONE)
+    places: list[tuple[int, int]] = []
+    at = 0
+    for number, index in enumerate(index for index, stays in enumerate(kept) if stays):
+        # Glue and units take turns, a unit first.
+        at += len(parts[2 * number - 1]) if number else 0
+        places.append((index, at))
+        at += len(parts[2 * number])
+    return "".join(parts), places
+
+
+def _parts(document: Document, kept: Sequence[bool], pieces: Mapping[int, str]) -> list[str]:
+    """Units that stay and the glue between them, in turn."""
+    text, units = document.text, document.units
     out: list[str] = []
     strongest, end = "", -1
     for index, unit in enumerate(units):
@@ -48,7 +66,7 @@ def render(document: Document, kept: Sequence[bool], pieces: Mapping[int, str] =
             out.append(before if adjacent else _join(strongest, before))
         out.append(pieces.get(index) or text[unit.start : unit.end])
         strongest = ""
-    return "".join(out)
+    return out
 
 
 def _join(strongest: str, before: str) -> str:
