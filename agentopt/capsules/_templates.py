@@ -7,6 +7,7 @@ limited.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +19,10 @@ PER_MESSAGE, PER_NAME, PRIMING = 3, 1, 3
 
 _FAILURES = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
 """What a template can raise by itself."""
+_READS_LISTS = re.compile(
+    r"""in\s+[\w.]*(?:\.content|\[['"]content['"]\])|content(?:['"]\])?\s+is\s+(?:not\s+)?(?:string|iterable|sequence)"""
+)
+"""A template that looks into a content that is a list; the others are given its text, as servers do."""
 
 
 class TemplateRefused(UserError):
@@ -48,8 +53,14 @@ class ChatTemplate:
         try:
             pieces: list[str] = []
             length = 0
-            for piece in self._program("tool_use" if tools else "default").generate(
-                messages=plain[0], tools=plain[1] or None, documents=None, add_generation_prompt=True, **self._variables
+            name, program = self._program("tool_use" if tools else "default")
+            given_messages = plain[0] if _READS_LISTS.search(self._sources[name]) else [_flat(one) for one in plain[0]]
+            for piece in program.generate(
+                messages=given_messages,
+                tools=plain[1] or None,
+                documents=None,
+                add_generation_prompt=True,
+                **self._variables,
             ):
                 length += len(piece)
                 if length > 4 * given + LARGEST:
@@ -65,13 +76,18 @@ class ChatTemplate:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         return TemplateRefused(f"chat template of {self._name}: it does not accept these messages ({reason:.160}).")
 
-    def _program(self, wanted: str) -> Any:
+    def _program(self, wanted: str) -> tuple[str, Any]:
         name = next((name for name in (wanted, "default") if name in self._sources), next(iter(self._sources)))
         if name not in self._compiled:
             from agentopt.capsules._sandboxed_jinja import compile_template
 
             self._compiled[name] = compile_template(self._sources[name])
-        return self._compiled[name]
+        return name, self._compiled[name]
+
+
+def _flat(message: dict[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    return message if isinstance(content, str) else {**message, "content": text_of(content)}
 
 
 def template_of_folder(folder: Path) -> ChatTemplate | None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from agentopt.capsules._remembered import LONG, Remembered
 from agentopt.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,9 +33,8 @@ O200K = (
 )
 """The published splitting expressions of four families of byte-level tokenizers."""
 _KNOWN = frozenset({GPT2, LLAMA3, QWEN2, O200K})
-_EDGE = re.compile("(?<=[A-Za-z0-9ぁ-ゖァ-ヺ一-龥])(?=[ \n。，、！？])")
-"""Between a letter or digit and one of these no known expression makes one piece."""
-_LONG = 1 << 16
+_EDGE = re.compile(r"(?<=[A-Za-z0-9ぁ-ゖァ-ヺ一-龥])(?=[ \n。，、！？!-&(-/:-@\[-^`{-~])")
+"""Between a letter or digit and one of these no known expression makes one piece (an apostrophe and _ are not here)."""
 _PLAIN_NORMALIZERS = frozenset({"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "BertNormalizer"})
 _CUTTING = frozenset({"BertPreTokenizer", "Whitespace", "WhitespaceSplit"})
 _HARMLESS = frozenset({"Digits", "Punctuation"})
@@ -53,11 +53,14 @@ class FileTokenizer:
         self._ordinary.encode_special_tokens = True
         self._separable = separable(self._ordinary)
         self._special: Any = None
+        self._long = Remembered()
         self._lock = threading.Lock()
 
     def count(self, text: str) -> int:
         """Tokens of `text`."""
-        return self._count(self._ordinary, text, self._separable)
+        if len(text) <= LONG:
+            return _encoded(self._ordinary, text)
+        return self._long.count(text, self._sum)
 
     def count_many(self, texts: Sequence[str]) -> list[int]:
         """`count` of each."""
@@ -73,12 +76,10 @@ class FileTokenizer:
         with self._lock:
             if self._special is None:
                 self._special = self._load()
-        return self._count(self._special, rendered, False)
+        return _encoded(self._special, rendered)
 
-    def _count(self, tokenizer: Any, text: str, separable: bool) -> int:
-        if len(text) <= _LONG:
-            return _encoded(tokenizer, text)
-        return sum(_encoded(tokenizer, part) for part in (segments(text) if separable else (text,)))
+    def _sum(self, text: str) -> int:
+        return sum(_encoded(self._ordinary, part) for part in (segments(text) if self._separable else (text,)))
 
 
 def _encoded(tokenizer: Any, text: str) -> int:
@@ -89,7 +90,7 @@ def _encoded(tokenizer: Any, text: str) -> int:
         return len(tokenizer.encode(text, add_special_tokens=False))
 
 
-def segments(text: str, size: int = _LONG) -> Iterator[str]:
+def segments(text: str, size: int = LONG) -> Iterator[str]:
     """The text in stretches of about `size`, cut only at edges; a stretch without an edge stays whole."""
     begin = 0
     while len(text) - begin > size:

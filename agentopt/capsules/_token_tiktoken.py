@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from agentopt.capsules._remembered import LONG, Remembered
 from agentopt.errors import UserError
 
 _FILES = {
@@ -31,7 +32,7 @@ _FILES = {
 """Encoding -> the vocabulary file it is made of."""
 _URL = "https://openaipublic.blob.core.windows.net/encodings/{}.tiktoken"
 _GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
-_RUN = 1 << 16
+_RUN = LONG
 _SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 """White space as the encodings see it (Unicode's property; Python counts four control characters more)."""
 _ENVIRONMENT = threading.Lock()
@@ -47,12 +48,14 @@ class Tiktoken:
         self._encoding = encoding
         self._encode = encoding.encode_ordinary
         self._newlines = encoding.name.startswith(("cl100k", "o200k"))
+        self._long = Remembered()
         self._to_end = not encoding.name.startswith("o200k")
 
     def count(self, text: str) -> int:
         """Tokens of `text`."""
-        if len(text) < _RUN:
-            return len(self._encode(text))
+        return len(self._encode(text)) if len(text) < _RUN else self._long.count(text, self._sum)
+
+    def _sum(self, text: str) -> int:
         return sum(
             len(self._encoding._encode_single_piece(piece)) if alone else len(self._encode(piece))
             for piece, alone in self._pieces(text)

@@ -124,3 +124,16 @@ def test_special_tokens_of_the_template_are_single_tokens() -> None:
     rendered = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert meter.total(["hi"]) - 40 < plain.count(rendered)
     assert meter.total(["hi there"]) == meter.total(["hi"]) + 1
+
+
+def test_a_content_list_is_text_to_a_template_that_reads_no_lists() -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "image_url"}, {"type": "text", "text": "two"}]
+    chat: list[dict[str, Any]] = [{"role": "user", "content": parts}, {"role": "assistant", "content": None}]
+    plain = ChatTemplate("{% for m in messages %}{{ m['role'] + m['content'] }};{% endfor %}", {}, "plain")
+    assert plain.render(chat) == "userone\ntwo;assistant;"
+    aware = ChatTemplate(
+        "{% for m in messages if m.content %}{% for c in m['content'] %}{{ c.text or '*' }}{% endfor %}{% endfor %}",
+        {},
+        "aware",
+    )
+    assert aware.render(chat) == "one*two"
