@@ -17,6 +17,7 @@ from agentopt.capsules._options import CapsuleOptions
 from agentopt.capsules._originals import Originals, UnknownHandle, retrieval_tool
 from agentopt.capsules._rewrite import RewriteOptions, Rewriting, rewrite
 from agentopt.capsules._spans import find_intact
+from agentopt.capsules._stream import Streamed, stream
 from agentopt.capsules._task import Task, TaskOptions
 from agentopt.capsules._tokens import Meter, TokenBudget, Tokenizer
 from agentopt.capsules._types import Capsule, Check, CostReport, Document, DroppedUnit, GateReport, Mode, Span, Unit
@@ -48,6 +49,7 @@ __all__ = [
     "Rewriting",
     "Source",
     "Span",
+    "Streamed",
     "Task",
     "TaskOptions",
     "TokenBudget",
@@ -67,5 +69,6 @@ __all__ = [
     "regate_needed",
     "retrieval_tool",
     "rewrite",
+    "stream",
     "verify",
 ]

@@ -15,7 +15,7 @@ import numpy as np
 from agentopt.capsules._terms import Floats, table
 
 _LABEL_WORDS = 4
-_CUE = re.compile(r"(?:\b(?:is|answer|label|output|sentiment|category|a)\b\s*[:=]?|[:=]|->|=>)\s*", re.IGNORECASE)
+_CUE = re.compile(r"(?:\b(?:is|answer|label|output|sentiment|category|a)\b\s*[:=]?|[-=]>|[:=])\s*", re.IGNORECASE)
 
 
 def label_of(text: str) -> str:

@@ -24,7 +24,7 @@ from agentopt.capsules._types import Document, Span, Unit
 
 CHUNK = 1 << 20
 """Characters that are scored at once."""
-_LEAST = 4096
+LEAST = 4096
 """Tokens that a chunk may keep even if the limit is smaller: the race is not to be decided here."""
 
 
@@ -50,7 +50,7 @@ class Pool:
 
     def __init__(self, meter: Meter, taste: Taste, size: int = CHUNK) -> None:
         self._meter, self._taste, self._size = meter, taste, size
-        self._room = max(3 * meter.limit // 2, _LEAST)
+        self._room = max(3 * meter.limit // 2, LEAST)
         self._threshold = 2 * size
         self.held = Document("", ())
 

@@ -90,7 +90,7 @@ def stream(
         characters += len(text)
         document = parse(text, keep)
         if not document.units:
-            blank, space = blank or text, space + text
+            blank, space = blank or text, (space + text)[-64:]
             continue
         document = stretched(document)
         units += len(document.units)
