@@ -39,7 +39,8 @@ TOKENIZERS = list(_tokenizers())
 PIECES = [
     "{x}", "{{name}}", "${v}", "%s", "not ", "never ", "unless ", "\n", "\n\n", ". ", "! ", ", ", "; ", "the cat ",
     "dog", "42 km", "$5.30", '"quoted text"', "http://a.b/c", "你好世界", "。", "これはペンです", "สวัสดี", "\ud800",
-    "👨‍👩‍👧", "e\u0301", "🇩🇪", "\t", "\r\n", "```\ncode\n```", '{"a": 1}', "<a>b</a>", "# Head\n", "- item ", "1. one\n",
+    "👨‍👩‍👧", "e\u0301", "🇩🇪", "\t", "\r\n", "```\ncode\n```", '{"a": 1}', "<a>b</a>", "# Head\n", "- item ",
+    "1. one\n",
     "Q: what?\nA: yes\n\n", "| a | b |\n|---|---|\n| 1 | 2 |\n", "\n<doc>\nprose here.\n</doc>\n", "a" * 250, "\u200b",
     "\u3000", 'Output JSON: {"answer": str}\n', "user: hi\nassistant: hello\n",
     "Question: Who?\nLet's think step by step\nA. B. C.\nThe answer is 4\n\n",
