@@ -9,10 +9,12 @@ from agentopt.capsules._cost import Horizon, price_capsule
 from agentopt.capsules._errors import BudgetInfeasible
 from agentopt.capsules._extract import Extraction, extract
 from agentopt.capsules._gate import gate, regate_needed
+from agentopt.capsules._history import Emission, History, HistoryOptions, HistoryUsage
 from agentopt.capsules._keep import find_keep
-from agentopt.capsules._library import Library, LibraryWarning
+from agentopt.capsules._library import Library, LibraryRow, LibraryWarning, capsule_key
 from agentopt.capsules._lossless import lossless
-from agentopt.capsules._masking import mask
+from agentopt.capsules._masking import Masked, Masking, mask
+from agentopt.capsules._middleware import CapsuleLM, LiveOptions, LiveReport
 from agentopt.capsules._options import CapsuleOptions
 from agentopt.capsules._originals import Originals, UnknownHandle, retrieval_tool
 from agentopt.capsules._rewrite import RewriteOptions, Rewriting, rewrite
@@ -32,16 +34,26 @@ __all__ = [
     "BudgetInfeasible",
     "CachingRule",
     "Capsule",
+    "CapsuleLM",
     "CapsuleOptions",
     "Check",
     "CostReport",
     "Document",
     "DroppedUnit",
+    "Emission",
     "Extraction",
     "GateReport",
+    "History",
+    "HistoryOptions",
+    "HistoryUsage",
     "Horizon",
     "Library",
+    "LibraryRow",
     "LibraryWarning",
+    "LiveOptions",
+    "LiveReport",
+    "Masked",
+    "Masking",
     "Meter",
     "Mode",
     "Originals",
@@ -57,6 +69,7 @@ __all__ = [
     "Unit",
     "UnknownHandle",
     "batch",
+    "capsule_key",
     "extract",
     "find_intact",
     "find_keep",

@@ -18,7 +18,7 @@ from agentopt.capsules._groups import Message, Plan, built, gone, step_groups, t
 from agentopt.capsules._masking import Masked, mask_one
 from agentopt.capsules._parts import Part, parts_of
 from agentopt.capsules._spans import find_keep
-from agentopt.capsules._steps import Anatomy, Facts, anatomy, extra_tokens, text_of
+from agentopt.capsules._steps import Anatomy, Facts, anatomy
 from agentopt.capsules._tokens import Meter
 from agentopt.capsules._types import Document
 
@@ -96,7 +96,7 @@ class Compactor:
         what = anatomy(facts, self.rules.keep_last)
         new, masked = self._mask(messages, facts, what) if self.rules.mask else (list(messages), [])
         groups = step_groups(facts, what), turn_groups(facts, what)
-        plan = Plan(messages, new, facts, what, *groups, self._spans)
+        plan = Plan(new, facts, what, *groups, self._spans)
         steps = _least(len(plan.steps), lambda n: self.counter.total(built(plan, n, 0, None)[0]) <= target)
         done, left = built(plan, steps, 0, None)
         total = self.counter.total(done)
@@ -109,15 +109,15 @@ class Compactor:
 
     # ---- stages
 
-    def _spans(self, message: Message) -> Sequence[str]:
+    def _spans(self, fact: Facts) -> Sequence[str]:
         """The keep spans of a message: of its texts, and what the user's patterns match in its calls."""
-        place = (text_of(message), extra_tokens(message))
+        place = (fact.text, fact.extra)
         if place not in self._kept:
             if len(self._kept) >= REMEMBERED:
                 self._kept.clear()
-            found = [span.of(place[0]) for span in find_keep(place[0], self.rules.keep)]
-            calls = find_keep(place[1], self.rules.keep) if self.rules.keep and place[1] else []
-            self._kept[place] = (*found, *(span.of(place[1]) for span in calls if span.kind == "pattern"))
+            found = [span.of(fact.text) for span in find_keep(fact.text, self.rules.keep)]
+            calls = find_keep(fact.extra, self.rules.keep) if self.rules.keep and fact.extra else []
+            self._kept[place] = (*found, *(span.of(fact.extra) for span in calls if span.kind == "pattern"))
         return self._kept.get(place, ())
 
     def _mask(
@@ -137,7 +137,7 @@ class Compactor:
     def _line(self, index: int, message: Message, fact: Facts) -> tuple[Masked, Any] | None:
         if isinstance(message.get("content"), list):
             return mask_one(index, message, fact, keep=self.rules.keep, count=self.counter.tokenizer.count)
-        place = (text_of(message), fact.tool)
+        place = (fact.text, fact.tool)
         if place not in self._lines:
             if len(self._lines) >= REMEMBERED:
                 self._lines.clear()
@@ -222,7 +222,7 @@ class Compactor:
     def _query(self, plan: Plan) -> str | None:
         if self.rules.query != LAST_USER:
             return self.rules.query
-        return text_of(plan.messages[plan.what.last_user]) or None if plan.what.last_user >= 0 else None
+        return plan.facts[plan.what.last_user].text or None if plan.what.last_user >= 0 else None
 
 
 _MUST_STAY = "the system, the last user turn, the last steps, unresolved errors, constraints and keep spans"

@@ -28,6 +28,7 @@ class Counter:
     def __init__(self, budget: TokenBudget, tools: Sequence[Mapping[str, Any]] = (), more: str = "") -> None:
         self.tokenizer: Tokenizer = _Remembering(resolve_tokenizer(budget.tokenizer))
         self.limit = budget.limit
+        self._sizes: dict[int, tuple[Mapping[str, Any], int]] = {}
         self._tools = [dict(tool) for tool in tools] or None
         self._more = self.tokenizer.count(more) if more else 0
         self.base = self._more + (self.tokenizer.count(json.dumps(self._tools, default=str)) if self._tools else 0)
@@ -39,8 +40,15 @@ class Counter:
 
     def size(self, message: Mapping[str, Any]) -> int:
         """About how many tokens one message takes."""
+        found = self._sizes.get(id(message))
+        if found is not None and found[0] is message:
+            return found[1]
         rest = extra_tokens(message)
-        return self.tokenizer.count(text_of(message)) + (self.tokenizer.count(rest) if rest else 0) + _FRAME
+        size = self.tokenizer.count(text_of(message)) + (self.tokenizer.count(rest) if rest else 0) + _FRAME
+        if len(self._sizes) >= REMEMBERED:
+            self._sizes.clear()
+        self._sizes[id(message)] = (message, size)  # the message is held, so its id is its own
+        return size
 
 
 class _Remembering:

@@ -13,7 +13,7 @@ from typing import Any
 
 from agentopt.capsules._originals import handle_of
 from agentopt.capsules._parts import OMITTED, Part
-from agentopt.capsules._steps import Anatomy, Facts, extra_tokens, text_of
+from agentopt.capsules._steps import Anatomy, Facts, text_of
 
 Message = dict[str, Any]
 Group = tuple[int, int]
@@ -23,13 +23,13 @@ Group = tuple[int, int]
 class Plan:
     """The messages after masking, and which groups of them may leave, oldest first."""
 
-    originals: Sequence[Message]
     messages: Sequence[Message]
     facts: Sequence[Facts]
+    """Of the messages before masking."""
     what: Anatomy
     steps: Sequence[Group]
     turns: Sequence[Group]
-    spans: Callable[[Message], Sequence[str]]
+    spans: Callable[[Facts], Sequence[str]]
     """The keep spans of a message."""
 
 
@@ -103,7 +103,9 @@ def _runs(groups: Sequence[Group]) -> list[list[Group]]:
 
 def _drop_steps(new: dict[int, Message], plan: Plan, run: Sequence[Group], handle: str) -> None:
     def length(group: Group) -> int:
-        return sum(len(text_of(m)) + len(extra_tokens(m)) for m in plan.messages[group[0] : group[1]])
+        shown = plan.messages[group[0] : group[1]]
+        extra = sum(len(fact.extra) for fact in plan.facts[group[0] : group[1]])
+        return extra + sum(len(text_of(message)) for message in shown)
 
     stays = min(run, key=lambda group: (length(group), group))
     for start, end in run:
@@ -128,17 +130,13 @@ def _drop_turns(new: dict[int, Message], plan: Plan, run: Sequence[Group], handl
 
 def _kept(plan: Plan, groups: Sequence[Group]) -> list[str]:
     """The keep spans of what leaves, each once."""
-    spans = (span for start, end in groups for message in plan.originals[start:end] for span in plan.spans(message))
+    spans = (span for start, end in groups for fact in plan.facts[start:end] for span in plan.spans(fact))
     return list(dict.fromkeys(spans))
 
 
 def _transcript(plan: Plan, run: Sequence[Group]) -> str:
     """What left, as a text to be read back."""
-    lines: list[str] = []
-    for message in plan.originals[run[0][0] : run[-1][1]]:
-        rest = extra_tokens(message)
-        lines.append(f"{message['role']}: {text_of(message)}" + (f"\n{rest}" if rest else ""))
-    return "\n\n".join(lines)
+    return "\n\n".join(fact.transcript for fact in plan.facts[run[0][0] : run[-1][1]])
 
 
 def _replaced(message: Message, part: Part, text: str) -> Message:

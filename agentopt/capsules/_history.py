@@ -8,6 +8,7 @@ read again from its messages, in this process or another, sends the same bytes.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +22,7 @@ from agentopt.capsules._epochs import ASSUMED, Sent, extra_cost, leftover_cost, 
 from agentopt.capsules._errors import BudgetInfeasible
 from agentopt.capsules._originals import Originals
 from agentopt.capsules._parts import check_messages
-from agentopt.capsules._steps import Facts, read_all, read_facts, text_of
+from agentopt.capsules._steps import Facts, read_all, read_facts
 from agentopt.capsules._tokens import TokenBudget, Tokenizer
 from agentopt.errors import UserError
 
@@ -121,6 +122,7 @@ class Engine:
 
     def append(self, state: State, message: Message) -> tuple[State, tuple[str, ...]]:
         """The state with one more message, and the texts to be kept behind handles."""
+        message = copy.deepcopy(message)  # what is sent again must not change in anybody's hands
         kept: tuple[str, ...] = ()
         if message.get("role") == "assistant" and state.covered < len(state.messages):
             state, kept = self._answered(state)
@@ -221,9 +223,9 @@ class Engine:
     def _query(self, state: State) -> str | None:
         if self.options.query != LAST_USER:
             return self.options.query
-        for message, fact in zip(reversed(state.messages), reversed(state.facts), strict=True):
+        for fact in reversed(state.facts):
             if fact.role == "user" and not fact.observation:
-                return text_of(message) or None
+                return fact.text or None
         return None
 
 
@@ -296,7 +298,7 @@ class History:
             if self._state.messages and self._state.covered < len(self._state.messages):
                 self._state, self._last = self._engine.emit(self._state)
                 self._keep(texts_of(self._last))
-            return [dict(message) for message in self._state.sent]
+            return copy.deepcopy(list(self._state.sent))
 
     @property
     def usage(self) -> HistoryUsage:

@@ -57,6 +57,15 @@ class Facts:
     """Sentences of a user turn that say what to do or not to do."""
     digest: int = 0
     """Of an error's text: the same error twice is one error."""
+    text: str = ""
+    """Its texts, joined."""
+    extra: str = ""
+    """What it holds beside them (calls, ids, names)."""
+
+    @property
+    def transcript(self) -> str:
+        """The whole message as a text to be read back."""
+        return f"{self.role}: {self.text}\n{self.extra}" if self.extra else f"{self.role}: {self.text}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +97,15 @@ def text_of(message: Mapping[str, Any]) -> str:
 def read_facts(message: Mapping[str, Any], called: Mapping[str, str]) -> Facts:
     """What a message is; `called` maps the ids of earlier calls to their tools."""
     role = str(message.get("role", ""))
-    text = text_of(message)
+    text, extra = text_of(message), extra_tokens(message)
     observation = role in ("tool", "function") or (role == "user" and _OBSERVATION.match(text) is not None)
     if observation:
         tool = called.get(str(message.get("tool_call_id", "")), "") or str(message.get("name") or "")
         error = bool(message.get("is_error")) or any(_ERROR.search(end) for end in (text[:_ENDS], text[-_ENDS:]))
-        return Facts(role, True, tool, error, digest=hash_of(text) if error else 0)
+        return Facts(role, True, tool, error, digest=hash_of(text) if error else 0, text=text, extra=extra)
     if role == "user":
-        return Facts(role, constraints=_constraints(text))
-    return Facts(role, calls=tuple(_calls(message)))
+        return Facts(role, constraints=_constraints(text), text=text, extra=extra)
+    return Facts(role, calls=tuple(_calls(message)), text=text, extra=extra)
 
 
 def read_all(messages: Sequence[Mapping[str, Any]]) -> list[Facts]:
