@@ -219,12 +219,12 @@ KINDS: dict[str, Callable[[random.Random], str]] = {
 
 
 def text(rng: random.Random) -> tuple[str, str]:
-    """A text and its kind: mostly short, one in forty of many parts, one in four of mixed kinds."""
+    """A text and its kind: mostly short, one in sixty of many parts, one in four of mixed kinds."""
     kind = rng.choice(list(KINDS))
     if rng.random() < 0.25:
         mixed = [KINDS[rng.choice(list(KINDS))](rng) for _ in range(rng.randint(2, 4))]
         return rng.choice(("\n\n", "\n", " ", "")).join(mixed), "mixed"
-    if rng.random() < 0.025:
+    if rng.random() < 1 / 60:
         return rng.choice(("\n\n", "\n")).join(KINDS[kind](rng) for _ in range(rng.randint(5, 40))), kind
     return KINDS[kind](rng), kind
 

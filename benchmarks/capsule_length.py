@@ -7,7 +7,7 @@ budget, when it is empty and the text is not, when it reports another count, whe
 raised, or when the `minimum` that this names does not work at once. Beside it LLMLingua 0.2.2 is asked for the same
 kinds of lengths, with small models of random weights: its arithmetic of lengths needs no trained weights.
 
-    python benchmarks/capsule_length.py [--quick] [--trials 100000] [--seed 0] [--trial N] [--skip-peer]
+    python benchmarks/capsule_length.py [--quick] [--trials 100000] [--seed 0] [--jobs 1] [--trial N] [--skip-peer]
 
 `--trial N` runs one trial and shows it. Intervals are exact (Clopper-Pearson), one-sided 95 %.
 """
@@ -18,11 +18,13 @@ import argparse
 import collections
 import json
 import math
+import multiprocessing
 import random
 import subprocess
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ import agentopt as ao
 
 TRIALS = 100_000
 QUICK = 2_000
+CHUNK = 1_000
 PEERS = ("llmlingua==0.2.2", "torch==2.13.0", "transformers==5.23.0")
 ADAPTER = ROOT / "benchmarks" / "peer_adapters" / "llmlingua_length.py"
 PEER_SIZES = (120, 400, 1_000, 2_400, 6_000, 12_000)
@@ -151,6 +154,14 @@ class Tally:
     violations: list[dict[str, Any]] = field(default_factory=list)
     shares: list[float] = field(default_factory=list)
     """Tokens over budget, where the text was longer than the budget."""
+
+    def add(self, other: Tally) -> None:
+        """What another process counted."""
+        self.trials += other.trials
+        self.infeasible += other.infeasible
+        self.unchanged += other.unchanged
+        self.violations += other.violations
+        self.shares += other.shares
 
 
 class Violation(Exception):
@@ -274,16 +285,32 @@ def check(capsule: Any, source: Any, limit: int, reader: Reader) -> None:
         raise Violation("an empty capsule of a text that is not empty")
 
 
-async def run(trials: int, seed: int) -> tuple[dict[str, Tally], float]:
-    """All trials, one after another."""
+async def run(numbers: Sequence[int], seed: int) -> dict[str, Tally]:
+    """Some trials, one after another."""
     found = readers()
     tallies = {reader.label: Tally() for reader in found}
-    began = time.monotonic()
-    for number in range(trials):
+    for number in numbers:
         await trial(number, seed, found, tallies, show=False)
-        if number % 5_000 == 4_999:
+    return tallies
+
+
+def part(first: int, last: int, seed: int) -> dict[str, Tally]:
+    """The trials from `first` to before `last`, in this process."""
+    return anyio.run(run, range(first, last), seed)
+
+
+def every(trials: int, seed: int, jobs: int) -> tuple[dict[str, Tally], float]:
+    """All trials, spread over processes; which process ran a trial changes nothing about it."""
+    tallies = {reader.label: Tally() for reader in readers()}
+    began, done = time.monotonic(), 0
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        starts = range(0, trials, CHUNK)
+        for found in pool.map(part, starts, [min(start + CHUNK, trials) for start in starts], [seed] * len(starts)):
+            for label, tally in found.items():
+                tallies[label].add(tally)
+            done = sum(tally.trials for tally in tallies.values())
             bad = sum(len(tally.violations) for tally in tallies.values())
-            print(f"{number + 1:,} trials, {bad} violations, {time.monotonic() - began:.0f} s", flush=True)
+            print(f"{done:,} trials, {bad} violations, {time.monotonic() - began:.0f} s", flush=True)
     return tallies, time.monotonic() - began
 
 
@@ -345,6 +372,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trial", type=int, default=None, help="run this one and show it")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--skip-peer", action="store_true", help="without LLMLingua")
     options = parser.parse_args()
     if options.trial is not None:
@@ -352,7 +380,7 @@ def main() -> None:
         anyio.run(trial, options.trial, options.seed, found, {reader.label: Tally() for reader in found}, True)
         return
     trials = options.trials or (QUICK if options.quick else TRIALS)
-    tallies, seconds = anyio.run(run, trials, options.seed)
+    tallies, seconds = every(trials, options.seed, options.jobs)
     bad = [violation for tally in tallies.values() for violation in tally.violations]
     rows = [
         Row(f"violations, all {trials:,} trials", len(bad), "trials", goal="<= 0"),

@@ -5,6 +5,7 @@ A long text is cut where these tokenizers always cut, so that the library's book
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -35,6 +36,8 @@ O200K = (
 _KNOWN = frozenset({GPT2, LLAMA3, QWEN2, O200K})
 _EDGE = re.compile(r"(?<=[A-Za-z0-9ぁ-ゖァ-ヺ一-龥])(?=[ \n。，、！？!-&(-/:-@\[-^`{-~])")
 """Between a letter or digit and one of these no known expression makes one piece (an apostrophe and _ are not here)."""
+_SHORT, _REMEMBERED = 2_048, 4_096
+"""Characters of a short text, and how many short texts have their counts remembered: units are counted repeatedly."""
 _PLAIN_NORMALIZERS = frozenset({"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "BertNormalizer"})
 _CUTTING = frozenset({"BertPreTokenizer", "Whitespace", "WhitespaceSplit"})
 _HARMLESS = frozenset({"Digits", "Punctuation"})
@@ -53,14 +56,15 @@ class FileTokenizer:
         self._ordinary.encode_special_tokens = True
         self._separable = separable(self._ordinary)
         self._special: Any = None
+        self._short = functools.lru_cache(maxsize=_REMEMBERED)(functools.partial(_encoded, self._ordinary))
         self._long = Remembered()
         self._lock = threading.Lock()
 
     def count(self, text: str) -> int:
         """Tokens of `text`."""
-        if len(text) <= LONG:
-            return _encoded(self._ordinary, text)
-        return self._long.count(text, self._sum)
+        if len(text) <= _SHORT:
+            return self._short(text)
+        return _encoded(self._ordinary, text) if len(text) <= LONG else self._long.count(text, self._sum)
 
     def count_many(self, texts: Sequence[str]) -> list[int]:
         """`count` of each."""
