@@ -51,7 +51,7 @@ class UnitSettings:
     group: int = 8
     """Capsules per document; each is compared with the mean of the others."""
     budgets: Budgets = field(default_factory=Budgets)
-    buckets: int = 64
+    buckets: int = 256
     """Columns for words by hash; 0 for none."""
     decay: float = 1e-3
     """Pull of the weights towards 0."""
@@ -104,7 +104,7 @@ class UnitPolicy:
     # --- training ----------------------------------------------------------------------------------------------------
 
     @classmethod
-    def fresh(cls, documents: Sequence[Document], meter: Meter, buckets: int = 64) -> UnitPolicy:
+    def fresh(cls, documents: Sequence[Document], meter: Meter, buckets: int = 256) -> UnitPolicy:
         """Zero weights; the scale of every feature is taken from `documents`."""
         rows = np.concatenate([features(document, meter, None, buckets) for document in documents])
         if not len(rows):
@@ -204,7 +204,7 @@ class UnitPolicy:
         changes: Sequence[Sequence[float]],
         meter: Meter,
         *,
-        buckets: int = 64,
+        buckets: int = 256,
         decay: float = 1e-3,
     ) -> UnitPolicy:
         """Fit the scores to what each unit was worth (logistic regression, weighted by how much it was).

@@ -52,8 +52,6 @@ class Policy:
         self.trained: list[Any] = [weight for weight in model.parameters() if weight.requires_grad]
         self.reference: list[Any] = []
         self.device = next(model.parameters()).device
-        if not self.trained:
-            raise UserError("train: found no weight that can change, expected a LoRA adapter or an unfrozen model.")
 
     # --- what goes in ------------------------------------------------------------------------------------------------
 

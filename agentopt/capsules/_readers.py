@@ -81,7 +81,7 @@ class CausalReader:
 
 
 class MiniLm:
-    """Meaning kept, by the installed sentence encoder: the mean over units of the best cosine with what stayed."""
+    """Meaning kept, by the installed sentence encoder: the mean over sentences of the best cosine with one of the capsule's."""
 
     def __init__(self) -> None:
         self._encoder = Encoder.load()
@@ -89,13 +89,16 @@ class MiniLm:
 
     def __call__(self, document: Document, text: str) -> float:
         """Between 0 and 1."""
-        sentences = [one for one in _SENTENCE.split(text) if one.strip()]
+        sentences = _sentences(text)
         if not sentences:
             return 0.0
         if document.text not in self._known:
             if len(self._known) > 1_000:
                 self._known.clear()
-            units = [document.text[unit.start : unit.end] for unit in document.units] or [document.text]
-            self._known[document.text] = self._encoder.encode(units)
+            self._known[document.text] = self._encoder.encode(_sentences(document.text) or [document.text])
         similar = self._known[document.text] @ self._encoder.encode(sentences).T
         return float(min(1.0, np.clip(similar.max(axis=1), 0.0, None).mean()))
+
+
+def _sentences(text: str) -> list[str]:
+    return [one for one in _SENTENCE.split(text) if one.strip()]

@@ -58,7 +58,10 @@ class Sample:
 class Reader(Protocol):
     """A frozen model that answers questions from a text; a pure function of both."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Tells readers apart."""
+        ...
 
     def answers(self, text: str, questions: Sequence[str]) -> list[str]:
         """One answer per question."""
@@ -119,7 +122,7 @@ class Score:
     invented: float = 0.0
     longer: float = 0.0
     distance: float = 0.0
-    """How far from valid: share over the budget (at most 1) plus share of keep spans missing."""
+    """How far from valid: share of the tokens that are over the budget plus share of keep spans missing."""
 
 
 Metric = Callable[[str, str], float]
@@ -253,9 +256,8 @@ def distance_from_valid(document: Document, text: str, meter: Meter, *, spans: b
     """0 for a text within the limit that is not blank and has every keep span; above 0 by how much is wrong."""
     if not text.strip():
         return 2.0
-    over = max(0.0, meter.total([text]) / meter.limit - 1.0)
-    missing = missing_keep(document, text) if spans else 0.0
-    return min(1.0, over) + missing
+    over = max(0.0, 1.0 - meter.limit / max(1, meter.total([text])))
+    return over + (missing_keep(document, text) if spans else 0.0)
 
 
 def missing_keep(document: Document, text: str) -> float:

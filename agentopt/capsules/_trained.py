@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
+import warnings
+from collections.abc import Generator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,11 +87,9 @@ class Trained:
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         adapter = hasattr(self.model, "peft_config")
-        if adapter:
-            self.model.save_pretrained(str(path), save_embedding_layers=False)
-        else:
-            self.model.save_pretrained(str(path))
-        self.tokenizer.save_pretrained(str(path))
+        with quiet():
+            self.model.save_pretrained(str(path), **({"save_embedding_layers": False} if adapter else {}))
+            self.tokenizer.save_pretrained(str(path))
         data = {
             "kind": "trained",
             "version": _VERSION,
@@ -151,10 +152,20 @@ def _with_adapter(path: Path, data: dict[str, Any], base: tuple[Any, Any] | str 
     found = fingerprint(model)
     if found != data["base_hash"]:
         raise UserError(
-            f"{path}: the adapter was trained on a base model with hash {data['base_hash']}, found {found}; give the same "
-            "one with base=."
+            f"{path}: the adapter was trained on a base model with hash {data['base_hash']}, found {found}; give the "
+            "same one with base=."
         )
-    return peft.PeftModel.from_pretrained(model, str(path), is_trainable=False).eval(), tokenizer
+    with quiet():
+        return peft.PeftModel.from_pretrained(model, str(path), is_trainable=False).eval(), tokenizer
+
+
+@contextlib.contextmanager
+def quiet() -> Generator[None]:
+    """Without the notices that libraries send one another about names that will change."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 def fingerprint(model: Any) -> str:

@@ -30,7 +30,7 @@ from agentopt.capsules._rewards import Question, Reader, Reward, RewardSettings,
 from agentopt.capsules._tasks import Task, draw_tasks, with_target
 from agentopt.capsules._tokenizers import resolve_tokenizer
 from agentopt.capsules._train_options import STAGES, Budgets, Lora, Sampling, Settings, Stage, Update
-from agentopt.capsules._trained import Step, Trained, fingerprint, longest_text
+from agentopt.capsules._trained import Step, Trained, fingerprint, longest_text, quiet
 from agentopt.capsules._trl import grpo_trainer, reward_function
 from agentopt.capsules._updates import (
     RunningMean,
@@ -126,7 +126,7 @@ def _prepare(source: str | Path | tuple[Any, Any], settings: Settings) -> Traine
         peft, lora = need("peft"), settings.lora
         modules = lora.modules if isinstance(lora.modules, str) else list(lora.modules)
         config = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=modules, task_type="CAUSAL_LM")
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), quiet():
             torch.manual_seed(seed_number("adapter", settings.seed))
             model = peft.get_peft_model(model, config)
     return Trained(model.eval(), tokenizer, base, digest, settings.to_dict())

@@ -13,13 +13,12 @@ WORDS = ("Shorten", "to", "bytes", "words", "tokens", ".", "red", "blue", "green
 def tiny(words: Sequence[str] = WORDS, *, width: int = 32, layers: int = 2, seed: int = 0) -> tuple[Any, Any]:
     """The model with random weights and its tokenizer."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     vocabulary = {word: number for number, word in enumerate([*SPECIAL, *words])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    inner.decoder = decoders.WordPiece(prefix="", cleanup=False)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left"
     )
