@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -110,10 +110,8 @@ def capsule_command(arguments: CapsuleArguments) -> int:
 
         return batch_command(arguments, path)
     if arguments.source != "-" and path.stat().st_size > STREAM_BYTES:
-        made = _streamed(arguments, path)
-    else:
-        made = _made(arguments)
-    _show(arguments, made)
+        return _stream(arguments, path)
+    _show(arguments, _made(arguments))
     return 0
 
 
@@ -192,8 +190,45 @@ def _is_message(item: Any) -> bool:
     return isinstance(item, dict) and isinstance(cast("dict[str, Any]", item).get("role"), str)
 
 
-def _streamed(arguments: CapsuleArguments, path: Path) -> Capsule:
-    raise NotImplementedError
+def _stream(arguments: CapsuleArguments, path: Path) -> int:
+    """A file that is too long to be held as a whole: extraction in pieces."""
+    from agentopt.capsules import stream
+
+    keywords = arguments.keywords()
+    asked = {"--task": arguments.task, "--model": arguments.model, "--trained": arguments.trained}
+    asked |= {"--diff": arguments.diff, "--price": arguments.price, "--store": arguments.store}
+    whole = [option for option, value in asked.items() if value]
+    if whole or arguments.mode not in ("auto", "extract"):
+        option = whole[0] if whole else f"--mode {arguments.mode}"
+        raise UserError(
+            f"{path}: a file of more than {STREAM_BYTES // 10**6} MB is read in pieces, and {option} needs all of it; "
+            "split the file, or leave the option out."
+        )
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            made = stream(
+                iter(lambda: file.read(1 << 16), ""),
+                keywords["budget"],
+                query=arguments.query,
+                keep=arguments.keep,
+                scorer=keywords["options"].scorer,
+                seed=arguments.seed,
+            )
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason}); convert it, for example with iconv -t utf-8.") from None
+    if arguments.out is not None:
+        write_text(Path(arguments.out), made.text)
+    if arguments.as_json:
+        print(json.dumps(asdict(made), ensure_ascii=False, indent=2))
+    elif arguments.out is None:
+        _print_exactly(made.text)
+    if not arguments.quiet and not arguments.as_json:
+        line = (
+            f"{made.tokens:,} tokens ({made.tokenizer}), budget {made.limit:,}, of {made.characters:,} characters "
+            f"read in pieces: extract; {made.dropped:,} of {made.units:,} units left"
+        )
+        err().print(Text(line), soft_wrap=True)
+    return 0
 
 
 def _show(arguments: CapsuleArguments, made: Capsule) -> None:

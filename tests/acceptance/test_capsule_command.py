@@ -187,3 +187,20 @@ def test_a_task_decides_the_recommendation(project: Path) -> None:
 def test_the_cost_over_a_horizon_is_told(folder: Path) -> None:
     done = run(folder, "prompt.txt", "-b", "150", "--calls", "1000", "--price", "openai/gpt-4.1-mini")
     assert "cost over 1,000 calls: $" in done.stderr.decode()
+
+
+def test_a_long_file_is_read_in_pieces(folder: Path) -> None:
+    with (folder / "long.txt").open("w", encoding="utf-8") as file:
+        for number in range(110_000):
+            hall, hours = number % 97, number % 24
+            file.write(f"Entry {number}: the pump of hall {hall} ran for {hours} hours, as the log of that day says, ")
+            file.write("and the valve beside it stayed shut until the next shift came in.\n\n")
+        file.write("Never open valve {valve} by hand.\n")
+    done = run(folder, "long.txt", "-b", "200")
+    assert done.returncode == 0, done.stderr.decode()
+    assert TokenBudget(200).meter().total([done.stdout.decode()]) <= 200
+    assert "{valve}" in done.stdout.decode()
+    assert "units left" in done.stderr.decode()
+    refused = run(folder, "long.txt", "-b", "200", "--diff")
+    assert refused.returncode == 2
+    assert "--diff needs all of it" in refused.stderr.decode()
