@@ -20,6 +20,7 @@ import json
 import math
 import multiprocessing
 import random
+import statistics
 import subprocess
 import time
 import traceback
@@ -38,6 +39,7 @@ import agentopt as ao
 TRIALS = 100_000
 QUICK = 2_000
 CHUNK = 1_000
+PEER = "LLMLingua 0.2.2"
 PEERS = ("llmlingua==0.2.2", "torch==2.13.0", "transformers==5.23.0")
 ADAPTER = ROOT / "benchmarks" / "peer_adapters" / "llmlingua_length.py"
 PEER_SIZES = (120, 400, 1_000, 2_400, 6_000, 12_000)
@@ -315,53 +317,70 @@ def every(trials: int, seed: int, jobs: int) -> tuple[dict[str, Tally], float]:
 
 
 def peer(quick: bool, seed: int) -> tuple[list[Row], list[dict[str, Any]]]:
-    """LLMLingua on the same kind of prose: what it was asked for, and what it gave."""
+    """LLMLingua and ours on the same prose: what was asked for, and what came."""
     python, reason = peer_python(*PEERS, extra_args=("--extra-index-url", "https://download.pytorch.org/whl/cpu"))
     if python is None:
-        return [Row("LLMLingua 0.2.2, share over the target", None, "share", note=f"not run: {reason}")], []
-    rng = random.Random(seed)
-    repeats = 1 if quick else 5
-    jobs: list[dict[str, Any]] = []
-    count = next(reader for reader in readers() if reader.label == "cl100k_base").recount
-    for size in PEER_SIZES[:4] if quick else PEER_SIZES:
-        for _ in range(repeats):
-            prose = ""
-            while count(prose) < size:
-                prose += texts.sentence(rng) + " "
-            jobs += [{"text": prose, "size": size, "target": round(size * share)} for share in PEER_SHARES]
+        return [Row("over the target, same prompts", None, "share", peer=PEER, note=f"not run: {reason}")], []
+    jobs = peer_jobs(seed, PEER_SIZES[:4] if quick else PEER_SIZES, 1 if quick else 5)
     done = subprocess.run(
         [python, str(ADAPTER)], input=json.dumps(jobs), capture_output=True, text=True, encoding="utf-8", timeout=3_600
     )
     line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
     if line is None:
         reason = (done.stderr.strip().splitlines() or ["no words"])[-1][:200]
-        return [Row("LLMLingua 0.2.2, share over the target", None, "share", note=f"ended: {reason}")], []
+        return [Row("over the target, same prompts", None, "share", peer=PEER, note=f"ended: {reason}")], []
     cells: list[dict[str, Any]] = json.loads(line.removeprefix("RESULT "))
-    return [row for path in dict.fromkeys(cell["path"] for cell in cells) for row in peer_rows(path, cells)], cells
+    ours = [
+        ao.capsule(job["text"], budget=ao.TokenBudget(job["target"], "cl100k_base"), mode="extract").tokens
+        / job["target"]
+        for job in jobs
+    ]
+    return [
+        row for path in dict.fromkeys(cell["path"] for cell in cells) for row in peer_rows(path, cells, ours)
+    ], cells
 
 
-def peer_rows(path: str, cells: Sequence[dict[str, Any]]) -> list[Row]:
-    """Of one path: how often it was over, how far, and how often it crashed."""
+def peer_jobs(seed: int, sizes: Sequence[int], repeats: int) -> list[dict[str, Any]]:
+    """Prose of given sizes in cl100k_base tokens, each to be cut to a half, a quarter and a tenth."""
+    rng = random.Random(seed)
+    count = next(reader for reader in readers() if reader.label == "cl100k_base").recount
+    jobs: list[dict[str, Any]] = []
+    for size in sizes:
+        for _ in range(repeats):
+            prose: list[str] = []
+            while count(" ".join(prose)) < size:
+                prose += [texts.sentence(rng) for _ in range(max(1, size // 200))]
+            jobs += [{"text": " ".join(prose), "size": size, "target": round(size * share)} for share in PEER_SHARES]
+    return jobs
+
+
+def peer_rows(path: str, cells: Sequence[dict[str, Any]], ours: Sequence[float]) -> list[Row]:
+    """Of one path: how often it was over, how far, and how often it crashed; ours first."""
     own = [cell for cell in cells if cell["path"] == path]
-    done = [cell for cell in own if cell["got"] is not None]
-    over = [cell for cell in done if cell["got"] > cell["target"]]
+    done = [cell["got"] / cell["target"] for cell in own if cell["got"] is not None]
     crashes = collections.Counter(cell["error"] for cell in own if cell["got"] is None)
-    ratios = sorted(cell["got"] / cell["target"] for cell in done)
-    middle = ratios[len(ratios) // 2] if ratios else None
-    spread = (ratios[0], ratios[-1]) if ratios else None
+    over = sum(ratio > 1 for ratio in done)
+    told = "; ".join(f"{number} x {text}" for text, number in crashes.most_common(3))
     return [
         Row(
             f"{path}: over the target, of those that ended",
-            len(over) / len(done) if done else None,
+            sum(ratio > 1 for ratio in ours) / len(ours),
             "share",
-            note=f"{len(over)} of {len(done)}",
+            peer=path,
+            peer_value=over / len(done) if done else None,
+            note=f"peer: {over} of {len(done)}",
         ),
-        Row(f"{path}: got / asked (median, range)", middle, "ratio", spread),
         Row(
-            f"{path}: crashed",
-            (len(own) - len(done)) / len(own),
-            "share",
-            note="; ".join(f"{number} x {text}" for text, number in crashes.most_common(3)) or None,
+            f"{path}: got / asked, median",
+            statistics.median(ours),
+            "ratio",
+            (min(ours), max(ours)),
+            peer=path,
+            peer_value=statistics.median(done) if done else None,
+            note=f"peer: {min(done):.2f} to {max(done):.2f}" if done else None,
+        ),
+        Row(
+            f"{path}: crashed", 0.0, "share", peer=path, peer_value=(len(own) - len(done)) / len(own), note=told or None
         ),
     ]
 

@@ -1,8 +1,8 @@
 """Chat messages as texts and back: which characters of a request may be compressed, and the request without the rest.
 
 Only text content is a part. Tool calls, ids, names and images are never touched. A message whose text has gone leaves
-the request, unless something refers to it: an answer to a tool call stays with a short line in its place, because
-providers refuse a call without its answer.
+the request, unless something needs it: an answer to a tool call stays with a short line in its place, because providers
+refuse a call without its answer, and so does a turn between two turns of the other side.
 """
 
 from __future__ import annotations
@@ -71,7 +71,37 @@ def with_texts(messages: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> l
             content = list(new[part.message]["content"])
             content[part.entry] = {**content[part.entry], "text": text}
             new[part.message]["content"] = content
-    return [done for before, after in zip(messages, new, strict=True) if (done := _settled(before, after)) is not None]
+    settled = [_settled(before, after) for before, after in zip(messages, new, strict=True)]
+    return [after for after in _in_turns(messages, settled) if after is not None]
+
+
+def _in_turns(
+    messages: Sequence[Mapping[str, Any]], settled: Sequence[dict[str, Any] | None]
+) -> list[dict[str, Any] | None]:
+    """An emptied turn that kept two turns of one side apart stays as a short line: many templates demand turns."""
+    done = list(settled)
+    before, place = "", 0
+    while place < len(done):
+        here = done[place]
+        if here is not None:
+            before, place = _side(here), place + 1
+            continue
+        end = next((later for later in range(place, len(done)) if done[later] is not None), len(done))
+        if end < len(done):
+            after = _side(done[end] or {})
+            missing = {"user": "assistant", "assistant": "user"}.get(after, "") if before in (after, "") else ""
+            if before == "" and after == "user":
+                missing = ""
+            kept = next((one for one in range(place, end) if messages[one].get("role") == missing), None)
+            if kept is not None:
+                done[kept] = {**messages[kept], "content": OMITTED}
+        before, place = before if end == len(done) else "", end
+    return done
+
+
+def _side(message: Mapping[str, Any]) -> str:
+    role = str(message.get("role", ""))
+    return role if role in ("user", "assistant") else ""
 
 
 def _settled(before: Mapping[str, Any], after: dict[str, Any]) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import agentopt as ao
 from agentopt.capsules import TokenBudget
 from agentopt.capsules._templates import ChatTemplate, TemplateRefused, chatml, template_of_folder, text_of, uncounted
 from agentopt.capsules._tokenizers import resolve_tokenizer
@@ -137,3 +138,40 @@ def test_a_content_list_is_text_to_a_template_that_reads_no_lists() -> None:
         "aware",
     )
     assert aware.render(chat) == "one*two"
+
+
+def test_a_template_that_demands_turns_gets_them_at_every_budget(tmp_path: Path) -> None:
+    tokenizers: Any = importlib.import_module("tokenizers")
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[?]": 0}, unk_token="[?]"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.save(str(tmp_path / "tokenizer.json"))
+    template = (
+        "{% set turns = messages[1:] if messages[0].role == 'system' else messages %}"
+        "{% if turns != messages %}{{ messages[0].content }} {% endif %}"
+        "{% for m in turns %}"
+        "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('turns') }}{% endif %}"
+        "{{ m.role }} {{ m.content }} {% endfor %}"
+    )
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    chat = [
+        {"role": "system", "content": "You are helpful. Be kind to people who ask."},
+        {"role": "user", "content": "Tell me about the weather in Paris. What do people wear there?"},
+        {"role": "assistant", "content": "It is mild there. People wear coats and scarves in winter."},
+        {"role": "user", "content": "And in Lyon?"},
+        {"role": "assistant", "content": "It is warmer there."},
+        {"role": "user", "content": "And in Rome?"},
+    ]
+    full = TokenBudget(1, tmp_path).meter(chat).total([message["content"] for message in chat])
+    fitted = 0
+    for limit in range(1, full):
+        try:
+            capsule = ao.capsule(chat, budget=TokenBudget(limit, tmp_path), mode="extract")
+        except ao.BudgetInfeasible as error:
+            assert limit < error.minimum
+            continue
+        fitted += 1
+        roles = [message["role"] for message in capsule.messages or ()]
+        turns = roles[1:] if roles[0] == "system" else roles
+        assert turns == ["user", "assistant"] * (len(turns) // 2) + ["user"]
+        assert capsule.tokens <= limit
+    assert fitted > full / 2

@@ -74,8 +74,10 @@ def test_only_the_texts_of_a_content_list_are_parts() -> None:
 def test_a_message_that_was_emptied_costs_what_is_sent_of_it() -> None:
     chat = [*CHAT, {"role": "assistant", "content": "84"}, {"role": "user", "content": "Sure?"}]
     meter = TokenBudget(99, "o200k_base").meter(chat)
-    without = TokenBudget(99, "o200k_base").meter([chat[0], chat[1], chat[3]])
-    assert meter.total(["Be brief.", "What?", "", "Sure?"]) == without.total(["Be brief.", "What?", "Sure?"])
+    without = TokenBudget(99, "o200k_base").meter([chat[0], chat[3]])
+    assert meter.total(["Be brief.", "", "", "Sure?"]) == without.total(["Be brief.", "Sure?"])
+    short = TokenBudget(99, "o200k_base").meter([*chat[:2], {"role": "assistant", "content": "[omitted]"}, chat[3]])
+    assert meter.total(["Be brief.", "What?", "", "Sure?"]) == short.total(["Be brief.", "What?", "[omitted]", "Sure?"])
 
 
 Answer = Callable[[str, dict[str, Any]], "tuple[int, Any]"]
