@@ -114,23 +114,19 @@ class _Reader:
         """The demonstration that begins at element `first`; None when nothing answers."""
         text, elements = self.text, self.elements
         lead = self.labels[first]
-        asked, content = self._asked(first, first), 0
+        asked = self._asked(first, first)
         last = first + 1
         for at in range(first + 1, min(len(elements), first + _LIMIT)):
             element = elements[at]
             if element.kind in ("heading", "open", "close") or self._next(at, lead, asked >= 0):
                 break
             if element.kind == "blank":
-                if content or (asked >= 0 and elements[at - 1].end > asked):
-                    if not self._goes_on(at, lead):
-                        break
+                if asked >= 0 and elements[last - 1].end > asked and not self._goes_on(at, lead):
+                    break
                 continue
             last = at + 1
             if asked < 0:
                 asked = self._asked(at, first)
-                content = asked >= 0 and element.end > asked
-            elif element.end > asked:
-                content = 1
         if asked < 0:
             return None
         end = elements[last - 1].end

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 _JOINERS = "\u200d\u200c"
-_WINDOW = 64
+_WINDOW = 256
 
 
 def safe_cut(text: str, start: int, limit: int) -> int:
@@ -24,8 +24,21 @@ def boundaries(text: str) -> list[int]:
     """All offsets between two graphemes of `text`, both ends included."""
     pattern = _pattern()
     if pattern is not None:
-        return [0, *(match.end() for match in pattern.finditer(text))]
+        return _by_pattern(pattern, text)
     return [0, *(at for at in range(1, len(text)) if _between(text, at)), *([len(text)] if text else [])]
+
+
+def _by_pattern(pattern: Any, text: str) -> list[int]:
+    """Window by window: a long run of flags takes a time that grows with the square of what is looked at."""
+    found, at, width = [0], 0, _WINDOW
+    while at < len(text):
+        ends = [at + match.end() for match in pattern.finditer(text[at : at + width])]
+        if at + width < len(text):
+            ends.pop()  # it may go on after the window
+        width = _WINDOW if ends else 2 * width
+        found += ends
+        at = found[-1]
+    return found
 
 
 def _last_boundary(text: str, floor: int, limit: int) -> int:
@@ -38,10 +51,10 @@ def _last_boundary(text: str, floor: int, limit: int) -> int:
     # A grapheme may begin before the floor: a little of what comes before is read too, and of what follows.
     base = max(0, floor - _WINDOW)
     last = base
-    for match in pattern.finditer(text, base, min(len(text), limit + _WINDOW)):
-        if match.end() > limit:
+    for match in pattern.finditer(text[base : limit + _WINDOW]):
+        if base + match.end() > limit:
             break
-        last = match.end()
+        last = base + match.end()
     return last
 
 

@@ -16,29 +16,43 @@ from agentopt.capsules._types import Span, SpanKind
 _N = r"\d++(?:[.,'’\u00a0\u202f]\d++)*+(?:[eE][-+]?\d+)?"
 _SCALE = r"(?:\s?(?:k|K|m|M|bn|B|T|thousand|million|billion|trillion|万|亿|億|lakh|crore)(?![A-Za-z]))?"
 _SIGN = r"(?:[<>≤≥≈~±]=?\s?)?[-+−–]?"
-_MONTH = r"(?:Jan(?:uary|\.)?|Feb(?:ruary|\.)?|Mar(?:ch|\.)?|Apr(?:il|\.)?|May|June?|July?|Aug(?:ust|\.)?|Sept?(?:ember|\.)?|Oct(?:ober|\.)?|Nov(?:ember|\.)?|Dec(?:ember|\.)?)"
+_MONTH = (
+    r"(?:Jan(?:uary|\.)?|Feb(?:ruary|\.)?|Mar(?:ch|\.)?|Apr(?:il|\.)?|May|June?|July?|Aug(?:ust|\.)?"
+    r"|Sept?(?:ember|\.)?|Oct(?:ober|\.)?|Nov(?:ember|\.)?|Dec(?:ember|\.)?)"
+)
 _UNIT = r"""(?:%|‰|°\s?[CFK]?|percent(?:age\spoints?)?|per\scent|pp|bps|degrees?|kelvin|celsius|fahrenheit
-  |[kKMGTPmµμncd]?(?:m|g|s|l|L|W|Wh|V|A|Hz|B|b|Pa|J|N|bit|byte|bps|cal|eV|mol)(?:[²³]|\^?[23](?!\d))?|ms|min|mins|h|hr|hrs|lbs?|oz|ft|in|yd|mi|mph|kph|rpm|psi|px|pt|fps|dB|ha|GiB|MiB|KiB|TiB|sqm
+  |[kKMGTPmµμncd]?(?:m|g|s|l|L|W|Wh|V|A|Hz|B|b|Pa|J|N|bit|byte|bps|cal|eV|mol)(?:[²³]|\^?[23](?!\d))?|ms|min
+    |mins|h|hr|hrs|lbs?|oz|ft|in|yd|mi|mph|kph|rpm|psi|px|pt|fps|dB|ha|GiB|MiB|KiB|TiB|sqm
   |(?:nano|micro|milli)?seconds?|minutes?|hours?|days?|weeks?|months?|quarters?|years?|decades?|centur(?:y|ies)
-  |(?:kilo|centi|milli)?met(?:er|re)s?|miles?|feet|foot|inch(?:es)?|yards?|acres?|hectares?|(?:kilo|milli)?grams?|kilos?|pounds?|ounces?|tons?|tonnes?
-  |(?:milli)?lit(?:er|re)s?|gallons?|cups?|(?:mega|giga|kilo|tera)?(?:bytes?|bits?|watts?|hertz)|volts?|calories|tokens?|words?|characters?|lines?|pages?|times?|people|persons?|users?|items?|points?|x
+  |(?:kilo|centi|milli)?met(?:er|re)s?|miles?|feet|foot|inch(?:es)?|yards?|acres?|hectares?|(?:kilo
+    |milli)?grams?|kilos?|pounds?|ounces?|tons?|tonnes?
+  |(?:milli)?lit(?:er|re)s?|gallons?|cups?|(?:mega|giga|kilo|tera)?(?:bytes?|bits?|watts?|hertz)|volts?
+    |calories|tokens?|words?|characters?|lines?|pages?|times?|people|persons?|users?|items?|points?|x
   |个|人|年|月|日|天|元|岁|小时|分钟|秒|公里|米|円|時間|分)"""
 _UPPER = "A-ZÀ-ÖØ-ÞΆ-ΫА-ЯЁ"
 _WORD = rf"(?:[{_UPPER}][\w]{{0,40}}(?:['’&+-][\w]{{1,30}}){{0,3}})"
-_SPELLED = r"(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|million|billion|trillion|dozen|half|third|quarter)s?"
+_SPELLED = (
+    r"(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen"
+    r"|eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|million|billion"
+    r"|trillion|dozen|half|third|quarter)s?"
+)
 _B = r"(?<![A-Za-z0-9_])"
 _E = r"(?![A-Za-z0-9_])"
 
 _INLINE = re.compile(
     rf"""(?P<code>`[^`\n]{{1,500}}`)
-    |(?P<hash>{_B}[0-9a-fA-F]{{8}}-(?:[0-9a-fA-F]{{4}}-){{3}}[0-9a-fA-F]{{12}}{_E}|{_B}(?=[0-9a-f]{{0,8}}[a-f])[0-9a-f]{{16,128}}{_E})
+    |(?P<hash>{_B}[0-9a-fA-F]{{8}}-(?:[0-9a-fA-F]{{4}}-){{3}}[0-9a-fA-F]{{12}}{_E}
+      |{_B}(?=[0-9a-f]{{0,8}}[a-f])[0-9a-f]{{16,128}}{_E})
     |(?P<quote>"[^"\n]{{1,500}}"|“[^“”\n]{{1,500}}”|«[^«»\n]{{1,500}}»|「[^「」\n]{{1,500}}」|『[^『』\n]{{1,500}}』
       |《[^《》\n]{{1,200}}》|‘[^‘’\n]{{1,300}}’(?!\w)|(?<![\w'])'(?=[^\s'])[^'\n]{{1,200}}(?<=\S)'(?!\w))
-    |(?P<url>{_B}(?:(?:https?|ftps?|file|wss?|s3|git|ssh)://|www\.|mailto:)[^\s<>"'`“”「」，。、）]*[^\s<>"'`“”「」，。、）.,;:!?)\]]
+    |(?P<url>{_B}(?:(?:https?|ftps?|file|wss?|s3|git|ssh)://|www\.
+      |mailto:)[^\s<>"'`“”「」，。、）]*[^\s<>"'`“”「」，。、）.,;:!?)\]]
       |(?<![\w.+-])[\w.+-]{{1,64}}@[\w-]{{1,63}}(?:\.[\w-]{{1,63}}){{1,8}})
-    |(?P<path>{_B}[A-Za-z]:\\[^\s"<>|?*:,;]{{0,300}}[^\s"<>|?*:,;.)]|(?<!\\)\\\\[\w.-]{{1,80}}\\[^\s"<>|?*:,;]{{1,300}}
+    |(?P<path>{_B}[A-Za-z]:\\[^\s"<>|?*:,;]{{0,300}}[^\s"<>|?*:,;.)]
+      |(?<!\\)\\\\[\w.-]{{1,80}}\\[^\s"<>|?*:,;]{{1,300}}
       |(?<![\w/.~)<-])(?:~|\.{{1,2}}|[\w.-]{{1,80}})?/(?:[\w.@%+~-]{{1,120}}/){{1,30}}(?:[\w.@%+~*-]{{0,120}}[\w*])?
-      |(?<![\w/.~)<])(?:~|\.{{1,2}})?/[\w.@%+~-]{{0,120}}[\w]{_E}|(?<![\w/.-])[A-Za-z_][\w.-]{{0,80}}/[\w-]{{1,80}}\.[A-Za-z]\w{{0,7}}{_E})
+      |(?<![\w/.~)<])(?:~|\.{{1,2}})?/[\w.@%+~-]{{0,120}}[\w]{_E}
+        |(?<![\w/.-])[A-Za-z_][\w.-]{{0,80}}/[\w-]{{1,80}}\.[A-Za-z]\w{{0,7}}{_E})
     |(?P<date>{_B}(?:\d{{4}}-\d\d?-\d\d?(?:[T\s]\d\d?:\d\d(?::\d\d(?:[.,]\d{{1,9}})?)?(?:Z|\s?[+-]\d\d:?\d\d)?)?{_E}
       |\d{{1,2}}([/.-])\d{{1,2}}\2\d{{2,4}}{_E}
       |\d{{1,2}}:\d\d(?::\d\d(?:[.,]\d{{1,9}})?)?(?:\s?[ap]\.?m\b\.?)?(?:\s?(?:UTC|GMT|[A-Z]{{1,3}}T)\b)?{_E}
@@ -48,9 +62,12 @@ _INLINE = re.compile(
       |\d{{2,4}}年(?:\d{{1,2}}月)?(?:\d{{1,2}}[日号])?|\d{{1,2}}月\d{{1,2}}[日号]|Q[1-4]\s\d{{4}}{_E}
       |(?:19|20)\d\d[-–](?:19|20)?\d\d{_E}|\d{{4}}s{_E}))
     |(?P<money>{_B}{_SIGN}(?:US|AU?|CA?|HK|NZ|R)?[$€£¥₹₽₩₺฿]\s?{_N}{_SCALE}(?:\s?[-–]\s?[$€£¥₹]?{_N}{_SCALE})?
-      |{_B}{_SIGN}{_N}{_SCALE}\s?(?:USD|EUR|GBP|JPY|CNY|RMB|INR|CHF|AUD|CAD|dollars?|euros?|cents?|rupees?|yen|yuan){_E}|{_B}{_SIGN}{_N}{_SCALE}\s?[$€£¥₹元円]
+      |{_B}{_SIGN}{_N}{_SCALE}\s?(?:USD|EUR|GBP|JPY|CNY|RMB|INR|CHF|AUD|CAD|dollars?|euros?|cents?|rupees?|yen
+        |yuan){_E}|{_B}{_SIGN}{_N}{_SCALE}\s?[$€£¥₹元円]
       |{_B}(?:USD|EUR|GBP|JPY|CNY|INR|CHF)\s?{_N}{_SCALE})
-    |(?P<number>{_B}{_SIGN}{_N}(?:\s?(?:[-–—/×*^]|to|:|\.\.)\s?[-+]?{_N}(?![A-Za-z]))?{_SCALE}(?:[\s-]?{_UNIT}(?![A-Za-z])(?:/[A-Za-z]{{1,10}}|\sper\s\w{{1,20}})?|(?:st|nd|rd|th)\b)?(?![A-Za-z_])
+    |(?P<number>{_B}{_SIGN}{_N}(?:\s?(?:[-–—/×*^]|to|:
+      |\.\.)\s?[-+]?{_N}(?![A-Za-z]))?{_SCALE}(?:[\s-]?{_UNIT}(?![A-Za-z])(?:/[A-Za-z]{{1,10}}
+      |\sper\s\w{{1,20}})?|(?:st|nd|rd|th)\b)?(?![A-Za-z_])
       |[½¼¾⅓⅔⅛]|(?<!\w)(?i:{_SPELLED}(?:(?:[\s-]|\sand\s){_SPELLED}){{0,6}})(?:[\s-]{_UNIT})?(?!\w))
     |(?P<identifier>(?<!\S)--?[A-Za-z][\w-]{{0,60}}(?:=[^\s,;]{{1,80}})?
       |[@\#]\w[\w-]{{0,60}}
@@ -71,14 +88,20 @@ _BLOCK = re.compile(
 _XML_TAG = re.compile(r"</?[A-Za-z_][\w:.-]*(?:\s[^<>\n]*)?/?>|<!--.{0,2000}?-->|<[?!][^<>]{0,300}>", re.DOTALL)
 _SENTENCE_START = re.compile(r"(?:^|[.!?。！？:]|\n[^\S\n]*(?:[-*•>#]+|\d{1,3}[.)])?)[\s\"'“‘(\[*_]*$")
 
-NEGATIONS = r"""no|not|never|none|nothing|nobody|nowhere|neither|nor|without|cannot|hardly|scarcely|barely|rarely|seldom
-  |\w{2,9}n['’]t|cant|dont|wont|didnt|doesnt|isnt|arent|(?:fail|fails|failed)\sto|lack(?:s|ed|ing)?|refus(?:e|es|ed)|avoid(?:s|ed|ing)?
+NEGATIONS = r"""no|not|never|none|nothing|nobody|nowhere|neither|nor|without|cannot|hardly|scarcely|barely
+  |rarely|seldom
+  |\w{2,9}n['’]t|cant|dont|wont|didnt|doesnt|isnt|arent|(?:fail|fails|failed)\sto|lack(?:s|ed|ing)?|refus(?:e
+    |es|ed)|avoid(?:s|ed|ing)?
   |forbid\w{0,5}|forbidden|prohibit\w{0,5}|exclud\w{1,4}|instead\sof|rather\sthan|other\sthan
-  |nicht|kein\w{0,3}|ohne|nie|niemals|ne|pas|jamais|sans|nunca|sin|jamás|não|nem|senza|nessun\w?|не|нет|без|никогда|नहीं|मत|ليس|لا|لم|لن"""
-QUANTIFIERS = r"""all|every|each|any|some|most|many|few|fewer|several|both|either|only|just|sole(?:ly)?|at\s(?:most|least)|(?:more|less|fewer|greater|higher|lower|larger|smaller)\sthan
-  |up\sto|exactly|always|often|usually|sometimes|every(?:one|body|thing)|any(?:one|body|thing)|half|twice|double|triple|about|approximately|around|nearly|almost
+  |nicht|kein\w{0,3}|ohne|nie|niemals|ne|pas|jamais|sans|nunca|sin|jamás|não|nem|senza|nessun\w?|не|нет|без
+    |никогда|नहीं|मत|ليس|لا|لم|لن"""
+QUANTIFIERS = r"""all|every|each|any|some|most|many|few|fewer|several|both|either|only|just|sole(?:ly)?
+  |at\s(?:most|least)|(?:more|less|fewer|greater|higher|lower|larger|smaller)\sthan
+  |up\sto|exactly|always|often|usually|sometimes|every(?:one|body|thing)|any(?:one|body|thing)|half|twice
+    |double|triple|about|approximately|around|nearly|almost
   |nur|jeder|jede|alle|tous|toutes|chaque|seulement|todos|todas|cada|solo|sólo|только|все|каждый"""
-CONDITIONS = r"""if|unless|except\w{0,5}|until|till|provided|providing|whether|otherwise|when|whenever|in\scase|assuming|as\slong\sas|save\sfor|apart\sfrom
+CONDITIONS = r"""if|unless|except\w{0,5}|until|till|provided|providing|whether|otherwise|when|whenever|in\scase
+  |assuming|as\slong\sas|save\sfor|apart\sfrom
   |even\sthough|although|wenn|falls|außer|sofern|bis|si|sauf|jusqu|excepto|hasta|если|кроме|пока|अगर|यदि|إذا|إلا|لو"""
 _SCOPE = r"(?:[^.,;:!?\n。，；：！？、…]|[.,:](?=[^\s]))*+"
 _CUES = re.compile(

@@ -6,6 +6,7 @@ Template placeholders, JSON schemas, statements of the output format, and what t
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
@@ -34,8 +35,8 @@ _SLOT = re.compile(
 )
 _CLOSED = re.compile(r"</\s*([A-Za-z_][\w:.-]{0,60})\s*>")
 _HTML = words(
-    """a b i u p br hr em li ol ul td th tr h1 h2 h3 h4 h5 h6 img div pre sub sup span code body head html link meta table
-    input small strong script style"""
+    """a b i u p br hr em li ol ul td th tr h1 h2 h3 h4 h5 h6 img div pre sub sup span code body head html link
+    meta table input small strong script style"""
 )
 _MACRO = re.compile(r"\\[A-Za-z]{1,30}\*?(?:\[[^\][\n]{0,60}\])?$")
 
@@ -43,7 +44,8 @@ _MACRO = re.compile(r"\\[A-Za-z]{1,30}\*?(?:\[[^\][\n]{0,60}\])?$")
 _SOME = r"(?:[\w'’]{1,40}\s){0,6}?"
 _FORMAT = re.compile(
     rf"""(?:(?:^|(?<=[.!?:;,\n]))[^\S\n]*(?:[-*•]\s|\d{{1,2}}[.)]\s)?[("*_]{{0,3}}
-        (?:(?:and|then|please|always|only|just|simply|finally|do|now|next|must|should|you(?:\ must|\ should|\ will)?)\s{{1,3}}){{0,3}}
+        (?:(?:and|then|please|always|only|just|simply|finally|do|now|next|must|should|you(?:\ must|\ should|\ will)?)
+          \s{{1,3}}){{0,3}}
        |\b(?:please|must|should|always|only|and|then|shall)\s)
       (?:(?:respond|reply|answer)s?\s(?:\w{{1,40}}\s){{0,3}}?(?:with|in|as|using|by|only|yes|true)\b
         |(?:return|output|emit|produce|print|generate|provide|give|write|put|place|wrap|enclose|state)\s{_SOME}
@@ -54,7 +56,8 @@ _FORMAT = re.compile(
         |format\s(?:your|the|each|all)\b
         |(?:end|finish|conclude|begin|start)\s(?:your|the|with)\s{_SOME}(?:with|line|answer|response|reply|output)\b)
       |^[^\S\n]*(?:\*\*|\#{{1,6}}\s)?
-        (?:(?:output|answer|response|reply|return|expected)[ _-](?:format|schema|structure)|format|schema)(?:\*\*)?\s?[:：]
+        (?:(?:output|answer|response|reply|return|expected)[ _-](?:format|schema|structure)|format|schema)
+        (?:\*\*)?\s?[:：]
       |\b(?:output|answer|response|reply)s?\s(?:must|should|shall|has\sto|have\sto|needs\sto|will|is\sto)
         \s(?:be|contain|have|match|follow|conform|include|start|end|begin|only|not)\b
       |\b(?:json|xml|yaml)\s(?:schema|object|format)\s(?:below|above|:|with\s(?:the\s)?(?:following|keys|fields))
@@ -65,9 +68,9 @@ _FORMAT = re.compile(
 # Each match of the pattern above holds one of these; only the lines around them are searched with it.
 _FORMAT_WORDS = (
     "respond", "repl", "answer", "output", "label", "response", "result", "json", "xml", "yaml", "csv", "markdown",
-    "html", "format", "schema", "template", "object", "list of", "array", "exactly one", "only the", "only one", "only a", "nothing else", "words",
-    "sentences", "characters", "bullet", "start", "begin", "finish", "end with", "end your", "end the", "conclude",
-    "no other", "no additional", "no extra", "格式",
+    "html", "format", "schema", "template", "object", "list of", "array", "exactly one", "only the", "only one",
+    "only a", "nothing else", "words", "sentences", "characters", "bullet", "start", "begin", "finish", "end with",
+    "end your", "end the", "conclude", "no other", "no additional", "no extra", "格式",
 )  # fmt: skip
 _BEFORE, _AFTER = 160, 40
 # One for one, where `str.lower` may change the length.
@@ -78,9 +81,12 @@ _SCHEMA_TYPE = re.compile(
 _SCHEMA_PART = re.compile(
     r'"(?:properties|items|enum|required|parameters|input_schema|anyOf|oneOf|allOf|\$defs|\$ref|const)"\s*:'
 )
+# (a+)+, (\w*)*, (?:[a-z]+)* and their kin.
+_NESTED = re.compile(r"(?<!\\)\((?:\?:|\?P<\w+>)?(?:\\.|\[(?:\\.|[^\]\\])+\]|[^()\\\[\]])[+*]\)(?:[+*]|\{\d*,\})")
 _JSON_OPENING = re.compile(r"^[^\S\n]*([\[{])", re.MULTILINE)
 _FENCE = re.compile(r"^[^\S\n]*(`{3,}|~{3,})", re.MULTILINE)
 _LONGEST_EXAMPLE = 1_500
+_AROUND = 2_000
 
 
 def find_keep(text: str, patterns: Sequence[str] = ()) -> list[Span]:
@@ -120,6 +126,11 @@ def compile_patterns(patterns: Sequence[str]) -> list[re.Pattern[str]]:
     """
     compiled: list[re.Pattern[str]] = []
     for pattern in patterns:
+        if _NESTED.search(pattern):
+            raise UserError(
+                f"keep: found the pattern {pattern!r}, a repeat of a group that is itself only a repeat, which can take"
+                " exponential time; expected one repeat: write a+ for (a+)+."
+            )
         try:
             compiled.append(re.compile(pattern))
         except (re.error, RecursionError, OverflowError) as error:
@@ -193,11 +204,14 @@ def _formats(text: str, brackets: Brackets) -> list[Span]:
     """Sentences that state the output format, and the example that follows one that ends in a colon."""
     spans: list[Span] = []
     after = 0
+    pieces: list[tuple[int, int]] = []
     for match in _statements(text):
         if match.end() <= after:
             continue
         at = match.end() - 1
-        start, end = sentence_around(text, at)
+        if not pieces or at >= pieces[-1][0]:
+            pieces = _sentences_around(text, at)
+        start, end = pieces[bisect_right(pieces, at, key=lambda piece: piece[0]) - 1]
         if start < after:
             continue
         spans.append(Span(start, end, "keep", "format"))
@@ -231,17 +245,13 @@ def _statements(text: str) -> Iterator[re.Match[str]]:
         yield from _FORMAT.finditer(text, start, min(end, len(text)))
 
 
-def sentence_around(text: str, at: int) -> tuple[int, int]:
-    """Offsets of the sentence that holds the character at `at`."""
-    low, high = max(0, at - 2_000), min(len(text), at + 2_000)
+def _sentences_around(text: str, at: int) -> list[tuple[int, int]]:
+    """Offsets of the sentences around the character at `at`, at most a paragraph of them."""
+    low, high = max(0, at - _AROUND), min(len(text), at + _AROUND)
     start = text.rfind("\n\n", low, at)
     start = low if start < 0 else start + 2
     end = text.find("\n\n", at, high)
-    end = high if end < 0 else end
-    for piece in split(text, start, end):
-        if piece[1] > at:
-            return piece
-    return at, at + 1
+    return split(text, start, high if end < 0 else end)
 
 
 def _example(text: str, at: int, brackets: Brackets) -> Span | None:
@@ -263,7 +273,7 @@ def _example(text: str, at: int, brackets: Brackets) -> Span | None:
         kind = "format"
         end = text.find("\n\n", at, at + _LONGEST_EXAMPLE)
         if end < 0:
-            end = size if size - at <= _LONGEST_EXAMPLE else sentence_around(text, at)[1]
+            end = size if size - at <= _LONGEST_EXAMPLE else -1
     if end - at > _LONGEST_EXAMPLE:
         return None
     end = at + len(text[at:end].rstrip())

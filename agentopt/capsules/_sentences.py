@@ -19,15 +19,15 @@ _BOUNDARY = re.compile(
     re.VERBOSE,
 )
 _ABBREVIATIONS = words(
-    """mr mrs ms dr prof st sr jr vs etc eg ie e.g i.e cf al fig figs eq eqs no nos vol vols pp approx dept est gen col lt
-    sgt capt cmdr rev hon gov sen rep pres inc ltd co corp bros jan feb mar apr jun jul aug sep sept oct nov dec mon tue wed
-    thu fri sat sun ph.d m.d b.a m.a d.c u.s u.k u.n e.u a.m p.m ca viz ed eds trans ch sec ave blvd rd ft mt op arts art
-    nr bzw z.b d.h usw ggf ca evtl"""
+    """mr mrs ms dr prof st sr jr vs etc eg ie e.g i.e cf al fig figs eq eqs no nos vol vols pp approx dept est gen
+    col lt sgt capt cmdr rev hon gov sen rep pres inc ltd co corp bros jan feb mar apr jun jul aug sep sept oct
+    nov dec mon tue wed thu fri sat sun ph.d m.d b.a m.a d.c u.s u.k u.n e.u a.m p.m ca viz ed eds trans ch sec
+    ave blvd rd ft mt op arts art nr bzw z.b d.h usw ggf ca evtl"""
 )
 # Abbreviations that a capital often follows within one sentence; after the others a capital begins a new one.
 _BEFORE_NAMES = words(
-    """mr mrs ms dr prof st gen col lt sgt capt cmdr rev hon gov sen rep pres fig figs eq eqs no nos vol vols pp vs cf
-    eg ie e.g i.e approx ca al ed eds ch sec z.b d.h mt op jan feb mar apr jun jul aug sep sept oct nov dec"""
+    """mr mrs ms dr prof st gen col lt sgt capt cmdr rev hon gov sen rep pres fig figs eq eqs no nos vol vols pp vs
+    cf eg ie e.g i.e approx ca al ed eds ch sec z.b d.h mt op jan feb mar apr jun jul aug sep sept oct nov dec"""
 )
 # Stretches that hold together although a stop is in them.
 _TOGETHER = re.compile(

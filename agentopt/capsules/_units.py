@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import cast
 
 from agentopt.capsules._demonstrations import Demonstration, find_demonstrations, find_turns
 from agentopt.capsules._keep import find_keep, is_schema, merge
@@ -31,10 +32,14 @@ SHORT = 500
 
 _DIRECTIVE = re.compile(
     r"""(?:[-*•]\s+|\(?\w{1,3}[.)]\s+)?[*_("]{0,3}(?:
-      (?P<constraint>(?:please\s)?(?:do\snot|don['’]t|never|always|must|ensure|make\ssure|avoid|only|be\ssure|remember|note\sthat
-         |important|under\sno|at\sall\stimes|no\s\w+\s(?:is|are)\sallowed|you\s(?:must|may|can(?:not|['’]t)?|should|shall|are\s(?:not|only|required|allowed))
-         |(?:your|the|each|all|every)\s(?:final\s)?(?:answers?|responses?|outputs?|repl(?:y|ies)|quer(?:y|ies))\s(?:must|should|may|shall|can))\b)
-     |(?P<instruction>you\sare\s(?:an?|the|going|now|given|asked)\b|you['’](?:re|ll)\s|your\s(?:task|job|goal|role|mission)\b|act\sas\b|i\swant\syou\b|please\b
+      (?P<constraint>(?:please\s)?(?:do\snot|don['’]t|never|always|must|ensure|make\ssure|avoid|only|be\ssure
+        |remember|note\sthat
+         |important|under\sno|at\sall\stimes|no\s\w+\s(?:is|are)\sallowed|you\s(?:must|may|can(?:not|['’]t)?
+           |should|shall|are\s(?:not|only|required|allowed))
+         |(?:your|the|each|all|every)\s(?:final\s)?(?:answers?|responses?|outputs?|repl(?:y|ies)|quer(?:y
+           |ies))\s(?:must|should|may|shall|can))\b)
+     |(?P<instruction>you\sare\s(?:an?|the|going|now|given|asked)\b|you['’](?:re|ll)\s|your\s(?:task|job|goal
+       |role|mission)\b|act\sas\b|i\swant\syou\b|please\b
          |given\s(?:a|an|the|two)\b|imagine\syou)
     )""",
     re.VERBOSE | re.IGNORECASE,
@@ -44,8 +49,10 @@ _MUST = re.compile(
 )
 _IMPERATIVE = re.compile(
     r"""(?:answer|solve|classify|translate|summari[sz]e|write|determine|evaluate|extract|identify|clarify|infer|sort
-    |recommend|find|list|describe|explain|use|follow|read|consider|decide|label|rewrite|convert|generate|create|choose|select
-    |predict|compute|calculate|compare|analy[sz]e|review|help|think|respond|return|output|complete|count|tell|give|provide|rank
+    |recommend|find|list|describe|explain|use|follow|read|consider|decide|label|rewrite|convert|generate|create
+      |choose|select
+    |predict|compute|calculate|compare|analy[sz]e|review|help|think|respond|return|output|complete|count|tell
+      |give|provide|rank
     |detect|correct|fix|plan|judge|rate|assess)\b""",
     re.VERBOSE | re.IGNORECASE,
 )
@@ -97,8 +104,8 @@ class _Builder:
         self.block = -1
         self.headings: list[tuple[int, int]] = []
         """Level and unit of the headings that govern here, outermost first."""
-        self.lead: tuple[int, int] | None = None
-        """Unit of a lead-in line, and the number of units when it ends to govern may be noticed."""
+        self.lead: int | None = None
+        """Unit of the lead-in line that governs here."""
         self.wrappers: list[tuple[int, list[tuple[int, int]]]] = []
 
     def build(self) -> tuple[Unit, ...]:
@@ -131,14 +138,8 @@ class _Builder:
                 self.spans = merge([*self.spans, Span(start, end, "keep", "format")])
                 continue
             before = bisect_right(starts, start) - 1
-            if (
-                before >= 0
-                and formats[before].end >= elements[one.first].end
-                and len(formats[before].of(self.text)) > 60
-            ):
-                if formats[before].end >= end:
-                    continue
-            found.append(one)
+            if before < 0 or formats[before].end < end:
+                found.append(one)
         return found
 
     # --- units -------------------------------------------------------------------------------------------------------
@@ -148,7 +149,7 @@ class _Builder:
 
     def _add(self, start: int, end: int, kind: UnitKind, heading: int | None = None) -> None:
         if heading is None:
-            heading = self.lead[0] if self.lead else self.headings[-1][1] if self.headings else -1
+            heading = self.lead if self.lead is not None else self.headings[-1][1] if self.headings else -1
         self.units.append((start, end, kind, self.block, heading))
 
     def _sentences(self, start: int, end: int, kind: UnitKind) -> None:
@@ -168,7 +169,7 @@ class _Builder:
         element = elements[at]
         kind = element.kind
         if kind == "blank":
-            if self.lead and len(self.units) - 1 > self.lead[0]:
+            if self.lead is not None and len(self.units) - 1 > self.lead:
                 self.lead = None
             return at + 1
         if kind in _PROSE:
@@ -192,10 +193,9 @@ class _Builder:
         return at + 1
 
     def _kind_of_block(self, element: Element) -> UnitKind:
-        if element.kind == "json" or (element.kind == "code" and element.end - element.start < 100_000):
-            if is_schema(self.text, element.start, element.end):
-                return "tool" if _FUNCTION.search(self.text, element.start, element.end) else "schema"
-        return element.kind  # pyright: ignore[reportReturnType]
+        if element.kind in ("json", "code") and is_schema(self.text, element.start, element.end):
+            return "tool" if _FUNCTION.search(self.text, element.start, element.end) else "schema"
+        return cast("UnitKind", element.kind)
 
     def _wrapper(self, element: Element) -> None:
         self._open()
@@ -211,57 +211,54 @@ class _Builder:
 
     def _paragraph(self, elements: list[Element], at: int, stop: int, turns: set[int]) -> int:
         """Lines of prose up to a blank one or to another kind of line."""
-        last = at + 1
-        while last < stop and elements[last].kind in _PROSE and last not in turns:
-            last += 1
-        first, end = elements[at], elements[last - 1].end
-        following = elements[last] if last < stop else None
-        if following is not None and following.kind == "rule" and last - at == 1 and end - first.start <= 120:
+        first = elements[at]
+        following = elements[at + 1] if at + 1 < stop else None
+        single = following is None or following.kind not in _PROSE or at + 1 in turns
+        if following is not None and following.kind == "rule" and first.end - first.start <= 120:
             mark = self.text[following.start]
             if mark in "=-":  # an underlined heading
                 self._heading(first.start, following.end, 1 if mark == "=" else 2)
-                return last + 1
-        if self._is_title(first, last - at, following):
+                return at + 2
+        if self._is_title(first, single, following):
             self._heading(first.start, first.end, 6)
             return at + 1
-        lead = self._is_lead(elements, last, following)
-        if last - at == 1 and lead:
+        if self._is_short_lead(first) if not single else self._is_lead(elements, at + 1, following):
             self._open()
-            self.lead = None
-            self._add(first.start, end, "heading")
-            self.lead = (len(self.units) - 1, 0)
-            return last
-        if (
-            last - at > 1
-            and self.text[first.end - 1] in ":："
-            and first.end - first.start <= 40
-            and first.kind == "label"
-        ):
-            self._open()
-            self.lead = None
-            self._add(first.start, first.end, "heading")
-            self.lead = (len(self.units) - 1, 0)
+            self._lead(first.start, first.end)
             return at + 1
+        return self._prose(elements, at, stop, turns)
+
+    def _prose(self, elements: list[Element], at: int, stop: int, turns: set[int]) -> int:
+        last = at + 1
+        while last < stop and elements[last].kind in _PROSE and last not in turns:
+            last += 1
+        start, end = elements[at].start, elements[last - 1].end
         self._open()
-        if lead and elements[last - 1].start > first.start:
-            self._sentences(first.start, elements[last - 2].end, "sentence")
-            self._add(elements[last - 1].start, end, "heading")
-            self.lead = (len(self.units) - 1, 0)
+        if last - at > 1 and self._is_lead(elements, last, elements[last] if last < stop else None):
+            self._sentences(start, elements[last - 2].end, "sentence")
+            self._lead(elements[last - 1].start, end)
+        elif self._is_code(elements, at, last):
+            self._add(start, end, "code")
         else:
-            code = self._is_code(elements, at, last)
-            if code:
-                self._add(first.start, end, "code")
-            else:
-                self._sentences(first.start, end, "sentence")
+            self._sentences(start, end, "sentence")
         return last
 
-    def _is_title(self, first: Element, lines: int, following: Element | None) -> bool:
+    def _lead(self, start: int, end: int) -> None:
+        """A line that announces what follows it: governs that, and leaves with it."""
+        self.lead = None
+        self._add(start, end, "heading")
+        self.lead = len(self.units) - 1
+
+    def _is_short_lead(self, line: Element) -> bool:
+        return line.kind == "label" and line.end - line.start <= 40 and self.text[line.end - 1] in ":："
+
+    def _is_title(self, first: Element, single: bool, following: Element | None) -> bool:
         if first.end - first.start > 90:
             return False
         line = self.text[first.start : first.end]
         if _TITLE.match(line):
             return True
-        return lines == 1 and following is not None and len(line) > 3 and line.isupper() and line[-1] not in ".!?,;"
+        return single and following is not None and len(line) > 3 and line.isupper() and line[-1] not in ".!?,;"
 
     def _is_lead(self, elements: list[Element], last: int, following: Element | None) -> bool:
         """Whether the last line of a paragraph announces the block after it."""
