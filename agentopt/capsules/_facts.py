@@ -34,7 +34,7 @@ _SCALES = {"k": 3, "thousand": 3, "million": 6, "mn": 6, "mio": 6, "billion": 9,
 _DIGITS = r"\d+(?:[.,:/'’_\u00a0\u202f]\d+|(?<!\d\d\d\d)[ ](?=\d{3}(?![\d.,]*\w))\d{3})*+"
 _NUMBER = re.compile(
     rf"""
-    (?<!\w)(?<!\w\.)(?P<minus>(?<![\w)\]%.])[-−–]\s?(?=[$€£¥₹]?\d))?
+    (?<!\w)(?<!\w\.)(?P<minus>(?<![\w)\]%.])[-−](?=[$€£¥₹]?\d))?
     (?P<currency>(?:[$€£¥₹]|\b(?:USD|EUR|GBP|JPY))\s?)?(?P<minus2>[-−](?=\d))?
     (?P<digits>{_DIGITS})(?P<exp>[eE][-+]?\d{{1,4}}(?!\w))?
     (?:\s?(?P<scale>(?i:k|thousand|million|mn|mio|billion|bn|trillion))(?![\w]))?

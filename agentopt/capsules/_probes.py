@@ -122,13 +122,13 @@ class _Window:
 
     def has(self, probe: Probe) -> bool:
         """Whether the answer stands here."""
+        if probe.kind in ("number", "money") and probe.values:
+            return all(self._numbers.has(number) for number in numbers(probe.answer))
         flat = " ".join(probe.answer.split()).lower()
         if _stands_in(flat, self.flat):
             return True
         if probe.kind == "date":
             return any((date.year, date.month, date.day) in self._dates for date in dates(probe.answer))
-        if probe.kind in ("number", "money"):
-            return bool(probe.values) and all(self._numbers.has(number) for number in numbers(probe.answer))
         return probe.kind == "word" and stem(flat) in self.stems
 
     def about(self, probe: Probe) -> bool:

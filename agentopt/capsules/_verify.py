@@ -7,6 +7,7 @@ last one, the share of questions the text can still answer, is a figure and neve
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -284,25 +285,26 @@ def _json(text: str) -> Any:
 
 
 def _grounded(source: Source, clauses: Sequence[Clause]) -> Check:
-    words = [word for clause in clauses for word in clause.stems]
-    novel = [word for word in words if word not in source.index and not _prefix(word, source.index.ordered)]
-    share = len(novel) / len(words) if words else 0.0
-    if len(novel) >= 3 and share > _NOVEL:
-        return Check("grounding", False, f"{share:.0%} of its words are not in the source: {_listed(novel)}")
+    novel = [[word for word in clause.stems if _novel(source, word)] for clause in clauses]
+    flat = [word for words in novel for word in words]
+    total = sum(len(clause.stems) for clause in clauses)
+    if len(flat) >= 3 and len(flat) > _NOVEL * total:
+        return Check("grounding", False, f"{len(flat) / total:.0%} of its words are not in the source: {_listed(flat)}")
     alone = [
-        clause
-        for clause in clauses
-        if len(clause.stems) >= 4
-        and sum(word not in source.index and not _prefix(word, source.index.ordered) for word in clause.stems)
-        > 0.7 * len(clause.stems)
+        " ".join(clause.text.split())[:80]
+        for clause, words in zip(clauses, novel, strict=True)
+        if len(clause.stems) >= 4 and len(words) > 0.7 * len(clause.stems)
     ]
-    return _some("grounding", "not said in the source", [" ".join(clause.text.split())[:80] for clause in alone])
+    return _some("grounding", "not said in the source", alone)
+
+
+def _novel(source: Source, word: str) -> bool:
+    """Whether the source has nothing like this word; numbers are another check's."""
+    return not (any(map(str.isdigit, word)) or word in source.index or _prefix(word, source.index.ordered))
 
 
 def _prefix(word: str, ordered: Sequence[str]) -> bool:
     """Whether it abbreviates a word of the source, or a word of the source begins it."""
-    from bisect import bisect_left
-
     place = bisect_left(ordered, word)
     if len(word) > 2 and place < len(ordered) and ordered[place].startswith(word):
         return True

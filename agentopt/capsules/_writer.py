@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from agentopt.capsules._asking import Amount, again, amount_for, next_amount, request
@@ -14,7 +14,7 @@ from agentopt.capsules._errors import BudgetInfeasible
 from agentopt.capsules._probes import answered, recall
 from agentopt.capsules._replies import Read, read_reply
 from agentopt.capsules._sentinels import Masked, mask
-from agentopt.capsules._types import Check
+from agentopt.capsules._types import Check, Document, Unit, UnitKind
 from agentopt.capsules._verify import verify_against
 from agentopt.capsules._wording import fenced, fill
 from agentopt.models import LMError, LMOptions, Message, Reply
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from agentopt.models import LM
 
 _WANTED = 12
+_PROSE: frozenset[UnitKind] = frozenset({"instruction", "constraint", "sentence", "item"})
+_NEWLINE = re.compile(r"[ \t]*\n\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +143,34 @@ def cut_by_value(text: str, piece: Piece, *, query: str | None, seed: int) -> st
 
     keep = [re.escape(span) for span in dict.fromkeys(piece.source.keep)]
     try:
-        return extract([parse(text, keep)], piece.meter, query=query, seed=seed).texts[0]
+        return extract([by_lines(parse(text, keep))], piece.meter, query=query, seed=seed).texts[0]
     except BudgetInfeasible:
         return text
+
+
+def by_lines(document: Document) -> Document:
+    """`document` with a unit for every line of its prose.
+
+    Models asked for short lines write fragments in lower case, which read like one wrapped sentence.
+    """
+    units: list[Unit] = []
+    for unit in document.units:
+        start = unit.start
+        if unit.kind in _PROSE:
+            for match in _NEWLINE.finditer(document.text, unit.start, unit.end):
+                if not any(span.start < match.start() < span.end for span in document.keep):
+                    units.append(_part(document, unit, start, match.start()))
+                    start = match.end()
+        units.append(_part(document, unit, start, unit.end))
+    places = {unit.start: number for number, unit in enumerate(units)}
+    heads = [places[unit.start] for unit in document.units]
+    moved = (replace(unit, heading=heads[unit.heading] if unit.heading >= 0 else -1) for unit in units)
+    return replace(document, units=tuple(moved))
+
+
+def _part(document: Document, unit: Unit, start: int, end: int) -> Unit:
+    keep = unit.keep and any(span.start < end and start < span.end for span in document.keep)
+    return replace(unit, start=start, end=end, keep=keep)
 
 
 def _marks(masked: Masked, text: str) -> Check:
