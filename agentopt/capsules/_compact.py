@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from agentopt.capsules._counter import REMEMBERED, Counter
+from agentopt.capsules._counter import Counter, Memo
 from agentopt.capsules._errors import BudgetInfeasible
 from agentopt.capsules._groups import Message, Plan, built, gone, step_groups, turn_groups
 from agentopt.capsules._masking import Masked, mask_one
@@ -76,8 +76,8 @@ class Compactor:
     def __init__(self, counter: Counter, rules: Rules) -> None:
         self.counter = counter
         self.rules = rules
-        self._lines: dict[tuple[str, str], tuple[Masked, Any] | None] = {}
-        self._kept: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._lines = Memo[tuple[str, str], tuple[tuple[Masked, Any] | None]]()
+        self._kept = Memo[tuple[str, str], tuple[str, ...]]()
 
     def masked(self, messages: Sequence[Message], facts: Sequence[Facts]) -> Compaction:
         """Only the first stage: old observations as lines."""
@@ -112,13 +112,13 @@ class Compactor:
     def _spans(self, fact: Facts) -> Sequence[str]:
         """The keep spans of a message: of its texts, and what the user's patterns match in its calls."""
         place = (fact.text, fact.extra)
-        if place not in self._kept:
-            if len(self._kept) >= REMEMBERED:
-                self._kept.clear()
-            found = [span.of(fact.text) for span in find_keep(fact.text, self.rules.keep)]
-            calls = find_keep(fact.extra, self.rules.keep) if self.rules.keep and fact.extra else []
-            self._kept[place] = (*found, *(span.of(fact.extra) for span in calls if span.kind == "pattern"))
-        return self._kept.get(place, ())
+        known = self._kept.get(place)
+        if known is not None:
+            return known
+        found = [span.of(fact.text) for span in find_keep(fact.text, self.rules.keep)]
+        calls = find_keep(fact.extra, self.rules.keep) if self.rules.keep and fact.extra else []
+        found += [span.of(fact.extra) for span in calls if span.kind == "pattern"]
+        return self._kept.put(place, tuple(found), len(fact.text))
 
     def _mask(
         self, messages: Sequence[Message], facts: Sequence[Facts], what: Anatomy
@@ -138,13 +138,11 @@ class Compactor:
         if isinstance(message.get("content"), list):
             return mask_one(index, message, fact, keep=self.rules.keep, count=self.counter.tokenizer.count)
         place = (fact.text, fact.tool)
-        if place not in self._lines:
-            if len(self._lines) >= REMEMBERED:
-                self._lines.clear()
-            self._lines[place] = mask_one(
-                index, message, fact, keep=self.rules.keep, count=self.counter.tokenizer.count
-            )
-        return self._lines.get(place)
+        known = self._lines.get(place)
+        if known is None:
+            line = mask_one(index, message, fact, keep=self.rules.keep, count=self.counter.tokenizer.count)
+            known = self._lines.put(place, (line,), len(fact.text))
+        return known[0]
 
     def _shorter(
         self, plan: Plan, steps: int, limit: int, target: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from agentopt.capsules._steps import extra_tokens, text_of
 from agentopt.capsules._templates import chatml, count_chat, openai_texts
@@ -12,8 +12,31 @@ from agentopt.capsules._token_tiktoken import Tiktoken
 from agentopt.capsules._tokenizers import resolve_tokenizer
 from agentopt.capsules._tokens import TokenBudget, Tokenizer
 
-REMEMBERED = 20_000
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+_MOST_ENTRIES, _MOST_CHARACTERS = 20_000, 1 << 25
 _FRAME = 4  # tokens that a message takes beside its contents, where only an estimate is needed
+
+
+class Memo(Generic[Key, Value]):
+    """A dict that forgets everything when it has grown large. Safe to use from several threads for pure values."""
+
+    def __init__(self) -> None:
+        self._values: dict[Key, Value] = {}
+        self._characters = 0
+
+    def get(self, key: Key) -> Value | None:
+        """What is remembered."""
+        return self._values.get(key)
+
+    def put(self, key: Key, value: Value, characters: int) -> Value:
+        """Remember a value that holds on to this many characters; returns it."""
+        if len(self._values) >= _MOST_ENTRIES or self._characters > _MOST_CHARACTERS:
+            self._values.clear()
+            self._characters = 0
+        self._values[key] = value
+        self._characters += characters
+        return value
 
 
 class Counter:
@@ -28,7 +51,7 @@ class Counter:
     def __init__(self, budget: TokenBudget, tools: Sequence[Mapping[str, Any]] = (), more: str = "") -> None:
         self.tokenizer: Tokenizer = _Remembering(resolve_tokenizer(budget.tokenizer))
         self.limit = budget.limit
-        self._sizes: dict[int, tuple[Mapping[str, Any], int]] = {}
+        self._sizes = Memo[int, tuple[Mapping[str, Any], int]]()
         self._tools = [dict(tool) for tool in tools] or None
         self._more = self.tokenizer.count(more) if more else 0
         self.base = self._more + (self.tokenizer.count(json.dumps(self._tools, default=str)) if self._tools else 0)
@@ -43,12 +66,10 @@ class Counter:
         found = self._sizes.get(id(message))
         if found is not None and found[0] is message:
             return found[1]
-        rest = extra_tokens(message)
-        size = self.tokenizer.count(text_of(message)) + (self.tokenizer.count(rest) if rest else 0) + _FRAME
-        if len(self._sizes) >= REMEMBERED:
-            self._sizes.clear()
-        self._sizes[id(message)] = (message, size)  # the message is held, so its id is its own
-        return size
+        text, rest = text_of(message), extra_tokens(message)
+        size = self.tokenizer.count(text) + (self.tokenizer.count(rest) if rest else 0) + _FRAME
+        # The message is held, so its id stays its own.
+        return self._sizes.put(id(message), (message, size), len(text) + len(rest))[1]
 
 
 class _Remembering:
@@ -58,15 +79,11 @@ class _Remembering:
         self.inner = inner
         self.name = inner.name
         self.exact = inner.exact
-        self._counts: dict[str, int] = {}
+        self._counts = Memo[str, int]()
 
     def count(self, text: str) -> int:
         found = self._counts.get(text)
-        if found is None:
-            if len(self._counts) >= REMEMBERED:
-                self._counts.clear()
-            found = self._counts[text] = self.inner.count(text)
-        return found
+        return self._counts.put(text, self.inner.count(text), len(text)) if found is None else found
 
     def count_many(self, texts: Sequence[str]) -> list[int]:
         return [self.count(text) for text in texts]

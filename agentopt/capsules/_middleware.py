@@ -63,7 +63,7 @@ class LiveOptions:
     dearer: Literal["pass", "compress"] = "pass"
     """Over the budget, when compressing costs more than it saves at known prices: send what is longer, or compress."""
     originals: Originals | None = None
-    """Where what leaves is kept; in memory when None."""
+    """Where what leaves is kept; in memory when None, so give a process that runs for long one with a store."""
     seed: int = 0
 
     def __post_init__(self) -> None:

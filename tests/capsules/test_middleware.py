@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import agentopt as ao
 from agentopt.capsules import BudgetInfeasible, TokenBudget
@@ -99,6 +102,41 @@ async def test_the_same_messages_give_the_same_bytes_whatever_came_before() -> N
         assert fresh.requests[-1].messages == grown.requests[steps].messages
     assert other.name == lm.name != CapsuleLM(fresh, BUDGET, keep=["x"]).name
     assert lm.report().read > lm.report().tokens // 3
+
+
+TURNS = st.lists(
+    st.tuples(
+        st.sampled_from(["tool", "chat", "note"]), st.sampled_from(["yes", LONG, "Error: no. " + LONG, "{x} " * 9])
+    ),
+    min_size=1,
+    max_size=14,
+)
+
+
+@settings(max_examples=30)
+@given(TURNS, st.randoms(use_true_random=False), st.integers(1500, 6000))
+def test_what_is_sent_is_a_function_of_the_messages(
+    turns: list[tuple[str, str]], draw: random.Random, limit: int
+) -> None:
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "Begin."}]
+    places = [1]
+    for number, (kind, text) in enumerate(turns):
+        if kind == "tool":
+            messages += transcript(number + 1)[-2:]
+            messages[-1]["content"] = text
+        elif kind == "chat":
+            messages += [{"role": "assistant", "content": text}, {"role": "user", "content": f"And {number}?"}]
+        else:
+            messages.append({"role": "user", "content": text})
+        places.append(len(messages))
+    lm = CapsuleLM(Model(), TokenBudget(limit, "bytes"), on_infeasible="pass")
+    asked = [lm.compress(Request("m", tuple(messages[:place]))).messages for place in places]
+    order = list(enumerate(places))
+    draw.shuffle(order)
+    other = CapsuleLM(Model(), TokenBudget(limit, "bytes"), on_infeasible="pass")
+    for number, place in order:
+        assert other.compress(Request("m", tuple(messages[:place]))).messages == asked[number]
+    assert lm.report().to_dict() == other.report().to_dict()
 
 
 async def test_many_conversations_at_the_same_time_do_not_mix() -> None:
@@ -238,7 +276,9 @@ async def test_repair_rounds_and_long_requests_work() -> None:
     assert reply.text == "yes" and len(model.requests) == 2
     assert all(count(request.messages) <= 6000 for request in model.requests)
     big = Model()
-    await CapsuleLM(big, BUDGET).complete(transcript(400))  # enough characters to leave the event loop
+    messages = transcript(20)
+    messages[3]["content"] = "a row of a table\n" * 20_000  # enough characters to leave the event loop
+    await CapsuleLM(big, BUDGET).complete(messages)
     assert count(big.requests[0].messages) <= 6000
 
 
