@@ -65,15 +65,27 @@ class Policy:
 
     def prompt_ids(self, document: Document, meter: Meter) -> list[int]:
         """Token ids of the prompt; UserError when the model cannot read that many."""
-        special = not self.tokenizer.chat_template
-        ids: list[int] = self.tokenizer(self.prompt(document, meter), add_special_tokens=special)["input_ids"]
-        longest = getattr(self.model.config, "max_position_embeddings", None)
-        if longest is not None and len(ids) >= longest:
+        ids, room = self._read(document, meter), self.room
+        if room is not None and len(ids) >= room:
             raise UserError(
                 f"document of {len(document.text):,} characters: found {len(ids):,} tokens with its instruction, the "
-                f"model reads {longest:,}; give shorter documents (split them) or another model."
+                f"model reads {room:,}; give shorter documents (split them) or another model."
             )
         return ids
+
+    def readable(self, document: Document, meter: Meter) -> bool:
+        """Whether the model can read the document and write a text of the budget after it."""
+        room = self.room
+        return room is None or len(self._read(document, meter)) + min(meter.limit, room // 2) < room
+
+    @property
+    def room(self) -> int | None:
+        """Tokens that the model takes in all; None when it does not say."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    def _read(self, document: Document, meter: Meter) -> list[int]:
+        special = not self.tokenizer.chat_template
+        return self.tokenizer(self.prompt(document, meter), add_special_tokens=special)["input_ids"]
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of a text the policy should write, with the end token."""

@@ -81,7 +81,7 @@ class CausalReader:
 
 
 class MiniLm:
-    """Meaning kept, by the installed sentence encoder: the mean over sentences of the best cosine with one of the capsule's."""
+    """Meaning kept, by the installed sentence encoder: the best cosine with what stayed, averaged over sentences."""
 
     def __init__(self) -> None:
         self._encoder = Encoder.load()

@@ -8,15 +8,15 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Generator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from agentopt.capsules._policy import Policy, memory_explained
 from agentopt.capsules._rewards import distance_from_valid
 from agentopt.capsules._tokens import Meter
-from agentopt.capsules._types import Document
+from agentopt.capsules._types import Document, Unit
 from agentopt.errors import UserError
 from agentopt.weights import load as weights
 from agentopt.weights.load import need
@@ -67,12 +67,23 @@ class Trained:
     def compress(self, document: Document, meter: Meter, seed: int = 0) -> str:
         """The most likely text; when it is not valid, the first valid of `tries` drawn with `seed`, else the nearest.
 
+        A document that is longer than what the model reads is taken in halves, which share the budget by their tokens.
+
         Raises:
-            UserError: the document is longer than what the model reads.
+            UserError: one unit alone is longer than what the model reads.
             RunError: out of memory.
         """
         sampling: dict[str, Any] = self.settings.get("sampling", {})
         policy = Policy(self.model, self.tokenizer, temperature=sampling.get("temperature", 1.0))
+        if len(document.units) > 1 and not policy.readable(document, meter):
+            parts = halves(document)
+            counts = [max(1, meter.total([part.text])) for part in parts]
+            shares = [max(1, meter.limit * count // sum(counts)) for count in counts]
+            texts = [
+                self.compress(part, Meter(share, meter.tokenizer), seed)
+                for part, share in zip(parts, shares, strict=True)
+            ]
+            return "\n".join(text for text in texts if text)
         prompt = policy.prompt_ids(document, meter)
         longest = longest_text(policy, document, meter, sampling.get("longest", 512))
         with memory_explained(policy.torch, "writing a capsule", "the length of the document"):
@@ -182,3 +193,21 @@ def longest_text(policy: Policy, document: Document, meter: Meter, limit: int) -
     """Tokens of the policy's own tokenizer that a capsule of this budget can reasonably need, at most `limit`."""
     share = min(1.0, meter.limit / max(1, meter.total([document.text])))
     return min(limit, 8 + math.ceil(1.25 * share * len(policy.text_ids(document.text))))
+
+
+def halves(document: Document) -> tuple[Document, Document]:
+    """The document cut between two units, near the middle of its characters."""
+    units, middle = document.units, len(document.text) / 2
+    first = min(range(1, len(units)), key=lambda row: abs(units[row].start - middle))
+    border = units[first].start
+
+    def part(start: int, end: int, rows: Sequence[Unit]) -> Document:
+        moved = tuple(replace(unit, start=unit.start - start, end=unit.end - start, heading=-1) for unit in rows)
+        keep = tuple(
+            replace(span, start=span.start - start, end=span.end - start)
+            for span in document.keep
+            if start <= span.start and span.end <= end
+        )
+        return replace(document, text=document.text[start:end], units=moved, keep=keep)
+
+    return part(0, border, units[:first]), part(border, len(document.text), units[first:])

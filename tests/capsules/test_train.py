@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from agentopt.capsules import Meter, train
+import agentopt as ao
+from agentopt.capsules import CapsuleOptions, Document, Meter, Span, TokenBudget, train
 from agentopt.capsules._policy import Policy, instruction
 from agentopt.capsules._tokenizers import resolve_tokenizer
+from agentopt.capsules._trained import halves
 from agentopt.capsules._updates import divergence, token_loss, whole_text_loss
 from agentopt.capsules.train import (
     Budgets,
@@ -105,6 +107,24 @@ def test_imitation_learns_the_targets() -> None:
     assert done.history[-1].loss < done.history[0].loss / 4
     one = samples(2)[0]
     assert done.compress(one.document, Meter(3, resolve_tokenizer("words"))) == one.targets[0]
+
+
+def test_a_capsule_is_the_models_text_when_it_passes_and_an_extraction_when_not() -> None:
+    class Says(Trained):
+        said = ""
+
+        def compress(self, document: Document, meter: Meter, seed: int = 0) -> str:
+            return self.said
+
+    text = "Lamps cost 7 coins.\n\nThey come in red.\n\nNobody knows why."
+    for said, made in (("Lamps: 7 coins.", "trained"), ("Lamps: 9 coins.", "extract"), ("", "extract")):
+        proposer = Says(*tiny(WORDS))
+        proposer.said = said
+        capsule = ao.capsule(
+            text, budget=TokenBudget(6, "words"), mode="trained", options=CapsuleOptions(trained=proposer)
+        )
+        assert capsule.made == made and capsule.tokens <= 6
+        assert bool(capsule.fallback) == (made == "extract")
 
 
 def test_without_targets_the_extractive_engine_gives_them() -> None:
@@ -240,6 +260,19 @@ def test_mistakes_are_named() -> None:
     long = Sample(document(" ".join(["a"] * 300)))
     with pytest.raises(UserError, match="give shorter documents"):
         train.train([long], model=tiny(WORDS), settings=settings(stages=(Stage("sft", 1, 1e-2),)))
+
+
+def test_a_document_beyond_the_models_room_is_taken_in_halves() -> None:
+    text = "\n".join(f"{letter} {number}" for number in range(12) for letter in "abcdef" * 2)
+    doc = dataclasses.replace(document(text), keep=(Span(text.index("f 3"), text.index("f 3") + 3, "keep", "pattern"),))
+    trained = Trained(*tiny(WORDS), tries=0)
+    one, two = halves(doc)
+    assert one.text + two.text == text and len(one.units) + len(two.units) == len(doc.units)
+    for part in (one, two):
+        assert all(part.text[unit.start : unit.end].strip() for unit in part.units)
+        assert all(span.of(part.text) == "f 3" for span in part.keep)
+    assert len(one.keep) + len(two.keep) == 1
+    assert isinstance(trained.compress(doc, Meter(20, resolve_tokenizer("words"))), str)
 
 
 def test_a_stage_ends_at_its_reader_calls() -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agentopt.capsules import BudgetInfeasible, Document, Meter, Span, Unit
+import agentopt as ao
+from agentopt.capsules import BudgetInfeasible, CapsuleOptions, Document, Meter, Span, TokenBudget, Unit
 from agentopt.capsules._bernoulli import UnitSettings
 from agentopt.capsules._features import features, names
 from agentopt.capsules._tokenizers import resolve_tokenizer
@@ -158,3 +159,14 @@ def test_questions_without_gold_serve_agreement() -> None:
     reward = Reward([LookUp()], RewardSettings(task=0.0, agree=1.0))
     settings = UnitSettings(steps=2, documents=2, group=2, budgets=Budgets(0.4, 0.6, ("words",)))
     assert len(UnitPolicy.reinforce(bare, reward, settings).history) == 2
+
+
+def test_a_capsule_made_with_a_policy_holds_the_promises(tmp_path: Path) -> None:
+    one = samples(1)[0]
+    text = one.document.text.replace("\n", "\n\n") + "\n\nAnswer as {label}."
+    documents = [s.document for s in samples(8)]
+    changes = [[1.0 if s.startswith("gold") else 0.0 for s in d.text.split("\n")] for d in documents]
+    path = UnitPolicy.imitate(documents, changes, METER).save(tmp_path / "units.json")
+    made = ao.capsule(text, budget=TokenBudget(9, "words"), mode="trained", options=CapsuleOptions(trained=path))
+    assert made.made == "trained" and made.tokens <= 9 and "{label}" in made.text
+    assert made.text.count("gold") == 3 and "dust" not in made.text
