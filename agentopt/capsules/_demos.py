@@ -15,6 +15,8 @@ import numpy as np
 from agentopt.capsules._terms import Floats, table
 
 _LABEL_WORDS = 4
+_MOST = 1000
+"""Demonstrations that are compared with one another, evenly spread over more."""
 _CUE = re.compile(r"(?:\b(?:is|answer|label|output|sentiment|category|a)\b\s*[:=]?|[-=]>|[:=])\s*", re.IGNORECASE)
 
 
@@ -34,24 +36,31 @@ def spread(lists: Sequence[Sequence[int]], size: int, labels: Sequence[str]) -> 
         size: Terms in the vocabulary.
         labels: The label of each; empty where it has none of its own.
     """
-    vectors = _vectors(lists, size)
+    every = max(1, -(-len(lists) // _MOST))
+    looked = list(range(0, len(lists), every))
+    vectors = _vectors([lists[row] for row in looked], size)
     counts = Counter(labels)
     # Answers that never repeat are no labels: there is nothing to balance.
-    groups = [label if counts[label] > 1 else "" for label in labels]
-    taken: Counter[str] = Counter({group: 0 for group in groups})
-    nearest = np.full(len(lists), -1.0)
-    middle = vectors @ vectors.sum(axis=0) if len(lists) else np.zeros(0)
+    numbers = {label: number for number, label in enumerate(sorted(set(labels)))}
+    grouped = [numbers[labels[row]] if counts[labels[row]] > 1 else -1 for row in looked]
+    groups = np.asarray(grouped, dtype=np.int64)
+    taken = Counter[int]()
+    # Nearest to all comes first, then what is farthest from everything taken; a taken one is out of reach.
+    distance = -(vectors @ vectors.sum(axis=0)) / max(len(looked), 1)
     order: list[int] = []
-    left = set(range(len(lists)))
-    while left:
-        fewest = min(taken[groups[row]] for row in left)
-        among = sorted(row for row in left if taken[groups[row]] == fewest)
-        row = min(among, key=lambda one: (float(nearest[one]), -float(middle[one]), one))
-        left.discard(row)
+    left = Counter(grouped)
+    while len(order) < len(looked):
+        fewest = min((taken[group], group) for group in left if left[group])[1]
+        row = int(np.where(groups == fewest, distance, np.inf).argmin())
         order.append(row)
-        taken[groups[row]] += 1
-        nearest = np.maximum(nearest, vectors @ vectors[row])
-    return order
+        taken[fewest] += 1
+        left[fewest] -= 1
+        near = vectors @ vectors[row]
+        distance = near if len(order) == 1 else np.maximum(distance, near)
+        distance[order] = np.inf
+    first = [looked[place] for place in order]
+    rest = set(range(len(lists))) - set(first)
+    return first + sorted(rest)
 
 
 def _vectors(lists: Sequence[Sequence[int]], size: int) -> Floats:

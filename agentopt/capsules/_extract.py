@@ -81,7 +81,9 @@ def _short(
     documents = [stretched(document) for document in documents]
     flat = [document.text[unit.start : unit.end] for document in documents for unit in document.units]
     counts = [] if sum(map(len, whole)) < _COUNTED else meter.units(flat)
-    if sum(counts) <= 2 * meter.limit and meter.fits(whole):
+    # A tokenizer may take minutes for megabytes of white space.
+    blank = not flat and sum(map(len, whole)) > max(_COUNTED, 16 * meter.limit)
+    if not blank and sum(counts) <= 2 * meter.limit and meter.fits(whole):
         units = [(part, index) for part, document in enumerate(documents) for index in range(len(document.units))]
         return Extraction(tuple(whole), (), tuple(units))
     if not flat:
@@ -104,6 +106,8 @@ def _short(
 
 def _long(documents: Sequence[Document], meter: Meter, taste: Taste) -> Extraction:
     """Long documents lose, chunk by chunk, what would not win against the rest of its chunk; then all race."""
+    if not any(document.units for document in documents):
+        return _short(documents, meter, taste)
     pairs = [narrowed(document, meter, taste) for document in documents]
     found = _short([document for document, _ in pairs], meter, taste)
     kept = {(part, pairs[part][1][index]) for part, index in found.kept}

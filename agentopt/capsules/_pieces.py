@@ -49,13 +49,7 @@ class Pieces:
         """The atoms that hold a part of a keep span."""
         found = self._needed.get(index)
         if found is None:
-            spans = self._keep(index)
-            found = frozenset(
-                number
-                for number, (start, end) in enumerate(self.atoms(index))
-                if any(span[0] < end and start < span[1] for span in spans)
-            )
-            self._needed[index] = found
+            found = self._needed[index] = frozenset(_touching(self.atoms(index), self._keep(index)))
         return found
 
     def join(self, index: int, chosen: Sequence[int]) -> str:
@@ -121,6 +115,18 @@ class Pieces:
             return [(0, len(text))]
         spans = [(span.start, span.end) for span in find_intact(text)]
         return _merged(_words(text), [*spans, *self._keep(index)])
+
+
+def _touching(atoms: Atoms, spans: Sequence[tuple[int, int]]) -> list[int]:
+    """The atoms that overlap a span; both are sorted and do not overlap among themselves."""
+    out: list[int] = []
+    place = 0
+    for number, (start, end) in enumerate(atoms):
+        while place < len(spans) and spans[place][1] <= start:
+            place += 1
+        if place < len(spans) and spans[place][0] < end:
+            out.append(number)
+    return out
 
 
 def _within(spans: Sequence[Span], start: int, end: int) -> list[Span]:

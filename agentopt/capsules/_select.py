@@ -15,6 +15,8 @@ _ANSWERED = 0.6
 """How much a unit's worth falls when everything it answers to was answered by others."""
 _LEFT = 0.5
 """Share of a question term that is still open after a unit that holds it."""
+_CLOSED = 0.05
+"""Share below which a term counts as answered."""
 
 
 def by_question(values: Floats, costs: Sequence[int], facets: Sequence[Ints], shares: Floats, room: float) -> list[int]:
@@ -27,9 +29,12 @@ def by_question(values: Floats, costs: Sequence[int], facets: Sequence[Ints], sh
         shares: The weight of each part of the question.
         room: Tokens to spend.
     """
-    size = np.maximum(np.asarray(costs, dtype=np.float64), 1.0) ** _SIZE
-    open_ = np.ones(len(shares))
-    heap = [(-value, row) for row, value in enumerate((values / size).tolist())]
+    size = (np.maximum(np.asarray(costs, dtype=np.float64), 1.0) ** _SIZE).tolist()
+    worth: list[float] = values.tolist()
+    share: list[float] = (_ANSWERED * shares).tolist()
+    open_ = [1.0] * len(share)
+    answers: list[list[int]] = [mine.tolist() for mine in facets]
+    heap = [(-value / size[row], row) for row, value in enumerate(worth)]
     heapq.heapify(heap)
     chosen: list[int] = []
     late: list[int] = []
@@ -39,14 +44,15 @@ def by_question(values: Floats, costs: Sequence[int], facets: Sequence[Ints], sh
         if spent + costs[row] > room:
             late.append(row)
             continue
-        mine = facets[row]
-        if len(mine):
-            answered = float((shares[mine] * (1.0 - open_[mine])).sum())
-            now = float((values[row] - _ANSWERED * answered) / size[row])
-            if now < -bound - 1e-12 and heap and now < -heap[0][0]:
-                heapq.heappush(heap, (-now, row))
-                continue
-            open_[mine] *= _LEFT
+        mine = answers[row]
+        answered = sum(share[one] * (1.0 - open_[one]) for one in mine)
+        now = (worth[row] - answered) / size[row]
+        if now < -bound - 1e-12 and heap and now < -heap[0][0]:
+            heapq.heappush(heap, (-now, row))
+            continue
+        for one in mine:
+            if open_[one] > _CLOSED:  # beyond that nothing changes any more, so nothing is weighed again
+                open_[one] *= _LEFT
         chosen.append(row)
         spent += costs[row]
     return chosen + late
