@@ -15,6 +15,8 @@ def safe_cut(text: str, start: int, limit: int) -> int:
     """The greatest offset in (start, limit] between two graphemes; `limit` when a grapheme is absurdly long."""
     if limit >= len(text):
         return len(text)
+    if text[limit - 1 : limit + 1].isascii() and text[limit] != "\n":
+        return limit
     floor = max(start, limit - _WINDOW)
     at = _last_boundary(text, floor, limit)
     return at if at > start else limit

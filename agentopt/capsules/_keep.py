@@ -55,7 +55,7 @@ _FORMAT = re.compile(
         |(?:use|write|keep|limit)\s{_SOME}(?:words|sentences|characters|bullet\spoints?)\b
         |format\s(?:your|the|each|all)\b
         |(?:end|finish|conclude|begin|start)\s(?:your|the|with)\s{_SOME}(?:with|line|answer|response|reply|output)\b)
-      |^[^\S\n]*(?:\*\*|\#{{1,6}}\s)?
+      |(?:^|(?<=[.!?]\s))[^\S\n]*(?:\*\*|\#{{1,6}}\s)?
         (?:(?:output|answer|response|reply|return|expected)[ _-](?:format|schema|structure)|format|schema)
         (?:\*\*)?\s?[:：]
       |\b(?:output|answer|response|reply)s?\s(?:must|should|shall|has\sto|have\sto|needs\sto|will|is\sto)

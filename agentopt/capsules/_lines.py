@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-# What ends a line beside "\n"; replaced by it one for one, so that offsets stay.
-_OTHER_ENDS = re.compile("\r(?!\n)|[\x0b\x0c\x85\u2028\u2029]")
+# The line end of old systems; replaced one for one, so that offsets stay. The separators of Unicode are left: they may
+# stand in a JSON string.
+_OTHER_ENDS = re.compile("\r(?!\n)")
 
 _LINE = re.compile(
     r"""(?P<indent>[^\S\n]*)

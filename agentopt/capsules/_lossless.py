@@ -143,10 +143,9 @@ class _Editor:
         return _RUN.sub(collapse, content)
 
     def _is_aligned(self, place: int, content: str) -> bool:
-        """Whether wide gaps are columns: two in this line, or one here and one in a neighbour."""
-        wide = len(_COLUMNS.findall(content))
-        if wide != 1:
-            return wide > 1
+        """Whether gaps are columns: two wide ones in this line, or one in the line before or after it."""
+        if len(_COLUMNS.findall(content)) > 1:
+            return True
         around = self.elements[max(0, place - 1) : place] + self.elements[place + 1 : place + 2]
         return any(_COLUMNS.search(self.text, other.start, other.end) for other in around)
 

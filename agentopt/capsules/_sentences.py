@@ -19,14 +19,14 @@ _BOUNDARY = re.compile(
     re.VERBOSE,
 )
 _ABBREVIATIONS = words(
-    """mr mrs ms dr prof st sr jr vs etc eg ie e.g i.e cf al fig figs eq eqs no nos vol vols pp approx dept est gen
+    """mr mrs ms dr prof st sr jr vs etc eg ie e.g i.e cf al fig figs eq eqs vol vols pp approx dept est gen
     col lt sgt capt cmdr rev hon gov sen rep pres inc ltd co corp bros jan feb mar apr jun jul aug sep sept oct
     nov dec mon tue wed thu fri sat sun ph.d m.d b.a m.a d.c u.s u.k u.n e.u a.m p.m ca viz ed eds trans ch sec
     ave blvd rd ft mt op arts art nr bzw z.b d.h usw ggf ca evtl"""
 )
 # Abbreviations that a capital often follows within one sentence; after the others a capital begins a new one.
 _BEFORE_NAMES = words(
-    """mr mrs ms dr prof st gen col lt sgt capt cmdr rev hon gov sen rep pres fig figs eq eqs no nos vol vols pp vs
+    """mr mrs ms dr prof st gen col lt sgt capt cmdr rev hon gov sen rep pres fig figs eq eqs vol vols pp vs
     cf eg ie e.g i.e approx ca al ed eds ch sec z.b d.h mt op jan feb mar apr jun jul aug sep sept oct nov dec"""
 )
 # Stretches that hold together although a stop is in them.
@@ -35,6 +35,7 @@ _TOGETHER = re.compile(
     re.VERBOSE,
 )
 _LAST_WORD = re.compile(r"[^\s(\[\"'“‘]*$")
+_LAST_GAP = re.compile(r"\s\S*\Z")
 _NEXT = re.compile(r"""[\s"'“‘«(\[*_]*""")
 _WRAP_AT = 130
 
@@ -92,10 +93,9 @@ def _add(text: str, start: int, end: int, pieces: list[tuple[int, int]]) -> None
 
 def _limit(text: str, start: int, limit: int) -> int:
     """The last offset of at most `limit` at white space in the second half, else between two graphemes."""
-    for at in range(limit, start + (limit - start) // 2, -1):
-        if text[at].isspace():
-            return at
-    return safe_cut(text, start, limit)
+    middle = start + (limit - start) // 2
+    gap = _LAST_GAP.search(text[middle : limit + 1])
+    return middle + gap.start() if gap else safe_cut(text, start, limit)
 
 
 def _lines_are_units(text: str, start: int, end: int) -> bool:
@@ -130,6 +130,8 @@ def _ends(text: str, begin: int, stop: int, after: int, end: int, caseless: bool
     if last.isdigit() and stop - len(last) == begin:
         return False  # the number of a list item
     low = last.lower()
+    if low in ("no", "nos"):
+        return not coming.isdigit()
     if low not in _ABBREVIATIONS:
         return not (len(last) > 2 and last[-2] == "." and last[-1].isupper())  # U.S.A
     return low not in _BEFORE_NAMES and coming.isupper()
