@@ -11,7 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+(?:['’][^\W_{_UNSPACED}]+)*")
@@ -63,6 +63,7 @@ def stems(text: str) -> list[str]:
     return [stem(word) for word in (found.lower() for found in _WORD.findall(text)) if word not in _STOP]
 
 
+@lru_cache(maxsize=1 << 16)
 def stem(word: str) -> str:
     """A lower-case word without the endings that telegraphic writing drops."""
     word = re.sub(r"['’](?:s|t|re|ve|ll|d|m)?$", "", word)

@@ -17,6 +17,7 @@ _OPENS = re.compile(r"(?:^|[\n.!?:;|*#>•\"“”'‘(\[{/=→—–-])[\s\"“
 _FOLLOWS = re.compile(
     r"[ \t]+(?:[A-Z]|(?:is|was|are|were|has|had|will|must|can|may|should|and|or|of|in|at|from)\b|[a-z]{3,}(?:s|ed)\b)"
 )
+_NEAR = 200
 _NO_SUBJECTS = (
     "the a an this that these those it its he she they we you i his her their our your my if when while where unless "
     "until after before for from in on at by to with without as and or but not no never none all any each every some "
@@ -76,9 +77,10 @@ def _opens(text: str, start: int) -> bool:
 
 def _titled(text: str, match: re.Match[str]) -> bool:
     """Whether the word stands in a heading or label in which every longer word has a capital."""
-    start = text.rfind("\n", 0, match.start()) + 1
-    end = text.find("\n", match.end())
-    line = text[start : end if end >= 0 else len(text)]
+    low, high = max(0, match.start() - _NEAR), min(len(text), match.end() + _NEAR)
+    start = max(low, text.rfind("\n", low, match.start()) + 1)
+    end = text.find("\n", match.end(), high)
+    line = text[start : end if end >= 0 else high]
     label = line.split(":", 1)[0] if ":" in line[match.end() - start :] else line
     words = [word for word in _TOKEN.findall(label) if len(word) > 3]
     return len(label) < 60 and not label.rstrip().endswith(".") and all(word[0].isupper() for word in words)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_THINK = re.compile(r"<(think|thinking|reasoning|thought)>.*?</\1>\s*", re.S | re.I)
+_THINK_CLOSED = re.compile(r"</(?:think|thinking|reasoning|thought)>", re.I)
 _THINK_OPEN = re.compile(r"^\s*<(think|thinking|reasoning|thought)>", re.I)
 _FENCE = re.compile(r"^\s*(`{3,}|~{3,})[\w-]*[ \t]*\n(.*?)\n?\1\s*$", re.S)
 _TAGS = re.compile(
@@ -30,7 +30,8 @@ _GREETING = re.compile(
     r"^\s*(?:sure|certainly|of course|okay|absolutely|got it|understood)\b[^\n]{0,40}?[!.:]\s*(?=\S)", re.I
 )
 _OUTRO = re.compile(
-    r"\n\s*(?:\(?\**note\b[^\n]{0,20}(?:that|:)[^\n]{0,200}(?:short|compress|word|token|preserv|mark|kept|remov)[^\n]*"
+    r"\n[ \t]*+(?:\(?\**note\b[^\n]{0,20}(?:that|:)[^\n]{0,200}"
+    r"(?:short|compress|word|token|preserv|mark|kept|remov)[^\n]*"
     r"|\(?\**(?:word|token|character) count[^\n]*"
     r"|(?:please )?(?:let me know|feel free|would you like|i hope|hope this|do you want|is there anything)[^\n]*"
     r"|this (?:shortened|compressed|condensed|version|rewrite)[^\n]*)\s*$",
@@ -41,6 +42,7 @@ _REFUSAL = re.compile(
     r"am not able|must decline|have to decline|do not feel)|as an ai\b|unfortunately,? i\b|apologies\b|my apologies\b)",
     re.I,
 )
+_LONGEST = 400_000
 _END = re.compile(r"[.!?;:…。！？\"”'’`)\]}>|]\s*$")
 
 
@@ -56,9 +58,12 @@ class Read:
 
 def read_reply(reply: str, source: str, *, finish_reason: str = "stop", fence: str = "") -> Read:
     """The shortened text in `reply`. What `source` itself begins or ends with is never taken for chatter."""
-    text = _THINK.sub("", reply)
+    text = reply[:_LONGEST]
     if _THINK_OPEN.match(text):
-        return Read("", "the model's reasoning used up the whole reply")
+        ends = [match.end() for match in _THINK_CLOSED.finditer(text)]
+        if not ends:
+            return Read("", "the model's reasoning used up the whole reply")
+        text = text[ends[-1] :]
     if fence:
         text = "\n".join(line for line in text.splitlines() if fence not in line)
     text = _unwrapped(text.strip(), source)
@@ -105,8 +110,9 @@ def _unwrapped(text: str, source: str) -> str:
     """Without a fence, tags or quotes around all of it that the source has not."""
     for pattern in (_FENCE, _TAGS):
         match = pattern.match(text)
-        if match is not None and not pattern.match(source.strip()) and match[1] not in match[2]:
-            text = match[2].strip()
+        if match is not None and not pattern.match(source.strip()):
+            again = match[1] if pattern is _FENCE else f"<{match[1]}>"
+            text = text if again in match[2] else match[2].strip()
     for opening, closing in (('"', '"'), ("“", "”")):
         inner = text[1:-1]
         wrapped = len(text) > 1 and text[0] == opening and text[-1] == closing and opening not in inner

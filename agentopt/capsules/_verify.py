@@ -288,7 +288,9 @@ def _grounded(source: Source, clauses: Sequence[Clause]) -> Check:
     novel = [[word for word in clause.stems if _novel(source, word)] for clause in clauses]
     flat = [word for words in novel for word in words]
     total = sum(len(clause.stems) for clause in clauses)
-    if len(flat) >= 3 and len(flat) > _NOVEL * total:
+    if not total and source.index.ordered:
+        return Check("grounding", False, "it says nothing")
+    if len(flat) > _NOVEL * total and (len(flat) >= 3 or len(flat) == total):
         return Check("grounding", False, f"{len(flat) / total:.0%} of its words are not in the source: {_listed(flat)}")
     alone = [
         " ".join(clause.text.split())[:80]

@@ -180,6 +180,23 @@ def test_hostile_lengths_take_no_hostile_time() -> None:
         verify(Document(source, ()), source[:2_000], meter=None)
 
 
+HOSTILE = (
+    "a" * 60_000,
+    "a-" * 30_000,
+    "\n" * 60_000,
+    "<think>" * 9_000,
+    "1 000," * 9_000,
+    "Aa@" * 20_000,
+    "```\n" * 9_000,
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_replies_take_no_hostile_time(text: str) -> None:
+    read = read_reply(text, "Please keep calm.")
+    assert read.problem or not passed(verify(parse("Please keep calm."), read.text, meter=None))
+
+
 @pytest.mark.parametrize(
     ("reply", "text"),
     [
