@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
+import secrets
+from collections.abc import Mapping
 from typing import Any
 
 import jinja2
@@ -42,6 +45,13 @@ class _Sandbox(ImmutableSandboxedEnvironment):
                 raise SecurityError("a repetition too long")
         return super().call_binop(context, operator, left, right)
 
+    def call(self, context: Any, function: Any, *args: Any, **values: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Methods that pad take a width: `'a'.center(10**9)`."""
+        for number in (*args, *values.values()):
+            if isinstance(number, int) and abs(number) > LARGEST:
+                raise SecurityError("a number too large")
+        return super().call(context, function, *args, **values)
+
 
 class _Namespace(jinja2.utils.Namespace):
     """Attributes that begin with an underscore would reach into the interpreter."""
@@ -79,19 +89,45 @@ def _new_dict(*args: Any, **values: Any) -> dict[Any, Any]:
     return dict(*args, **values)
 
 
-def compile_template(source: str) -> jinja2.Template:
-    """The template, with the few functions that chat templates are written against.
+class Program:
+    """A compiled template whose loops are counted, so that it ends."""
 
-    Raises:
-        jinja2.TemplateError: it does not compile.
-    """
-    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-    given: dict[str, Any] = {
-        "raise_exception": _refuse,
-        "strftime_now": _date,
-        "namespace": _Namespace,
-        "dict": _new_dict,
-    }
-    environment.filters["tojson"] = _to_json
-    environment.globals.update(given)
-    return environment.from_string(source)
+    def __init__(self, source: str) -> None:
+        environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+        given: dict[str, Any] = {
+            "raise_exception": _refuse,
+            "strftime_now": _date,
+            "namespace": _Namespace,
+            "dict": _new_dict,
+        }
+        environment.filters["tojson"] = _to_json
+        environment.globals.pop("lipsum", None)
+        environment.globals.update(given)
+        self._step = f"step_{secrets.token_hex(8)}"  # a name the template cannot know, so it cannot replace it
+        tree = environment.parse(source)
+        for loop in tree.find_all(nodes.For):
+            call = nodes.Call(nodes.Name(self._step, "load"), [], [], None, None)
+            loop.body.insert(0, nodes.ExprStmt(call).set_lineno(loop.lineno))
+        code = environment.compile(tree, filename="<chat template>")
+        self._template = jinja2.Template.from_code(environment, code, environment.make_globals(None))
+
+    def write(self, values: Mapping[str, Any], *, longest: int, rounds: int) -> str:
+        """What the template writes: at most `longest` characters, in at most `rounds` rounds of all loops together.
+
+        Raises:
+            jinja2.TemplateError: it raises one, or goes beyond what a template may do.
+        """
+        steps = itertools.count()
+
+        def step() -> None:
+            if next(steps) > rounds:
+                raise SecurityError("it goes round without end")
+
+        pieces: list[str] = []
+        length = 0
+        for piece in self._template.generate({**values, self._step: step}):
+            length += len(piece)
+            if length > longest:
+                raise SecurityError("it writes without end")
+            pieces.append(piece)
+        return "".join(pieces)

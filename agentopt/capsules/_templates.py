@@ -17,6 +17,7 @@ from agentopt.errors import UserError
 PER_MESSAGE, PER_NAME, PRIMING = 3, 1, 3
 """Tokens that OpenAI's format adds: around each message, for a name, and to begin the reply."""
 
+_ROUNDS = 100_000
 _FAILURES = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
 """What a template can raise by itself."""
 _READS_LISTS = re.compile(
@@ -48,28 +49,19 @@ class ChatTemplate:
 
         from agentopt.capsules._sandboxed_jinja import LARGEST
 
-        plain = json.loads(json.dumps([list(messages), list(tools or [])], default=str))
-        given = sum(len(str(message)) for message in plain)
+        plain, definitions = json.loads(json.dumps([list(messages), list(tools or [])], default=str))
+        given = len(json.dumps([plain, definitions]))
         try:
-            pieces: list[str] = []
-            length = 0
             name, program = self._program("tool_use" if tools else "default")
-            given_messages = plain[0] if _READS_LISTS.search(self._sources[name]) else [_flat(one) for one in plain[0]]
-            for piece in program.generate(
-                messages=given_messages,
-                tools=plain[1] or None,
-                documents=None,
-                add_generation_prompt=True,
+            values = {
+                "messages": plain if _READS_LISTS.search(self._sources[name]) else [_flat(one) for one in plain],
+                "tools": definitions or None,
+                "documents": None,
+                "add_generation_prompt": True,
                 **self._variables,
-            ):
-                length += len(piece)
-                if length > 4 * given + LARGEST:
-                    raise TemplateRefused(f"chat template of {self._name}: it writes without end.")
-                pieces.append(piece)
-            return "".join(pieces)
-        except _FAILURES as error:
-            raise self._refused(error) from error
-        except jinja2.TemplateError as error:
+            }
+            return program.write(values, longest=4 * given + LARGEST, rounds=_ROUNDS + 100 * len(plain))
+        except (*_FAILURES, jinja2.TemplateError) as error:
             raise self._refused(error) from error
 
     def _refused(self, error: BaseException) -> TemplateRefused:
@@ -79,9 +71,9 @@ class ChatTemplate:
     def _program(self, wanted: str) -> tuple[str, Any]:
         name = next((name for name in (wanted, "default") if name in self._sources), next(iter(self._sources)))
         if name not in self._compiled:
-            from agentopt.capsules._sandboxed_jinja import compile_template
+            from agentopt.capsules._sandboxed_jinja import Program
 
-            self._compiled[name] = compile_template(self._sources[name])
+            self._compiled[name] = Program(self._sources[name])
         return name, self._compiled[name]
 
 

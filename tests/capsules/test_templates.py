@@ -95,6 +95,10 @@ def test_a_model_folder_brings_its_template(tmp_path: Path) -> None:
         ("{{ 9 ** 999999 }}", "too large"),
         ("{% for i in range(99999) %}{{ 'a' * 9999 }}{% endfor %}", "without end"),
         ("{% for i in range(999999999) %}{% endfor %}", "does not accept"),
+        ("{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", "round without end"),
+        ("{{ 'a'.center(999999999) }}", "too large"),
+        ("{{ lipsum(9999) }}", "undefined"),
+        ("{% macro m(x) %}{{ m(x) }}{% endmacro %}{{ m(1) }}", "does not accept"),
     ],
 )
 def test_a_template_is_not_trusted(source: str, words: str) -> None:
