@@ -116,7 +116,12 @@ def grown() -> Policy:
 def masked_each_call() -> Policy:
     """Old tool results masked anew at every call; no other limit."""
     compactor = Compactor(Counter(TokenBudget(LIMIT, TOKENIZER)), Rules(keep_last=KEEP_LAST))
-    return lambda messages: compactor.masked(messages, read_all(messages)).messages
+
+    def send(messages: list[Message]) -> Sequence[Message]:
+        done = compactor.masked(messages, read_all(messages))
+        return messages if done is None else done.messages
+
+    return send
 
 
 def recompressed_each_call(mask: bool) -> Policy:

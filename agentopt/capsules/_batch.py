@@ -93,8 +93,8 @@ async def batch(
         inputs: a folder (every file below it, hidden ones left out) or a JSONL file whose rows hold `text` or
             `messages`, and maybe `id` and `query`.
         make: from an item to its capsule.
-        out: a folder (texts under the inputs' names and the records in `capsules.jsonl`) for a folder of inputs, else a
-            JSONL file of records.
+        out: a `.jsonl` file of records; or, for a folder of inputs, a folder (texts under the inputs' names and the
+            records in `capsules.jsonl`).
         concurrency: how many are made at the same time.
         resume: go on with an `out` that exists.
         settings: identifies what `make` does.
@@ -109,8 +109,8 @@ async def batch(
     if concurrency < 1:
         raise UserError(f"concurrency: found {concurrency}, expected at least 1.")
     found = entries(source, target)
-    folder = target if source.is_dir() else None
-    journal = target / RECORDS if folder is not None else target
+    folder = target if source.is_dir() and target.suffix.lower() != ".jsonl" else None
+    journal = target / RECORDS if folder is not None or target.is_dir() else target
     state = _State(total=len(found))
     if journal.exists():
         if not resume:
@@ -177,7 +177,7 @@ class _Run:
             head["input"] = hashlib.sha256(data).hexdigest()
             if self._is_done(head):
                 return None
-            capsule = await self.make(item(entry, data, rows=self.folder is None))
+            capsule = await self.make(item(entry, data))
             if self.folder is not None:
                 path = self.folder / entry.id
                 await anyio.to_thread.run_sync(write_text, path, capsule.text)

@@ -71,8 +71,8 @@ def _files(source: Path, target: Path) -> list[Entry]:
         below = path.relative_to(source)
         if any(part.startswith(".") for part in below.parts) or not path.is_file():
             continue
-        if inside in path.resolve().parents:
-            continue  # an output folder below the inputs is no input
+        if inside in (path.resolve(), *path.resolve().parents):
+            continue  # an output below the inputs is no input
         found.append(Entry(below.as_posix(), path))
     if inside == source.resolve():
         raise UserError(f"{target}: the output folder is the input folder; name another one.")
@@ -105,12 +105,13 @@ def read(entry: Entry) -> bytes:
         return file.read(entry.length)
 
 
-def item(entry: Entry, data: bytes, *, rows: bool) -> BatchItem:
+def item(entry: Entry, data: bytes) -> BatchItem:
     """One input as it is given to `make`.
 
     Raises:
         UserError: it is no UTF-8, or a row of another form.
     """
+    rows = entry.line > 0
     place = f"{entry.path.name}, line {entry.line}" if rows else entry.path.name
     try:
         text = data.decode("utf-8")

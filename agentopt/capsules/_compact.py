@@ -79,12 +79,19 @@ class Compactor:
         self._lines = Memo[tuple[str, str], tuple[tuple[Masked, Any] | None]]()
         self._kept = Memo[tuple[str, str], tuple[str, ...]]()
 
-    def masked(self, messages: Sequence[Message], facts: Sequence[Facts]) -> Compaction:
-        """Only the first stage: old observations as lines."""
+    def masked(
+        self, messages: Sequence[Message], facts: Sequence[Facts], before: Compaction | None = None
+    ) -> Compaction | None:
+        """Only old observations as lines; what `before` left out stays out. None after prose was shortened."""
+        if before is not None and before.shortened:
+            return None
         what = anatomy(facts, self.rules.keep_last)
         new, masked = self._mask(messages, facts, what)
-        texts = tuple(one.text for one in masked)
-        return Compaction(tuple(new), self.counter.total(new), tuple(masked), originals=texts)
+        plan = self._plan(new, facts, what)
+        steps, turns = (0, 0) if before is None else (before.steps, before.turns)
+        done, left = built(plan, steps, turns, None)
+        texts = (*(one.text for one in masked), *left)
+        return Compaction(tuple(done), self.counter.total(done), tuple(masked), steps, turns, originals=texts)
 
     def compact(self, messages: Sequence[Message], facts: Sequence[Facts], limit: int) -> Compaction:
         """The messages within `limit`.
@@ -95,8 +102,7 @@ class Compactor:
         target = max(1, int(limit * (1 - self.rules.room)))
         what = anatomy(facts, self.rules.keep_last)
         new, masked = self._mask(messages, facts, what) if self.rules.mask else (list(messages), [])
-        groups = step_groups(facts, what), turn_groups(facts, what)
-        plan = Plan(new, facts, what, *groups, self._spans)
+        plan = self._plan(new, facts, what)
         steps = _least(len(plan.steps), lambda n: self.counter.total(built(plan, n, 0, None)[0]) <= target)
         done, left = built(plan, steps, 0, None)
         total = self.counter.total(done)
@@ -108,6 +114,9 @@ class Compactor:
         return Compaction(tuple(done), total, tuple(masked), steps, turns, shortened, texts)
 
     # ---- stages
+
+    def _plan(self, messages: Sequence[Message], facts: Sequence[Facts], what: Anatomy) -> Plan:
+        return Plan(messages, facts, what, step_groups(facts, what), turn_groups(facts, what), self._spans)
 
     def _spans(self, fact: Facts) -> Sequence[str]:
         """The keep spans of a message: of its texts, and what the user's patterns match in its calls."""

@@ -180,8 +180,8 @@ class Engine:
             return None
         if not any(fact.observation for fact in state.facts[: state.covered]):
             return None
-        compaction = self.compactor.masked(state.messages, state.facts)
-        return compaction if compaction.tokens < tokens else None
+        compaction = self.compactor.masked(state.messages, state.facts, state.compaction)
+        return compaction if compaction is not None and compaction.tokens < tokens else None
 
     def _sent(
         self,

@@ -16,9 +16,13 @@ from typing import Any, cast
 from agentopt.capsules._parts import parts_of
 
 _OBSERVATION = re.compile(
-    r"\s*(?:observation|tool[ _](?:result|output|response)|function[ _](?:result|output)|result of the tool|stdout)\b"
-    r"|\s*<(?:observation|tool_response|tool_result|function_results?|output)\b",
+    r"\s*[\[(*]{0,2}(?:observation|(?:tool|function|command)[ _](?:result|output|response)|stdout)"
+    r"(?: \d{1,4}| (?:of|from) [\w.-]{1,60})?[\])*]{0,2}\s*:"
+    r"|\s*<(?:observation|tool_response|tool_result|function_results?|output)\b[^<>\n]{0,200}>",
     re.IGNORECASE,
+)
+_PERSON = re.compile(
+    r"(?:ask|get|request|wait_for)_?(?:the_)?(?:user|human)|(?:user|human)_?(?:input|reply|answer|feedback)", re.I
 )
 _ERROR = re.compile(
     r"^[ \t>*\[]*(?:error|exception|traceback|fatal|panic|failed|failure)\b"
@@ -30,7 +34,8 @@ _ERROR = re.compile(
     r"|\bcommand not found\b|\bpermission denied\b",
     re.IGNORECASE | re.MULTILINE,
 )
-_ENDS = 4000  # an error says so at the beginning or the end of what came back
+_ENDS = 3  # lines at the beginning and at the end of what came back, where an error says that it is one
+_ERRORS_A_TOOL = 3
 _SENTENCE = re.compile(r"(?:[^.!?。！？\n]|[.!?](?!\s|$))+[.!?。！？]*")
 _CONSTRAINT = re.compile(
     r"\b(?:do not|don['’]t|does not|must|never|always|from now on|no longer|make sure|be sure|remember|only|avoid|stop|"
@@ -55,6 +60,8 @@ class Facts:
     """Ids and tools of the calls it makes."""
     constraints: tuple[str, ...] = ()
     """Sentences of a user turn that say what to do or not to do."""
+    person: bool = False
+    """A tool's answer that a person gave."""
     digest: int = 0
     """Of an error's text: the same error twice is one error."""
     text: str = ""
@@ -77,7 +84,7 @@ class Anatomy:
     last_user: int
     """The last turn of a person; -1 where there is none."""
     errors: frozenset[int]
-    """Observations of errors after which the same tool has not worked."""
+    """Observations of errors after which the same tool has not worked: of each tool the last few different ones."""
 
     def stays(self, index: int, facts: Facts) -> bool:
         """Whether a message stays as it is."""
@@ -85,6 +92,7 @@ class Anatomy:
             index >= self.tail
             or index == self.last_user
             or index in self.errors
+            or facts.person
             or facts.role not in ("user", "assistant", "tool", "function")
         )
 
@@ -101,8 +109,10 @@ def read_facts(message: Mapping[str, Any], called: Mapping[str, str]) -> Facts:
     observation = role in ("tool", "function") or (role == "user" and _OBSERVATION.match(text) is not None)
     if observation:
         tool = called.get(str(message.get("tool_call_id", "")), "") or str(message.get("name") or "")
-        error = bool(message.get("is_error")) or any(_ERROR.search(end) for end in (text[:_ENDS], text[-_ENDS:]))
-        return Facts(role, True, tool, error, digest=hash_of(text) if error else 0, text=text, extra=extra)
+        error = bool(message.get("is_error")) or _ERROR.search(_ends(text)) is not None
+        digest = hash_of(text) if error else 0
+        person = _PERSON.search(tool) is not None
+        return Facts(role, True, tool, error, person=person, digest=digest, text=text, extra=extra)
     if role == "user":
         return Facts(role, constraints=_constraints(text), text=text, extra=extra)
     return Facts(role, calls=tuple(_calls(message)), text=text, extra=extra)
@@ -126,16 +136,24 @@ def anatomy(facts: Sequence[Facts], keep_last: int) -> Anatomy:
     people = (index for index in range(len(facts) - 1, -1, -1) if facts[index].role == "user")
     last_user = next((index for index in people if not facts[index].observation), -1)
     works: set[str] = set()
-    seen: set[int] = set()
+    seen: dict[str, set[int]] = {}
     errors: set[int] = set()
     for index in range(len(facts) - 1, -1, -1):
         fact = facts[index]
-        if fact.error and fact.tool not in works and fact.digest not in seen:
-            errors.add(index)
-            seen.add(fact.digest)
+        if fact.error and fact.tool not in works:
+            same = seen.setdefault(fact.tool, set())
+            if fact.digest not in same and len(same) < _ERRORS_A_TOOL:
+                errors.add(index)
+                same.add(fact.digest)
         elif fact.observation and not fact.error:
             works.add(fact.tool)
     return Anatomy(tail, last_user, frozenset(errors))
+
+
+def _ends(text: str) -> str:
+    """The first and the last lines."""
+    start = text[:2000].strip().split("\n", _ENDS)[:_ENDS]
+    return "\n".join([*start, *text[-2000:].strip().rsplit("\n", _ENDS)[-_ENDS:]])
 
 
 def hash_of(text: str) -> int:

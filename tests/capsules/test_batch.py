@@ -57,6 +57,16 @@ async def test_a_folder_gives_a_folder_of_texts_and_one_record_each(tmp_path: Pa
     assert {one.last for one in seen} == {"b.txt", "deep/a.md"} and seen[-1].done == 2
 
 
+async def test_a_folder_may_give_one_file_of_records_and_nothing_gives_nothing(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    done = await batch(tmp_path / "in", first_words, out=tmp_path / "in/out.jsonl")
+    assert done.total == 0 and records(tmp_path / "in/out.jsonl") == []
+    (tmp_path / "in/a.txt").write_text("some text", encoding="utf-8")
+    done = await batch(tmp_path / "in", first_words, out=tmp_path / "in/out.jsonl", resume=True)
+    assert [(row["id"], row["capsule"]["text"]) for row in records(tmp_path / "in/out.jsonl")] == [("a.txt", "some ")]
+    assert done.total == 1
+
+
 async def test_rows_hold_text_or_messages_and_the_file_is_in_their_order(tmp_path: Path) -> None:
     source = rows(
         tmp_path / "in.jsonl",

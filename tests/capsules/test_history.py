@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from agentopt.capsules import BudgetInfeasible, TokenBudget
 from agentopt.capsules._caching import CachingRule
+from agentopt.capsules._counter import Counter
 from agentopt.capsules._epochs import NO_CACHE, Sent, call_cost, extra_cost, leftover_cost
 from agentopt.capsules._history import History, HistoryOptions
 from agentopt.capsules._parts import parts_of
 from agentopt.capsules._steps import read_all
+from agentopt.capsules._tokenizers import resolve_tokenizer
 from agentopt.errors import UserError
 
 LONG = "The order was shipped on 3 May to the harbour office. " * 12
@@ -57,6 +59,36 @@ def check_pairs(messages: list[dict[str, Any]]) -> None:
         else:
             assert not open_calls
             open_calls = [one["id"] for one in message.get("tool_calls", [])]
+
+
+@pytest.mark.parametrize("tokenizer", ["o200k_base", "bytes", "words", "embedded"])
+def test_counting_again_and_again_gives_what_the_meter_gives(tokenizer: str) -> None:
+    try:
+        resolve_tokenizer(tokenizer)
+    except UserError:
+        pytest.skip("vocabulary not on this machine")
+    messages = [SYSTEM, TASK, call(1, text="é\ud83d"), result(1), {"role": "user", "name": "Ann", "content": "日本"}]
+    tool = {"type": "function", "function": {"name": "search", "description": LONG, "parameters": {}}}
+    counter = Counter(TokenBudget(1, tokenizer), [tool])
+    for end in range(1, 6):
+        meter = TokenBudget(1, tokenizer).meter(messages[:end], tools=[tool])
+        expected = meter.total([part.text for part in parts_of(messages[:end])])
+        assert counter.total(messages[:end]) == counter.total(messages[:end]) == expected
+
+
+def test_what_left_for_the_budget_stays_out_when_more_is_masked_for_the_price() -> None:
+    options = HistoryOptions(caching=CachingRule(100), room=0.5)
+    history = History(TokenBudget(30_000, "bytes"), keep_last=2, options=options)
+    history.extend([SYSTEM, TASK])
+    epochs: list[tuple[str, int]] = []
+    for number in range(150):
+        assert count(history.messages()) <= 30_000
+        if history.last is not None and history.last.compaction is not None and history.last.epoch:
+            epochs.append((history.last.epoch, history.last.compaction.steps))
+        history.extend([call(number), result(number)])
+    assert [steps for _, steps in epochs] == sorted(steps for _, steps in epochs)
+    first = next(place for place, (_, steps) in enumerate(epochs) if steps)
+    assert {reason for reason, _ in epochs[first:]} == {"budget", "price"}
 
 
 def test_below_the_budget_nothing_changes() -> None:

@@ -83,6 +83,28 @@ def test_unresolved_errors_stay_and_resolved_ones_do_not() -> None:
     assert [one.index for one in mask(harmless, keep_last=1, tokenizer="words").masked] == [3]
 
 
+def test_a_log_full_of_errors_is_no_error_and_of_many_failures_the_last_ones_stay() -> None:
+    log = (
+        "12:00 started\n12:01 all well\n12:02 still well\nERROR: disk\nError: net\n12:09 well\n12:10 well\n12:11 done\n"
+    )
+    done = mask(run(log + LONG, log + LONG + "1", LONG), keep_last=1, tokenizer="words")
+    assert [one.index for one in done.masked] == [3, 5]
+    failures = run(*(f"Error: failure {n}. {LONG}" for n in range(8)))
+    assert [one.index for one in mask(failures, keep_last=1, tokenizer="words").masked] == [3, 5, 7, 9, 11]
+
+
+def test_what_a_person_said_through_a_tool_stays() -> None:
+    messages = run(LONG, LONG, LONG)
+    messages[2]["tool_calls"][0]["function"]["name"] = "ask_user"
+    assert [one.index for one in mask(messages, keep_last=1, tokenizer="words").masked] == [5]
+    spoken = [
+        {"role": "user", "content": "Tool output is not wanted: do not show it. " * 20},
+        *run(LONG)[2:],
+        *run(LONG)[2:],
+    ]
+    assert mask(spoken, keep_last=1, tokenizer="words").messages[0] == spoken[0]
+
+
 def test_keep_spans_of_a_masked_result_stay_in_its_line() -> None:
     messages = run(f"{LONG} TICKET-77 {LONG} {{customer_name}} {LONG} TICKET-78", LONG)
     done = mask(messages, keep_last=1, keep=[r"TICKET-\d+"], tokenizer="words")
