@@ -11,7 +11,8 @@ BITS = [
     "Let's think step by step.", "The answer is 4.", "Return JSON: ", "Respond with yes or no.", "You must never lie.",
     "{x}", "{{y}}", "${z}", "$w", "%s", "%(k)d", "[[slot]]", "{% if a %}", "\\frac{a}{b}", "$x^2$",
     '"', "'", "`", "“", "”", "\\", "word", "Word. ", "Mr. Smith ", "U.S. ", "e.g. ", "3.14 ", "-5 °C ", "$1,000 ",
-    "...", "http://a.b/c?d=e. ", "a_b", "fooBar", "/usr/bin/x ", "not ", "unless ", "。", "字", "؟", "।", "é", "👩‍👩‍👧", "🇩🇪",
+    "...",
+    "http://a.b/c?d=e. ", "a_b", "fooBar", "/usr/bin/x ", "not ", "unless ", "。", "字", "؟", "।", "é", "👩‍👩‍👧", "🇩🇪",
     "2024-01-02 10:00:00 x\n", "A paragraph that is long enough to be no coincidence at all.\n\n",
 ]  # fmt: skip
 TEXTS = st.lists(st.one_of(st.sampled_from(BITS), st.text(max_size=5)), max_size=60).map("".join)
