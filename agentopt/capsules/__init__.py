@@ -17,7 +17,7 @@ from agentopt.capsules._masking import Masked, Masking, mask
 from agentopt.capsules._middleware import CapsuleLM, LiveOptions, LiveReport
 from agentopt.capsules._options import CapsuleOptions
 from agentopt.capsules._originals import Originals, UnknownHandle, retrieval_tool
-from agentopt.capsules._rewrite import RewriteOptions, Rewriting, rewrite
+from agentopt.capsules._rewrite import RewriteOptions, Rewriting, Win, rank_styles, rewrite
 from agentopt.capsules._spans import find_intact
 from agentopt.capsules._stream import Streamed, stream
 from agentopt.capsules._task import Task, TaskOptions
@@ -68,6 +68,7 @@ __all__ = [
     "Tokenizer",
     "Unit",
     "UnknownHandle",
+    "Win",
     "batch",
     "capsule_key",
     "extract",
@@ -79,6 +80,7 @@ __all__ = [
     "mask",
     "parse",
     "price_capsule",
+    "rank_styles",
     "regate_needed",
     "retrieval_tool",
     "rewrite",

@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import anyio
 
 from agentopt.capsules._chunks import Piece, join, plan
+from agentopt.capsules._draws import seed_number
 from agentopt.capsules._options import STYLES
-from agentopt.capsules._probes import recall
+from agentopt.capsules._probes import ask_probes, recall
 from agentopt.capsules._tokens import Meter
 from agentopt.capsules._types import Check, Document
 from agentopt.capsules._verify import Source, verify_against
 from agentopt.capsules._wording import load_wording
 from agentopt.capsules._writer import Attempt, Writer, entailed
 from agentopt.graph import Usage, metered
+from agentopt.models import LMError, LMOptions
 
 if TYPE_CHECKING:
     from agentopt.capsules._extract import Extraction
@@ -55,6 +57,9 @@ class RewriteOptions:
     concurrency: int = 8
     judge: LM | None = None
     """Asked whether the source supports what the winner says; None for the checks without a model."""
+    reader: LM | None = None
+    """Answers the questions about the source from each candidate and from the extraction, so that what counts is what a
+    model can still find; None to look the answers up."""
     wins: tuple[Win, ...] = ()
     """Earlier results of the same task: their styles are asked first, and the last of each style is an example."""
     template: Path | None = None
@@ -172,6 +177,10 @@ async def _choose(
         last = {attempt.style: attempt.problem for attempt in attempts}
         listed = "; ".join(dict.fromkeys(f"{style}: {problem[:160]}" for style, problem in last.items()))
         return _Choice(None, f"no rewrite passed its checks ({listed})")
+    if options.reader is not None:
+        able, reason = await _as_read(piece, able, options.reader, wording, seed=seed, timeout=options.timeout)
+        if not able:
+            return _Choice(None, reason)
     if options.judge is None:
         return _Choice(able[0])
     for attempt in able:
@@ -179,6 +188,32 @@ async def _choose(
         if check.passed:
             return _Choice(replace(attempt, checks=(*attempt.checks, check)))
     return _Choice(None, "the judge found statements that the source does not support")
+
+
+async def _as_read(
+    piece: Piece, able: Sequence[Attempt], reader: LM, wording: Mapping[str, str], *, seed: int, timeout: float
+) -> tuple[list[Attempt], str]:
+    """The candidates from which a model answers at least as much as from extraction, best first; or why there is none.
+
+    Raises:
+        BudgetExhausted: the budget does not cover a call.
+    """
+    probes = piece.source.probes
+    options = LMOptions(max_tokens=32 * len(probes) + 64, seed=seed_number("reader", seed), timeout=timeout)
+
+    async def read(text: str) -> float:
+        return await ask_probes(probes, text, reader, options=options, templates=wording)
+
+    try:
+        floor = await read(piece.fallback)
+        found = [(await read(attempt.text), attempt) for attempt in able]
+    except LMError as error:
+        return [], f"the reader failed: {' '.join(str(error).split())[:160]}"
+    ranked = sorted(found, key=lambda pair: (-pair[0], pair[1].tokens))
+    best = ranked[0][0]
+    if best < floor:
+        return [], f"the reader answers {best:.2f} of the questions from the best rewrite, {floor:.2f} from extraction"
+    return [attempt for share, attempt in ranked if share >= floor], ""
 
 
 def _assemble(

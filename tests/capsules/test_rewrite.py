@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from agentopt.capsules import BudgetInfeasible, Document, Meter, TokenBudget
 from agentopt.capsules._asking import amount_for, next_amount
@@ -266,6 +269,34 @@ async def test_no_model_is_ever_worse_than_extraction(quality: float) -> None:
         await _rewrite(OracleLM(_perfect, quality=quality, seed=seed), styles=("prose", "table"), repairs=1)
 
 
+PIECES = st.sampled_from(
+    [
+        *SOURCE.split(". "),
+        *SOURCE.split(),
+        "{name}",
+        "[[1]]",
+        "[[2: x]]",
+        "```",
+        '{"a": 1}',
+        "not ",
+        "\n\n",
+        "。",
+        "é",
+        "\ud800",
+    ]
+)
+
+
+@given(st.lists(PIECES, max_size=40), st.lists(PIECES, max_size=40), st.integers(1, 400))
+@settings(max_examples=60)
+def test_the_promises_hold_for_any_text_and_any_reply(source: list[str], reply: list[str], limit: int) -> None:
+    async def run() -> None:
+        with suppress(BudgetInfeasible):
+            await _rewrite(FunctionLM(lambda _: " ".join(reply)), " ".join(source), limit, repairs=1)
+
+    anyio.run(run)
+
+
 # ---- a model that fails
 
 
@@ -415,6 +446,28 @@ async def test_a_judge_may_veto() -> None:
         assert result.made == made
         assert "Does the first text support" in str(judge.requests[0].messages)
     assert "judge" in result.fallback
+
+
+@pytest.mark.parametrize(
+    ("knows", "made"),
+    [(lambda text: "Norway" in text, "rewrite"), (lambda text: "earlier conversations" in text, "extract")],
+)
+async def test_a_reader_decides_by_what_it_can_answer(knows: Callable[[str], bool], made: str) -> None:
+    answers = "\n".join(f"{number}. {probe.answer}" for number, probe in enumerate(make_probes(parse(SOURCE)), 1))
+
+    def read(request: Request) -> str:
+        text = str(request.messages[0]["content"])
+        return answers if knows(text[: text.index("Each numbered line")]) else "-"
+
+    reader: Any = FunctionLM(read)
+    result = await _rewrite(FunctionLM(_perfect), options=RewriteOptions(reader=reader))
+    assert result.made == made
+    assert ("the reader answers" in result.fallback) == (made == "extract")
+
+
+async def test_a_reader_that_fails_is_a_reason() -> None:
+    reader: Any = ScriptedLM({"": LMError("no reader")})
+    assert "no reader" in (await _rewrite(FunctionLM(_perfect), options=RewriteOptions(reader=reader))).fallback
 
 
 def test_styles_that_won_are_asked_first() -> None:
