@@ -106,7 +106,7 @@ class Capsules:
 
     def _texts(self, spec: ParameterSpec, text: str, seed: int) -> Iterator[Update]:
         """Shorter texts, one at a time; each is made when it is asked for."""
-        keep = _placeholders(spec)
+        keep = _placeholders(spec, text)
         document = parse(text, keep)
         edited = lossless(text)[0]
         if len(edited) < len(text):
@@ -162,7 +162,7 @@ class Capsules:
         source = f"{self.name}.rewrite"
         try:
             made = await make_capsule(
-                text, budget=budget, keep=_placeholders(spec), mode="rewrite", lm=context.lm, options=options
+                text, budget=budget, keep=_placeholders(spec, text), mode="rewrite", lm=context.lm, options=options
             )
         except BudgetInfeasible as short:
             proposals.drop(source, f"{spec.name}: {short}")
@@ -185,9 +185,13 @@ def _long_first(context: ProposeContext) -> list[ParameterSpec]:
     return [spec for _, spec in sorted(found, key=lambda pair: (-pair[0], pair[1].name))]
 
 
-def _placeholders(spec: ParameterSpec) -> list[str]:
-    """Patterns of what the program fills, in braces or in whatever syntax it uses."""
-    return [rf"\{{+{re.escape(name)}\b[^{{}}\n]*\}}+|(?<!\w){re.escape(name)}(?!\w)" for name in spec.variables]
+def _placeholders(spec: ParameterSpec, text: str) -> list[str]:
+    """Patterns of what the program fills: in braces, or the bare name where `text` has it in another syntax."""
+    found: list[str] = []
+    for name in spec.variables:
+        braces = rf"\{{+\s*{re.escape(name)}\b[^{{}}\n]*\}}+"
+        found.append(braces if re.search(braces, text) else rf"(?<!\w){re.escape(name)}(?!\w)")
+    return found
 
 
 def _extracted(document: Document, limit: int, seed: int) -> str | None:

@@ -36,9 +36,9 @@ def bloated(**changes: Any) -> RulesTask:
     return RulesTask(k=3, base=BLOATED, **changes)
 
 
-def instruction(update: Any) -> str:
+def instruction(update: Any, program: str = "rules") -> str:
     """The text that an update gives the instruction."""
-    return next(edit.text for edit in update.edits if edit.name == "rules.instruction")
+    return next(edit.text for edit in update.edits if edit.name == f"{program}.instruction")
 
 
 @pytest.mark.parametrize("driver", ["auto", "greedy", "climb"])
@@ -117,6 +117,16 @@ async def test_variables_and_escaped_braces_stay() -> None:
         shorter = update.edits[0].text  # pyright: ignore[reportAttributeAccessIssue]
         assert "{question}" in shorter and "{customer!r}" in shorter and '{{"answer": "..."}}' in shorter
         shorter.format(question="q", customer="c")
+
+
+async def test_only_the_placeholder_stays_not_every_mention_of_its_name() -> None:
+    text = (
+        "Answer {question} in a few words.\n\n"
+        "Every question is dear to us, and a question a day keeps us young.\n\n"
+        "People say that the question matters more than what is said about it."
+    )
+    updates = await Capsules().propose(template_context(text))
+    assert any("dear to us" not in instruction(update, "letter") for update in updates)
 
 
 async def test_one_sentence_that_must_stay_has_nothing_shorter() -> None:
