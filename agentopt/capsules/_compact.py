@@ -40,6 +40,7 @@ class Rules:
 
 
 LAST_USER = "last user turn"
+_LONG_TURN = 20_000  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +216,7 @@ class Compactor:
         found: list[Part] = []
         for part in parts_of(plan.messages):
             fact = plan.facts[part.message]
-            masked = self.rules.mask and fact.observation
+            masked = (self.rules.mask and fact.observation) or _binds(fact)
             if part.message not in left and not masked and not plan.what.stays(part.message, fact) and part.text:
                 found.append(part)
         return found
@@ -233,6 +234,11 @@ class Compactor:
 
 
 _MUST_STAY = "the system, the last user turn, the last steps, unresolved errors, constraints and keep spans"
+
+
+def _binds(fact: Facts) -> bool:
+    """Whether a long turn is mostly made of what binds, so that nothing would be gained by taking it apart."""
+    return len(fact.text) > _LONG_TURN and 2 * sum(map(len, fact.constraints)) >= len(fact.text)
 
 
 def _least(most: int, enough: Callable[[int], bool]) -> int:
