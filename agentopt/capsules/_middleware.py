@@ -31,7 +31,7 @@ from agentopt.capsules._parts import check_messages
 from agentopt.capsules._tokenizers import resolve_tokenizer
 from agentopt.capsules._tokens import TokenBudget
 from agentopt.errors import UserError
-from agentopt.models import LM, Client, LMSettings, PriceTable, Reply, Request, connect, default_prices
+from agentopt.models import LM, Client, LMSettings, PriceTable, Reply, Request, UnknownModel, connect, default_prices
 from agentopt.models._doubles import DirectLM
 
 LiveMode = Literal["auto", "mask", "extract"]
@@ -152,39 +152,56 @@ class CapsuleLM(DirectLM):
         self.budget = budget
         self.originals = self.options.originals or Originals(tokenizer=budget.tokenizer)
         self._settings = model.settings if isinstance(model, LM) else LMSettings()
-        self._client = model.client if isinstance(model, LM) else connect(model)
-        self._history = history
-        self._pass_infeasible = on_infeasible == "pass"
-        prices = self.options.prices or default_prices()
-        known = prices.of(self._client.name) is not None
         self._how = HistoryOptions(
             extract=mode != "mask",
             query=query,
             longest=self.options.longest,
             room=self.options.room,
-            caching=self.options.caching or default_caching().of(self._client.name),
             early=False,
-            dearer=self.options.dearer if known else "compress",
             seed=self.options.seed,
         )
         self._rules = rules_of(self.options.keep_last, mode != "extract", keep, self._how)
-        self.name = f"capsule:{self._digest()}#{self._client.name}"
-        # Compressing is a pure function of the request, so all of these are as they are behind it.
-        self.deterministic = self._client.deterministic
-        self.cacheable = bool(getattr(self._client, "cacheable", True))
-        self.own_timeout = bool(getattr(self._client, "own_timeout", self._client.deterministic))
-        self.sequential = bool(getattr(self._client, "sequential", False))
+        self._history = history
+        self._pass_infeasible = on_infeasible == "pass"
         self._report = LiveReport()
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._engines: OrderedDict[str, Engine] = OrderedDict()
         self._lock = threading.Lock()
+        self._model: str | Client = model.client if isinstance(model, LM) else model
+        self._client: Client | None = None
+        try:
+            self._adopt(connect(self._model))
+        except UnknownModel:  # a key may be set later: as with any spec, the first call tells
+            self._adopt(None)
+
+    def _adopt(self, client: Client | None) -> None:
+        """Take what depends on the client behind it; compressing is a pure function, so the rest is as it is there."""
+        behind = str(self._model) if client is None else client.name
+        prices = self.options.prices or default_prices()
+        self._how = replace(
+            self._how,
+            caching=self.options.caching or default_caching().of(behind),
+            dearer=self.options.dearer if prices.of(behind) is not None else "compress",
+        )
+        self.name = f"capsule:{self._digest()}#{behind}"
+        self.deterministic = client is not None and client.deterministic
+        self.cacheable = bool(getattr(client, "cacheable", True))
+        self.own_timeout = bool(getattr(client, "own_timeout", self.deterministic))
+        self.sequential = bool(getattr(client, "sequential", False))
+        self._client = client
 
     # ---- a client
 
     @property
     def client(self) -> Client:
-        """The client that sends what was compressed."""
-        return self._client
+        """The client that sends what was compressed.
+
+        Raises:
+            UnknownModel: the spec names no reachable model.
+        """
+        if self._client is None:
+            self._adopt(connect(self._model))
+        return cast("Client", self._client)
 
     async def send(self, request: Request) -> Reply:
         """One try with the compressed request.
@@ -192,11 +209,11 @@ class CapsuleLM(DirectLM):
         Raises:
             BudgetInfeasible: what must stay does not fit, and `on_infeasible` is "raise".
         """
-        return await self._client.send(await self._compressed(request))
+        return await self.client.send(await self._compressed(request))
 
     async def stream(self, request: Request) -> AsyncIterator[str | Reply]:
         """The reply to the compressed request, in pieces."""
-        source = self._client.stream(await self._compressed(request))
+        source = self.client.stream(await self._compressed(request))
         if isinstance(source, AsyncGenerator):
             async with aclosing(cast("AsyncGenerator[str | Reply, None]", source)):
                 async for piece in source:
@@ -207,7 +224,8 @@ class CapsuleLM(DirectLM):
 
     async def aclose(self) -> None:
         """Close the client behind it."""
-        await self._client.aclose()
+        if self._client is not None:
+            await self._client.aclose()
 
     @cached_property
     def _direct(self) -> LM:
@@ -236,15 +254,15 @@ class CapsuleLM(DirectLM):
                 op.annotate(limit=error.limit, minimum=error.minimum, infeasible=True)
                 if not self._pass_infeasible:
                     raise
-                return replace(request, model=self._client.name)
+                return replace(request, model=self.client.name)
             done = _report_of(emission, messages)
             self._count(done)
             op.annotate(limit=self.budget.limit, **{name: value for name, value in done.to_dict().items() if value})
         for text in texts_of(emission) if not self._history else ():
             self.originals.put(text)
         if done.unchanged:  # also bytes that only equal: what was given is what is sent
-            return replace(request, model=self._client.name)
-        return replace(request, model=self._client.name, messages=emission.messages)
+            return replace(request, model=self.client.name)
+        return replace(request, model=self.client.name, messages=emission.messages)
 
     async def _compressed(self, request: Request) -> Request:
         if sum(len(str(message.get("content"))) for message in request.messages) < _LONG:

@@ -20,7 +20,18 @@ from agentopt.capsules._middleware import CapsuleLM, LiveOptions
 from agentopt.capsules._originals import Originals
 from agentopt.capsules._parts import parts_of
 from agentopt.errors import UserError
-from agentopt.models import LM, FunctionLM, LMOptions, PriceTable, Reply, Request, ScriptedLM, embedded_available, use
+from agentopt.models import (
+    LM,
+    FunctionLM,
+    LMOptions,
+    PriceTable,
+    Reply,
+    Request,
+    ScriptedLM,
+    UnknownModel,
+    embedded_available,
+    use,
+)
 from agentopt.models import ModelsConfig as Config
 from agentopt.store import Store
 
@@ -291,8 +302,17 @@ def test_unusable_arguments() -> None:
     for arguments in unusable:
         with pytest.raises(UserError):
             LiveOptions(**arguments)
-    with pytest.raises(UserError):
-        CapsuleLM("no-such-model", BUDGET)
+
+
+def test_a_model_that_cannot_be_reached_yet_is_named_at_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    lm = CapsuleLM("openai/gpt-4.1-mini", BUDGET)
+    assert lm.name.endswith("#openai/gpt-4.1-mini") and lm.cacheable and not lm.deterministic
+    Config({"agent": lm})
+    with pytest.raises(UnknownModel, match="OPENAI_API_KEY"):
+        lm.complete_sync(transcript(2))
+    monkeypatch.setenv("OPENAI_API_KEY", "a key")
+    assert lm.client.name == "openai/gpt-4.1-mini"
 
 
 @pytest.mark.embedded
