@@ -88,6 +88,11 @@ class Source:
         return " ".join(self.text.split())
 
     @cached_property
+    def lower(self) -> str:
+        """`flat` in lower case."""
+        return self.flat.lower()
+
+    @cached_property
     def blocks(self) -> tuple[str, ...]:
         """JSON, XML and code in it."""
         return tuple(span.of(self.text) for span in find_intact(self.text) if span.kind in _BLOCKS)
@@ -235,7 +240,16 @@ def _dates(source: Source, text: str) -> Check:
 
 
 def _strange_addresses(source: Source, text: str) -> list[str]:
-    return list(dict.fromkeys(found for found in addresses(text) if found not in source.text))
+    return list(dict.fromkeys(found for found in addresses(text) if not _stands(source, found)))
+
+
+def _stands(source: Source, found: str) -> bool:
+    """Whether an address is in the source as it is; a word with a number ("top-5") may be joined or begin otherwise."""
+    if found in source.text:
+        return True
+    if not found.replace("-", "").isalnum():
+        return False
+    return found.lower() in source.lower or found.lower().replace("-", " ") in source.lower
 
 
 def _negations(source: Source, clauses: Sequence[Clause]) -> Check:

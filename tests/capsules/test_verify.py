@@ -158,6 +158,13 @@ def test_number_words_and_digits_are_the_same_number() -> None:
     assert "numbers" in _failed("3 clerks handle 15,000 files", source)
 
 
+def test_a_word_with_a_number_may_be_joined_but_not_changed() -> None:
+    source = "The top 5 results of model gpt-4 are sent to the printer HP200 in room B12, as usual."
+    assert not _failed("Top-5 results of GPT-4: printer HP200, room B12.", source)
+    assert "addresses" in _failed("Top 5 results of gpt-5: printer HP200, room B12.", source)
+    assert "addresses" in _failed("Top 5 results of gpt-4: printer HP200, room B13.", source)
+
+
 def test_the_probes_are_a_figure_that_never_fails() -> None:
     checks = verify(parse(SOURCE), END, meter=None)
     assert checks[-1].name == "probes" and checks[-1].passed and "questions answered" in checks[-1].detail
