@@ -193,13 +193,17 @@ def _priced(made: Capsule, options: CapsuleOptions, query: str | None) -> CostRe
         return None
     from agentopt.capsules._cost import price_capsule
 
+    prefix = options.prefix or ("static" if query is None else "query")
+    making, horizon = made.making_usd or 0.0, options.horizon
+    if prefix != "static":  # made anew for every call
+        horizon, making = replace(horizon, compress_usd=horizon.compress_usd + making), 0.0
     return price_capsule(
         made.original_tokens,
         made.tokens,
-        horizon=options.horizon,
+        horizon=horizon,
         output_ratio=1.0 if made.gate is None or made.gate.output_ratio is None else made.gate.output_ratio,
-        making_usd=made.making_usd or 0.0,
-        prefix="static" if query is None else "query",
+        making_usd=making,
+        prefix=prefix,
     )
 
 

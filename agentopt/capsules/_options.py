@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from agentopt.errors import UserError
 
 if TYPE_CHECKING:
-    from agentopt.capsules._cost import Horizon
+    from agentopt.capsules._cost import Horizon, Prefix
     from agentopt.store import Store
 
 Scorer = Literal["auto", "bm25", "coverage", "embedding"]
@@ -37,13 +37,16 @@ class CapsuleOptions:
     trained: str | Path | Any = None
     """A trained capsulator: a folder that `capsules.train` wrote, or a loaded one."""
     margin: float = 0.05
-    """How much lower the score may be before it counts as harm (in units of the metric)."""
+    """How much lower the score may be before it counts as harm (a share of the score's range)."""
     confidence: float = 0.95
     """Of the one-sided bound that the gate needs above `-margin`."""
     undecided: Literal["original", "capsule"] = "original"
     """What to recommend when the data cannot show either."""
     horizon: Horizon | None = None
     """Prices and reuse over which net cost is reported; None for no cost report."""
+    prefix: Prefix | None = None
+    """How the text is sent over the horizon: `static` the same in every call, `query` made anew for each question about
+    the same text, `tail` another text each time. None: `query` when a query was given, else `static`."""
     tools: tuple[Mapping[str, Any], ...] | None = None
     """Tool definitions that are sent with the messages: they count against the budget."""
     store: Store | str | Path | None = None

@@ -45,6 +45,10 @@ class CapsuleArguments:
     undecided: str
     calls: int | None
     price: str | None
+    prefix: str | None
+    output_tokens: float
+    cluster: str | None
+    sequential: bool
     scorer: str
     seed: int
     out: str | None
@@ -71,6 +75,7 @@ class CapsuleArguments:
             margin=self.margin,
             undecided=_one_of("--undecided", self.undecided, ("original", "capsule")),
             horizon=self._horizon(),
+            prefix=None if self.prefix is None else _one_of("--prefix", self.prefix, ("static", "query", "tail")),
             store=self.store,
         )
         return {
@@ -89,7 +94,7 @@ class CapsuleArguments:
             raise UserError("--calls and --price belong together: how many calls, and of which provider/model.")
         from agentopt.capsules import Horizon
 
-        return Horizon(model=self.price, calls=self.calls)
+        return Horizon(model=self.price, calls=self.calls, output_tokens=self.output_tokens)
 
 
 def _one_of(option: str, value: str, choices: Sequence[str]) -> Any:
@@ -128,7 +133,8 @@ def _made(arguments: CapsuleArguments) -> Capsule:
 
     settings = load_settings(arguments.task, {"store": arguments.store})
     configure(models=settings.models)
-    task = Task.from_config({**settings.model_dump(), "prompt": arguments.parameter})
+    asked = {"prompt": arguments.parameter, "cluster": arguments.cluster, "sequential": arguments.sequential}
+    task = Task.from_config({**settings.model_dump(), **asked})
     options = replace(keywords["options"], store=settings.store)
     with sandboxed(settings.sandbox):
         return capsule(source, **{**keywords, "task": task, "options": options})

@@ -213,3 +213,17 @@ def test_the_plain_call_also_works_inside_a_running_loop() -> None:
 
     one, other = asyncio.run(inside())
     assert one == other
+
+
+def test_what_is_made_anew_for_every_question_is_priced_in_every_call() -> None:
+    horizon = Horizon("openai/gpt-4.1-mini", 50, cached=True)
+    text = PROSE * 12
+
+    def cost(**arguments: Any) -> float:
+        prefix = arguments.pop("prefix", None)
+        options = ao.CapsuleOptions(horizon=horizon, prefix=prefix)
+        made = ao.capsule(text, budget=ao.TokenBudget(1200), options=options, **arguments)
+        assert made.cost is not None
+        return made.cost.capsule_usd
+
+    assert cost(query="cedar") > cost(query="cedar", prefix="static")
