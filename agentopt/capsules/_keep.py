@@ -47,7 +47,7 @@ _FORMAT = re.compile(
         (?:(?:and|then|please|always|only|just|simply|finally|do|now|next|must|should|you(?:\ must|\ should|\ will)?)
           \s{{1,3}}){{0,3}}
        |\b(?:please|must|should|always|only|and|then|shall)\s)
-      (?:(?:respond|reply|answer)s?\s(?:\w{{1,40}}\s){{0,3}}?(?:with|in|as|using|by|only|yes|true)\b
+      (?:(?:respond|reply|answer)s?\s(?:\w{{1,40}}\s){{0,3}}?(?:with|in|as(?!\s(?:best|well|if|much|many|soon))|using|by|only|yes|true)\b
         |(?:return|output|emit|produce|print|generate|provide|give|write|put|place|wrap|enclose|state)\s{_SOME}
           (?:json|xml|yaml|csv|markdown|html|format|schema|object|list\sof|array|exactly\sone|only\s(?:the|one|a)
           |nothing\selse|(?:final\s)?(?:answer|label|response|output|result)s?\s(?:as|in|on|inside|between|within))\b
@@ -91,6 +91,8 @@ _AROUND = 2_000
 
 def find_keep(text: str, patterns: Sequence[str] = ()) -> list[Span]:
     """The keep spans of `text`, sorted, not overlapping; of two that overlap the union is one span.
+
+    A match of a pattern that holds nothing but white space is no span.
 
     Raises:
         UserError: a pattern that is not a regular expression, or one that can take exponential time.
@@ -146,7 +148,7 @@ def _matches(text: str, patterns: Sequence[str]) -> list[Span]:
         Span(*match.span(), "keep", "pattern")
         for pattern in compile_patterns(patterns)
         for match in pattern.finditer(text)
-        if match.end() > match.start()
+        if match[0].strip()
     ]
 
 

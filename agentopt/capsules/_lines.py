@@ -191,7 +191,7 @@ class _Reader:
         elif kind in ("indent", "label"):
             if kind == "indent":
                 kind = "text"
-            if "|" in text[start:end] and _BARS.match(text, start, end):
+            if "|" in (line := text[start:end]) and "<|" not in line and _BARS.match(line):
                 kind = "table"
         self.elements.append(Element(start, end, kind, indent))
 

@@ -60,8 +60,10 @@ _TOOLS = re.compile(r"\b(?:tools?|functions?|apis?|actions)\b", re.IGNORECASE)
 _SIGNATURE = re.compile(
     r"(?:[-*•]\s+|\d+[.)]\s+)?[`*]{0,3}(?:def\s+)?[A-Za-z_][\w.]{0,60}\([^()\n]{0,300}\)[`*]{0,3}\s*(?:->|:|[-–—]|\Z)"
 )
+_ENTRY = re.compile(r"[`*]{0,3}[A-Za-z_][\w.-]{0,40}[`*]{0,3}\s?(?:\([^()\n]{0,200}\))?\s?:\s")
 _FUNCTION = re.compile(r'"(?:function|parameters|input_schema)"\s*:')
 _PROSE = ("text", "label", "quote")
+_ANNOUNCED = frozenset({"item", "code", "json", "table", "label"})
 _STANDS = frozenset({"code", "json", "xml", "demonstration"})
 _TITLE = re.compile(r"\*\*[^*\n]{1,80}\*\*:?\Z|__[^_\n]{1,80}__:?\Z")
 
@@ -244,9 +246,12 @@ class _Builder:
         return last
 
     def _lead(self, start: int, end: int) -> None:
-        """A line that announces what follows it: governs that, and leaves with it."""
+        """A line whose last sentence announces what follows: that sentence governs it, and leaves with it."""
         self.lead = None
-        self._add(start, end, "heading")
+        *before, (first, last) = split(self.text, start, end)
+        for piece in before:
+            self._add(*piece, "sentence")
+        self._add(first, last, "heading")
         self.lead = len(self.units) - 1
 
     def _is_short_lead(self, line: Element) -> bool:
@@ -267,7 +272,7 @@ class _Builder:
             return False
         if following.kind == "blank":
             after = elements[last + 1] if last + 1 < len(elements) else None
-            return after is not None and (after.kind in ("item", "code", "json", "table") or line.kind == "label")
+            return after is not None and (after.kind in _ANNOUNCED or line.kind == "label")
         return following.kind not in ("heading", "open", "close", "rule")
 
     def _is_code(self, elements: list[Element], at: int, last: int) -> bool:
@@ -383,7 +388,7 @@ class _Builder:
             return "constraint" if found["constraint"] else "instruction"
         if opening and _IMPERATIVE.match(text, start, end):
             return "instruction"
-        if heading >= 0 and kind == "item":
+        if heading >= 0 and (kind == "item" or _ENTRY.match(text, start, end)):
             title = self.units[heading]
             if _TOOLS.search(text, title[0], min(title[1], title[0] + 60)) or _SIGNATURE.match(text, start, end):
                 return "tool"

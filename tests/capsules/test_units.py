@@ -246,3 +246,19 @@ def test_odd_texts(text):
 def test_ten_megabytes_on_one_line():
     size = 10_000_000
     assert sum(unit.end - unit.start for unit in parse("x" * size).units) == size
+
+
+def test_a_list_of_tools_without_marks():
+    found = kinds("Answer it. You have access to the following tools:\n\nSearch: finds things.\nSum: adds.\n\nBegin!")
+    assert found == [
+        ("instruction", "Answer it."),
+        ("heading", "You have access to the following tools:"),
+        ("tool", "Search: finds things."),
+        ("tool", "Sum: adds."),
+        ("sentence", "Begin!"),
+    ]
+
+
+def test_marks_of_a_chat_template_begin_turns():
+    found = kinds("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHello.<|im_end|>")
+    assert [kind for kind, _ in found] == ["turn", "turn"]
