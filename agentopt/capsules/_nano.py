@@ -22,6 +22,7 @@ from typing import Any
 from agentopt.capsules._policy import Policy, Written
 from agentopt.capsules._rewards import Reward, Sample
 from agentopt.capsules._tokens import Meter
+from agentopt.errors import UserError
 
 _REPEAT = "Repeat this text word for word :\n"
 
@@ -45,7 +46,7 @@ def utilities(reward: Reward, sample: Sample, texts: Sequence[str], meter: Meter
     """R of each capsule: agreement of the answers from what is left of it with the answers from the original."""
     reader, questions = reward.drawn(sample, seed)
     if reader is None:
-        return [0.0 for _ in texts]
+        raise UserError("algorithm 'nano': found a reward that asks no reader, expected a task or agree weight.")
     asked = [question.text for question in questions]
     expected = reward.originals(sample, reader, asked)
     result: list[float] = []

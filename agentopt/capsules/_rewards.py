@@ -148,8 +148,8 @@ class Reward:
         self.semantic = semantic or probe_recall
         self.calls = 0
         self._originals: dict[str, str] = {}
-        asks = self.settings.task or self.settings.agree or self.settings.longer
-        if asks and not self.readers:
+        self.asks = bool(self.settings.task or self.settings.agree or self.settings.longer)
+        if self.asks and not self.readers:
             raise UserError("reward: found no reader, expected at least one for a task, agree or longer weight.")
         if self.settings.soft and not all(isinstance(reader, SoftReader) for reader in self.readers):
             raise UserError("reward.soft: found a reader without likelihoods, expected ones that give them.")
@@ -171,12 +171,14 @@ class Reward:
 
     def drawn(self, sample: Sample, seed: int) -> tuple[Reader | None, tuple[Question, ...]]:
         """The reader and the questions of one step: a function of the seed and the sample, never of a capsule."""
+        if not self.asks:
+            return None, ()
         rng = seeded("reward", seed, sample.id)
-        reader = rng.choice(self.readers) if self.readers else None
+        reader = rng.choice(self.readers)
         usable = sample.questions
         if self.settings.task:
             usable = tuple(question for question in usable if question.answer)
-        if reader is not None and not usable:
+        if not usable:
             kind = "questions with an answer" if self.settings.task else "questions"
             raise UserError(f"sample {sample.id}: found no {kind}, expected some to compute the reward.")
         return reader, tuple(rng.sample(usable, min(len(usable), self.settings.questions)))

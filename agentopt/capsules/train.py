@@ -78,7 +78,7 @@ _SAVE_EVERY = 50
 def train(
     samples: Sequence[Sample],
     *,
-    model: str | Path | tuple[Any, Any] = "embedded",
+    model: str | Path | tuple[Any, Any] | Trained = "embedded",
     reward: Reward | None = None,
     settings: Settings | None = None,
     checkpoint: str | Path | None = None,
@@ -88,7 +88,8 @@ def train(
 
     Args:
         samples: Documents with questions, and verified capsules to imitate where there are some.
-        model: What `weights.load.model` takes, or (model, tokenizer); with `lora=None` a given model itself is trained.
+        model: What `weights.load.model` takes, or (model, tokenizer), or a trained capsulator to go on from. With
+            `lora=None`, and when going on, what is given is itself changed.
         reward: What a capsule is worth; needed unless all stages imitate.
         settings: Stages, algorithm, sizes.
         checkpoint: A file that is written every 50 steps and after every stage, and gone on from when it is there.
@@ -114,9 +115,13 @@ def load(folder: str | Path, *, device: Any = None) -> Trained | UnitPolicy:
     return UnitPolicy.load(path) if path.is_file() else Trained.load(path, device=device)
 
 
-def _prepare(source: str | Path | tuple[Any, Any], settings: Settings) -> Trained:
-    """The base model with a fresh adapter; the random half of the adapter comes from the seed."""
+def _prepare(source: str | Path | tuple[Any, Any] | Trained, settings: Settings) -> Trained:
+    """The base model with a fresh adapter, whose random half comes from the seed; or one that was trained already."""
     torch = need("torch")
+    if isinstance(source, Trained):
+        for name, weight in source.model.named_parameters():
+            weight.requires_grad_("lora_" in name or not hasattr(source.model, "peft_config"))
+        return dataclasses.replace(source, settings=settings.to_dict(), history=[], notes=[])
     model, tokenizer = source if isinstance(source, tuple) else weights.model(source)
     base = "" if isinstance(source, tuple) else str(source)
     digest = fingerprint(model)
@@ -346,7 +351,12 @@ class _Run:
 
     def _identity(self) -> str:
         reward = None if self.reward is None else dataclasses.asdict(self.reward.settings)
-        parts = [self.trained.base_hash, self.settings.to_dict(), reward, [sample.id for sample in self.samples]]
+        parts = [
+            fingerprint(self.trained.model),
+            self.settings.to_dict(),
+            reward,
+            [sample.id for sample in self.samples],
+        ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def _save(self, stage: int, step: int, begun: int, optimizer: Any) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 import agentopt as ao
 from agentopt.capsules import CapsuleOptions, Document, Meter, Span, TokenBudget, train
+from agentopt.capsules._nano import cut_off, nano_loss, repeated, utilities
 from agentopt.capsules._policy import Policy, instruction
 from agentopt.capsules._tokenizers import resolve_tokenizer
 from agentopt.capsules._trained import halves
@@ -95,8 +96,29 @@ def test_the_nano_loss_moves_no_token_towards_the_reward() -> None:
     run = settings(algorithm="nano", stages=(Stage("quality", 3, 1e-3),))
     done = train.train(samples(), model=model, reward=Reward([reader]), settings=run)
     assert len(done.history) == 3 and done.history[-1].reader_calls > 0
+    with pytest.raises(UserError, match="asks no reader"):
+        train.train(samples(), model=model, reward=Likes(), settings=run)
     with pytest.raises(UserError, match="expected rloo"):
         Settings(algorithm="other")  # pyright: ignore[reportArgumentType]
+
+
+def test_the_nano_loss_is_distance_times_utility_of_what_the_cut_leaves() -> None:
+    import torch
+
+    words = resolve_tokenizer("words")
+    assert cut_off("a 1 ; b 2", Meter(3, words)) == "a 1 ;" and cut_off("a 1", Meter(9, words)) == "a 1"
+    assert cut_off("a 1", Meter(0, words)) == ""
+    one = sample("a 1 ; b 2", {"a": "9", "b": "2"})  # agreement is with the original's answer, not with gold
+    reward = Reward([LookUp()])
+    assert utilities(reward, one, ["a 1 ; b 2", "b 2 ; a 1"], Meter(2, words), seed=0) == [0.5, 0.5]
+    policy = Policy(*tiny(WORDS))
+    originals = repeated(policy, [one, one])
+    capsules = policy.given([policy.prompt_ids(one.document, Meter(2, words))] * 2, ["a 1", "b 2"])
+    each = nano_loss(policy, originals, capsules, torch.tensor([0.5, 0.0]))
+    each[1].backward(retain_graph=True)
+    assert all(weight.grad is None or weight.grad.abs().sum() == 0 for weight in policy.trained)
+    each[0].backward()
+    assert each[0] > 0 and any(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in policy.trained)
 
 
 def test_imitation_learns_the_targets() -> None:
@@ -177,6 +199,10 @@ def test_an_adapter_is_trained_saved_and_loaded(tmp_path: Path) -> None:
     meter = Meter(4, resolve_tokenizer("words"))
     for one in samples():
         assert again.compress(one.document, meter, seed=1) == done.compress(one.document, meter, seed=1)
+    further = train.train(samples(), model=again, settings=settings(stages=(Stage("sft", 2, 1e-2),)))
+    changed = [name for name, weight in further.model.named_parameters() if weight.requires_grad]
+    assert changed and all("lora_" in name for name in changed) and further.base_hash == done.base_hash
+    assert Trained.load(further.save(tmp_path / "on"), device="cpu").base == done.base
     with pytest.raises(UserError, match="hash"):
         Trained.load(saved, base=tiny(seed=9))
 
