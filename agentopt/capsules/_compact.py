@@ -233,7 +233,10 @@ class Compactor:
         return plan.facts[plan.what.last_user].text or None if plan.what.last_user >= 0 else None
 
 
-_MUST_STAY = "the system, the last user turn, the last steps, unresolved errors, constraints and keep spans"
+_MUST_STAY = (
+    "the system, the last user turn, the last steps, unresolved errors, constraints and keep spans; the option longest "
+    "shortens long tool results and turns as they come in"
+)
 
 
 def _binds(fact: Facts) -> bool:

@@ -59,7 +59,7 @@ def capsule_key(
 
     Args:
         source: the text or the messages.
-        budget: limit and tokenizer; files behind a tokenizer count by their content.
+        budget: limit and tokenizer; files behind a tokenizer count by their size and time.
         keep: the user's patterns.
         query: what the reader will be asked.
         mode: how it is made.

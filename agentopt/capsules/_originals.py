@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,10 @@ class Originals:
         from agentopt.capsules._extract import extract
         from agentopt.capsules._units import parse
 
-        return extract([parse(text)], meter, query=query or None).texts[0]
+        document = parse(text)
+        # Somebody reads it here: nothing of it must stay because a program depends on it.
+        units = tuple(replace(unit, keep=False) for unit in document.units)
+        return extract([replace(document, units=units, keep=())], meter, query=query or None).texts[0]
 
     def in_memory(self) -> list[str]:
         """The texts that live only as long as this object; none where a store has them."""

@@ -61,8 +61,10 @@ def test_an_agent_reads_originals_with_a_tool() -> None:
     assert tool(f"[{handle.upper().replace('CAP', 'cap')}]", "the storm") == "Chapter 3 is about the storm."
     assert again(handle, "the storm") == box.call("read_original", {"handle": handle, "query": "the storm"})
     assert tool("cap:ffffffffffffffff").startswith("error: there is no original")
-    kept = originals.put("Use the value {a_rather_long_placeholder_name_for_a_value} and the other one here.")
+    code = originals.put("\n".join(f"print(f'{{value_{n}}} and {{other_{n}}}')" for n in range(50)))
+    assert 0 < len(originals.get(code, max_tokens=100)) <= 100
+    whole = originals.put("Never do this unless the owner asks.")
     tiny = retrieval_tool(originals, max_tokens=5, name="tiny")
-    assert tiny(kept).startswith("error: the smallest part of it has ")
+    assert tiny(whole).startswith("error: the smallest part of it has ")
     with pytest.raises(BudgetInfeasible):
-        originals.get(kept, max_tokens=5)
+        originals.get(whole, max_tokens=5)
