@@ -15,8 +15,9 @@ from agentopt.capsules._drafts import Draft, Job, drafts_of
 from agentopt.capsules._lossless import lossless
 from agentopt.capsules._options import CapsuleOptions
 from agentopt.capsules._parts import check_messages, parts_of, with_texts
+from agentopt.capsules._templates import uncounted
 from agentopt.capsules._tokens import TokenBudget
-from agentopt.capsules._types import Capsule, CostReport, Document, GateReport, Mode, Recommended
+from agentopt.capsules._types import Capsule, Check, CostReport, Document, GateReport, Mode, Recommended
 from agentopt.capsules._units import parse
 from agentopt.errors import UserError
 from agentopt.graph import metered
@@ -173,13 +174,19 @@ def _settled(job: Job, draft: Draft, gate: GateReport | None) -> Capsule:
         kept=tuple((span.of(document.text), span.kind) for document in job.documents for span in document.keep),
         dropped=draft.dropped,
         lossless_saved=0 if draft.made == "unchanged" else max(0, before - edited),
-        checks=draft.checks,
+        checks=(*draft.checks, *_uncounted(job.messages)),
         gate=gate,
         making_usd=draft.usd,
         fallback=draft.fallback,
         seed=job.options.seed,
     )
     return _judged(made, job.options, job.query)
+
+
+def _uncounted(messages: Sequence[Mapping[str, Any]] | None) -> tuple[Check, ...]:
+    """Images and files stay as they are, and no tokenizer of text counts them: that is said."""
+    parts = uncounted(messages or ())
+    return (Check("parts that are no text", True, f"{parts} stay as they are and are not counted"),) if parts else ()
 
 
 def _judged(made: Capsule, options: CapsuleOptions, query: str | None) -> Capsule:

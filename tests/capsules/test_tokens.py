@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import agentopt as ao
 from agentopt.capsules import Meter, TokenBudget
 from agentopt.capsules._token_endpoint import Endpoint
 from agentopt.capsules._tokenizers import resolve_tokenizer
@@ -69,6 +70,8 @@ def test_only_the_texts_of_a_content_list_are_parts() -> None:
     meter = TokenBudget(50, "o200k_base").meter(chat)
     assert meter.total(["What is this?"]) < 20
     assert meter.total(["What is this, please?"]) > meter.total(["What is this?"])
+    told = [check.detail for check in ao.capsule(chat, budget=TokenBudget(50)).checks]
+    assert told == ["1 stay as they are and are not counted"]
 
 
 def test_a_message_that_was_emptied_costs_what_is_sent_of_it() -> None:
