@@ -229,13 +229,17 @@ def text(rng: random.Random) -> tuple[str, str]:
     return KINDS[kind](rng), kind
 
 
+def _one(rng: random.Random) -> str:
+    return KINDS[rng.choice(list(KINDS))](rng)
+
+
 def chat(rng: random.Random) -> list[dict[str, Any]]:
     """Chat messages: a system prompt, turns, now and then a tool call with its answer or an image."""
     messages: list[dict[str, Any]] = []
     if rng.random() < 0.7:
-        messages.append({"role": "system", "content": text(rng)[0]})
-    for turn in range(rng.randint(1, 4)):
-        asked: Any = text(rng)[0]
+        messages.append({"role": "system", "content": _one(rng)})
+    for turn in range(rng.randint(1, 3)):
+        asked: Any = _one(rng)
         if rng.random() < 0.15:
             asked = [
                 {"type": "text", "text": asked},
@@ -245,7 +249,7 @@ def chat(rng: random.Random) -> list[dict[str, Any]]:
         if rng.random() < 0.3:
             call = {"id": f"c{turn}", "type": "function", "function": {"name": "find", "arguments": '{"q": "tea"}'}}
             messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
-            messages.append({"role": "tool", "tool_call_id": f"c{turn}", "content": text(rng)[0]})
+            messages.append({"role": "tool", "tool_call_id": f"c{turn}", "content": _one(rng)})
         messages.append({"role": "assistant", "content": sentence(rng)})
     if rng.random() < 0.8:
         messages.append({"role": "user", "content": sentence(rng)})
