@@ -81,6 +81,7 @@ def _titled(text: str, match: re.Match[str]) -> bool:
     start = max(low, text.rfind("\n", low, match.start()) + 1)
     end = text.find("\n", match.end(), high)
     line = text[start : end if end >= 0 else high]
-    label = line.split(":", 1)[0] if ":" in line[match.end() - start :] else line
+    colon = line.find(":", match.end() - start)
+    label = line[:colon] if colon >= 0 else line
     words = [word for word in _TOKEN.findall(label) if len(word) > 3]
     return len(label) < 60 and not label.rstrip().endswith(".") and all(word[0].isupper() for word in words)

@@ -74,6 +74,7 @@ UNFAITHFUL = {
         "Claims above €25,000 must be escalated to Peter Kovacs.",
         "Oliver introduced ClaimTrack in June 2024.",
         "Jonas Weber introduced ClaimTrack at Siemens.",
+        "Photos: uploaded, says Velasquo of the Rotterdam office: in JPG format.",
     ),
     "dates": (
         "If the policy expired before 2025-01-03, reject the claim.",
