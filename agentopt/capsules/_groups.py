@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from agentopt.capsules._originals import handle_of
@@ -52,7 +53,7 @@ def turn_groups(facts: Sequence[Facts], what: Anatomy) -> list[Group]:
     """Old turns that may leave as a whole: what a person said without binding anybody, and everything that followed."""
     starts = [index for index, fact in enumerate(facts) if fact.role == "user" and not fact.observation]
     groups: list[Group] = []
-    for start, end in zip(starts, [*starts[1:], len(facts)], strict=True):
+    for start, end in pairwise([*starts, len(facts)]):
         answered = facts[end - 1].role == "assistant" and not facts[end - 1].calls
         if facts[start].constraints or not answered or end == start + 1:
             continue
