@@ -83,7 +83,7 @@ async def make_capsule(
             query=query,
             mode=mode,
             model="|".join((lm.name if lm else "", _identity(options.trained))),
-            options={name: getattr(options, name) for name in _DECIDES},
+            options={name: getattr(options, name) for name in _DECIDES} | {"rewriting": _wording(options)},
             seed=options.seed,
         )
         made = await Library(options.store).once(key, make)
@@ -110,6 +110,19 @@ def _identity(trained: Any) -> str:
         files = sorted(Path(trained).glob("*.json")) + sorted(Path(trained).glob("*.safetensors"))
         return "|".join([str(trained), *(f"{file.name}:{file.stat().st_mtime_ns}" for file in files)])
     return f"{type(trained).__name__}:{id(trained)}"
+
+
+def _wording(options: CapsuleOptions) -> list[Any]:
+    """What of the rewriting options decides the text."""
+    chosen = options.rewriting
+    if chosen is None:
+        return []
+    from agentopt.capsules._wording import load_wording
+
+    told = dict(load_wording(chosen.template))
+    judge = "" if chosen.judge is None else chosen.judge.name
+    wins = [[win.style, win.original, win.capsule] for win in chosen.wins]
+    return [chosen.chunk, chosen.temperature, told, judge, wins]
 
 
 def _job(source: Source, budget: TokenBudget, keep: Sequence[str], query: str | None, options: CapsuleOptions) -> Job:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from agentopt.models import LM
 
 
+_WORDING = ("negation", "quantifier")
+"""Kinds of spans that a faithful rewrite may put into other words; verification compares what they say."""
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One call, resolved."""
@@ -105,6 +109,7 @@ async def _rewritten(job: Job, extraction: Extraction, lm: LM) -> Draft:
         repairs=options.repairs,
         seed=options.seed,
         fallback=lambda: extraction,
+        options=options.rewriting,
     )
     if found.made != "rewrite":
         return Draft("extract", extraction.texts, fallback=found.fallback)
@@ -161,6 +166,6 @@ def _left(job: Job, texts: Sequence[str]) -> tuple[DroppedUnit, ...]:
             continue
         for unit in document.units:
             own = document.text[unit.start : unit.end]
-            if any(span.of(own) not in text for span in find_intact(own)):
+            if any(span.kind not in _WORDING and span.of(own) not in text for span in find_intact(own)):
                 left.append(DroppedUnit(own, unit.kind, "value", place))
     return tuple(left)

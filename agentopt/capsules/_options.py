@@ -11,6 +11,7 @@ from agentopt.errors import UserError
 
 if TYPE_CHECKING:
     from agentopt.capsules._cost import Horizon, Prefix
+    from agentopt.capsules._rewrite import RewriteOptions
     from agentopt.store import Store
 
 Scorer = Literal["auto", "bm25", "coverage", "embedding"]
@@ -34,6 +35,8 @@ class CapsuleOptions:
     """The styles a rewriting model is asked for, one candidate each."""
     repairs: int = 2
     """Rounds in which a rewrite that failed its checks is sent back."""
+    rewriting: RewriteOptions | None = None
+    """Everything else about rewriting: templates, chunks, a judge, earlier winners."""
     trained: str | Path | Any = None
     """A trained capsulator: a folder that `capsules.train` wrote, or a loaded one."""
     margin: float = 0.05

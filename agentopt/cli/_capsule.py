@@ -38,6 +38,7 @@ class CapsuleArguments:
     keep: tuple[str, ...]
     mode: str
     model: str | None
+    template: str | None
     trained: str | None
     task: str | None
     parameter: str | None
@@ -64,13 +65,14 @@ class CapsuleArguments:
         Raises:
             UserError: one of them is missing or unusable.
         """
-        from agentopt.capsules import CapsuleOptions, TokenBudget
+        from agentopt.capsules import CapsuleOptions, RewriteOptions, TokenBudget
 
         if self.budget is None:
             raise UserError("--budget is missing: give the tokens the result may have, for example --budget 300.")
         options = CapsuleOptions(
             seed=self.seed,
             scorer=_one_of("--scorer", self.scorer, ("auto", "bm25", "coverage", "embedding")),
+            rewriting=None if self.template is None else RewriteOptions(template=Path(self.template)),
             trained=self.trained,
             margin=self.margin,
             undecided=_one_of("--undecided", self.undecided, ("original", "capsule")),
