@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agentopt._api import acapsule, aevaluate, atune, capsule, evaluate, tune
-    from agentopt.capsules import BudgetInfeasible, Capsule, CapsuleOptions, Task, TokenBudget
+    from agentopt.capsules import (
+        BudgetInfeasible,
+        Capsule,
+        CapsuleLM,
+        CapsuleOptions,
+        History,
+        Originals,
+        Task,
+        TokenBudget,
+        retrieval_tool,
+    )
     from agentopt.errors import AgentoptError, RunError, UserError
     from agentopt.evaluation import Dataset, EvaluationResult, Example, Judge, Score
     from agentopt.graph import (
@@ -55,7 +65,17 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "agentopt._api": ("acapsule", "aevaluate", "atune", "capsule", "evaluate", "tune"),
-    "agentopt.capsules": ("BudgetInfeasible", "Capsule", "CapsuleOptions", "Task", "TokenBudget"),
+    "agentopt.capsules": (
+        "BudgetInfeasible",
+        "Capsule",
+        "CapsuleLM",
+        "CapsuleOptions",
+        "History",
+        "Originals",
+        "Task",
+        "TokenBudget",
+        "retrieval_tool",
+    ),
     "agentopt.errors": ("AgentoptError", "RunError", "UserError"),
     "agentopt.evaluation": ("Dataset", "EvaluationResult", "Example", "Judge", "Score"),
     "agentopt.graph": (
@@ -119,6 +139,7 @@ __all__ = [
     "BudgetInfeasible",
     "Candidate",
     "Capsule",
+    "CapsuleLM",
     "CapsuleOptions",
     "Claim",
     "Components",
@@ -128,12 +149,14 @@ __all__ = [
     "ExecutionError",
     "Feedback",
     "FunctionLM",
+    "History",
     "Judge",
     "LMOptions",
     "Module",
     "Node",
     "OpRecord",
     "OracleLM",
+    "Originals",
     "Pipeline",
     "Principles",
     "ReplayLM",
@@ -176,6 +199,7 @@ __all__ = [
     "record",
     "register_dataclass",
     "report_usage",
+    "retrieval_tool",
     "step",
     "stop_tracing",
     "tool",

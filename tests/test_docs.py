@@ -19,6 +19,8 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
     ao.Candidate({"review.instruction": "x"}).save(tmp_path / "best.json")
+    prompt = "Sort the mail of {customer}. " + "A letter goes left, a parcel goes right. " * 200
+    (tmp_path / "prompt.txt").write_text(prompt, encoding="utf-8")
     namespace: dict[str, Any] = {"__name__": page.stem}
     blocks = BLOCK.findall(text)
     for number, block in enumerate(blocks):

@@ -60,8 +60,9 @@ class LiveOptions:
     """How the provider caches; None for the shipped rule of the model's provider."""
     prices: PriceTable | None = None
     """Says which models have a known price; the shipped table when None."""
-    dearer: Literal["pass", "compress"] = "pass"
-    """Over the budget, when compressing costs more than it saves at known prices: send what is longer, or compress."""
+    dearer: Literal["compress", "pass"] = "compress"
+    """Over the budget, when compressing costs more than it saves at known prices: hold the budget, or (for a budget that
+    is about money alone) send what is longer."""
     originals: Originals | None = None
     """Where what leaves is kept; in memory when None, so give a process that runs for long one with a store."""
     seed: int = 0

@@ -282,8 +282,8 @@ async def test_at_known_prices_what_costs_more_is_passed_on_and_said() -> None:
     prices = PriceTable().override({"anthropic/claude-haiku-4-5": (1.0, 5.0, 0.1)})
     soft, hard, unknown = Model("anthropic/claude-haiku-4-5"), Model("anthropic/claude-haiku-4-5"), Model()
     budget = TokenBudget(12_000, "bytes")
-    passing = CapsuleLM(soft, budget, options=LiveOptions(prices=prices))
-    holding = CapsuleLM(hard, budget, options=LiveOptions(prices=prices, dearer="compress"))
+    passing = CapsuleLM(soft, budget, options=LiveOptions(prices=prices, dearer="pass"))
+    holding = CapsuleLM(hard, budget, options=LiveOptions(prices=prices))
     without = CapsuleLM(unknown, budget, options=LiveOptions(prices=prices))
     for steps in range(5, 26):
         for lm in (passing, holding, without):
@@ -292,7 +292,7 @@ async def test_at_known_prices_what_costs_more_is_passed_on_and_said() -> None:
     assert max(count(request.messages) for request in soft.requests) > 12_000
     assert passing.report().passed > 0 and passing.report().epochs < holding.report().epochs
     assert holding.report().passed == without.report().passed == 0
-    fresh = CapsuleLM(soft, budget, options=LiveOptions(prices=prices))
+    fresh = CapsuleLM(soft, budget, options=LiveOptions(prices=prices, dearer="pass"))
     await fresh.send(Request("m", ({"role": "user", "content": "Begin. " + LONG}, *transcript(2)[2:], *transcript(0))))
     assert fresh.report().passed == 0
 
