@@ -8,7 +8,7 @@ tokens of a prompt. Beside the extractive engine: the beginning of the prompt th
 at random until the rest fits (word deletion: what pruning does, without a model to choose). Every method is seen as the
 set of characters that it keeps. A span is *gone* when none of it is kept and *altered* when a part is. Where the keep
 spans alone are longer than the budget, the engine refuses; all methods then get the minimum that it names instead.
-Intervals are exact one-sided 95 % bounds (Clopper-Pearson).
+Intervals are exact one-sided 95 % bounds (Clopper-Pearson), as if the spans of one prompt were independent.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ _LINE = re.compile(
     )?[^\n]*""",
     re.VERBOSE,
 )
+_BLANK_LINES = re.compile(r"(?:[^\S\n]*+\n)*+")
 _JSON_TOKEN = re.compile(r'"(?:[^"\\\n]|\\[^\n])*+"?|[\[\]{}]')
 _TAG = re.compile(r"<(/?)([A-Za-z_][\w:.-]*)([^<>]*)>")
 # A table of data without a leading bar: at least two bars with something between them.
@@ -46,7 +47,7 @@ _DEEPEST = 10_000
 
 
 class Element(NamedTuple):
-    """A line or a block: `text[start:end]` without white space at either end (empty for a blank line)."""
+    """A line or a block: `text[start:end]` without white space at either end (empty for blank lines, a run of them)."""
 
     start: int
     end: int
@@ -177,9 +178,11 @@ class _Reader:
                 kind = "indent"
             if kind == "blank":
                 elements.append(Element(start, start, "blank", 0))
+                blank = _BLANK_LINES.match(text, at)
+                at = max(end + 1, blank.end() if blank else 0)
             else:
                 self._line(start, end, kind, start - at)
-            at = end + 1
+                at = end + 1
         return elements
 
     def _line(self, start: int, end: int, kind: str, indent: int) -> None:
