@@ -78,13 +78,13 @@ def _short(
 ) -> Extraction:
     """All units in one race."""
     whole = [document.text for document in documents]
-    given, documents = documents, [stretched(document) for document in documents]
+    original, documents = documents, [stretched(document) for document in documents]
     flat = [document.text[unit.start : unit.end] for document in documents for unit in document.units]
     counts = [] if sum(map(len, whole)) < _COUNTED else meter.units(flat)
     # A tokenizer may take minutes for megabytes of white space.
     blank = not flat and sum(map(len, whole)) > max(_COUNTED, 16 * meter.limit)
     if not blank and sum(counts) <= 2 * meter.limit and meter.fits(whole):
-        units = [(part, index) for part, document in enumerate(given) for index in range(len(document.units))]
+        units = [(part, index) for part, document in enumerate(original) for index in range(len(document.units))]
         return Extraction(tuple(whole), (), tuple(units))
     if not flat:
         return _blank(documents, meter)
@@ -101,7 +101,7 @@ def _short(
         order = by_worth(field, items, repeats, taste)
     cutter = Cutter(documents, meter, costs, items, order)
     draft = fit(cutter)
-    return Extraction(tuple(cutter.texts(draft)), _dropped(cutter, draft, repeats), _kept(given, draft))
+    return Extraction(tuple(cutter.texts(draft)), _dropped(cutter, draft, repeats), _kept(original, draft))
 
 
 def _long(documents: Sequence[Document], meter: Meter, taste: Taste) -> Extraction:
