@@ -3,7 +3,7 @@
 Runs in the peers' environment. Jobs are read from standard input as JSON, [{"text", "size", "target"}]; the answer is
 one line, RESULT and the cells. Both of its paths are run: the causal one (perplexity by a causal LM) and LLMLingua-2
 (a token classifier). Each is counted with the tokenizer that the path itself counts targets with. Its start fetches a
-tiktoken vocabulary, so tiktoken is given the folder that litellm ships: the first argument, or that of an installed one.
+tiktoken vocabulary, so tiktoken is given the folder that litellm ships: the first argument, or where it is installed.
 """
 
 from __future__ import annotations
