@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -73,9 +74,11 @@ class Cells:
             file.write(json.dumps(asdict(cell)) + "\n")
 
     def of(self, task: str, method: str, ratio: float) -> list[Cell]:
-        """The seeds of one method at one ratio."""
+        """The seeds of one method at one ratio; of a task only those in which as much was measured as in any."""
+        counts = Counter(cell.seed for cell in self._found.values() if cell.task == task)
         found = [cell for cell in self._found.values() if (cell.task, cell.method, cell.ratio) == (task, method, ratio)]
-        return sorted(found, key=lambda cell: cell.seed)
+        whole = [cell for cell in found if counts[cell.seed] == max(counts.values())]
+        return sorted(whole, key=lambda cell: cell.seed)
 
     def tasks(self) -> list[str]:
         """Tasks with at least one cell."""
@@ -129,6 +132,11 @@ def difference(one: Sequence[Cell], other: Sequence[Cell]) -> tuple[float, tuple
     return float(np.mean(values)), interval(values, groups)
 
 
+def notes_of(cells: Sequence[Cell]) -> list[str]:
+    """What was noted, without what stands in brackets: a reason may quote the data, which stays out of results."""
+    return sorted({cell.note.partition(" (")[0] for cell in cells if cell.note})
+
+
 def summary(cells: Sequence[Cell]) -> dict[str, Any]:
     """What goes into the result file beside the accuracy: counts and lengths, no data."""
     found: dict[str, Any] = {
@@ -141,5 +149,5 @@ def summary(cells: Sequence[Cell]) -> dict[str, Any]:
         "reader_calls": sum(cell.reader_calls for cell in cells),
         "seconds": round(sum(cell.seconds for cell in cells), 2),
     }
-    notes = sorted({cell.note for cell in cells if cell.note})
+    notes = notes_of(cells)
     return found | ({"note": "; ".join(notes)} if notes else {})

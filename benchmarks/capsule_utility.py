@@ -10,7 +10,8 @@ prompt without any demonstration.
         [--only METHOD ...] [--minutes M] [--work DIR]
 
 Cells that were measured are kept under `--work` and not measured again. Intervals: 95 % bootstrap
-over rows (theories for the solver); they do not cover the draw of the demonstrations, for which `by_seed` is there.
+over rows (theories for the solver); they do not cover the draw of the demonstrations, for which `by_seed` is there. A
+seed counts once everything of it was measured. "The best of the others" is among those that kept to the budget.
 `--data` names the folder with proofwriter/, classification/ and bbh/; its rows are not copied into the results.
 """
 
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import _capsule_solver
-from _capsule_cells import Cell, Cells, difference, mean_of, summary
+from _capsule_cells import Cell, Cells, difference, mean_of, notes_of, summary
 from _capsule_embedded import embedded
 from _curves import curves
 from _report import RESULTS, ROOT, Row, write_results
@@ -99,7 +100,7 @@ def rows_of(cells: Cells, task: str) -> list[Row]:
             if found:
                 rows.append(_row(task, name, ratio, unit, found, cells.of(task, name, ratio)))
             elif failed := cells.of(task, name, ratio):
-                rows.append(Row(f"{task}: {name}, {ratio:.0%}", None, "accuracy", note=failed[0].note))
+                rows.append(Row(f"{task}: {name}, {ratio:.0%}", None, "accuracy", note="; ".join(notes_of(failed))))
         found = {name: each for name, each in measured.items() if each}
         rows += _against(task, ratio, found, cells.of(task, "original", 1.0))
     return rows
@@ -114,7 +115,7 @@ def _row(task: str, name: str, ratio: float, unit: str, found: Sequence[Cell], a
     value, bounds = mean_of(found)
     length = sum(cell.length for cell in found) / len(found)
     share = sum(cell.length / cell.original for cell in found) / len(found)
-    notes = sorted({cell.note for cell in asked if cell.note})
+    notes = notes_of(asked)
     if len(found) < len(asked):
         notes.insert(0, f"{len(asked) - len(found)} of {len(asked)} prompts gave nothing")
     return Row(
@@ -127,41 +128,26 @@ def _row(task: str, name: str, ratio: float, unit: str, found: Sequence[Cell], a
 
 
 def _against(task: str, ratio: float, measured: dict[str, list[Cell]], cells: Sequence[Cell]) -> list[Row]:
-    """Ours minus the best of the others, the best that deletes below the sentence, and the original (`cells`)."""
-    if MAIN not in measured:
-        return []
-    ours = measured[MAIN]
+    """Ours minus the best that kept to the budget, the best such that deletes below the sentence, the original."""
     rows: list[Row] = []
-    others = {name: found for name, found in measured.items() if not name.startswith(OURS)}
+    others = {
+        name: found
+        for name, found in measured.items()
+        if not name.startswith(OURS) and not any(cell.over for cell in found)
+    }
+    goal, note = (">= 0", None) if task in UNITS else (None, "the best is chosen after the fact, which favours it")
     for what, names in (("the best of the others", tuple(others)), ("the best deletion", DELETION)):
         known = {name: mean_of(others[name])[0] for name in names if name in others}
-        if known:
+        if known and MAIN in measured:
             best = max(known, key=lambda name: known[name])
-            value, bounds = difference(ours, others[best])
-            rows.append(
-                Row(
-                    f"{task}: {MAIN} minus {what}, {ratio:.0%}",
-                    value,
-                    "accuracy",
-                    bounds,
-                    ">= 0" if task in UNITS else None,
-                    best,
-                    known[best],
-                    "the best is chosen after the fact, which favours it" if task not in UNITS else None,
-                )
-            )
-    if task not in UNITS and (whole := read(cells)):
-        value, bounds = difference(ours, whole)
-        rows.append(
-            Row(
-                f"{task}: {MAIN} minus the original, {ratio:.0%}",
-                value,
-                "accuracy",
-                bounds,
-                f">= {-MARGIN}",
-                "original",
-            )
-        )
+            value, bounds = difference(measured[MAIN], others[best])
+            name = f"{task}: {MAIN} minus {what}, {ratio:.0%}"
+            rows.append(Row(name, value, "accuracy", bounds, goal, best, known[best], note))
+    for ours in (MAIN, "ours, trained"):
+        if task not in UNITS and ours in measured and (whole := read(cells)):
+            value, bounds = difference(measured[ours], whole)
+            name = f"{task}: {ours} minus the original, {ratio:.0%}"
+            rows.append(Row(name, value, "accuracy", bounds, f">= {-MARGIN}", "original", mean_of(whole)[0]))
     return rows
 
 
