@@ -152,32 +152,31 @@ def _against(task: str, ratio: float, measured: dict[str, list[Cell]], cells: Se
 
 
 def chart(cells: Cells, task: str) -> None:
-    """Accuracy over the length that came out."""
+    """Accuracy over the length that came out: ours first, and with bands, where many bands would hide one another."""
+    whole, none = cells.of(task, "original", 1.0), cells.of(task, "none", 0.0)
     lines: dict[str, list[tuple[float, float, float, float]]] = {}
-    whole = cells.of(task, "original", 1.0)
-    for name in cells.methods(task):
-        if name in ("original", "none"):
-            continue
-        points: list[tuple[float, float, float, float]] = []
-        for ratio in cells.ratios(task):
-            if found := read(cells.of(task, name, ratio)):
-                value, bounds = mean_of(found)
-                points.append((sum(cell.length for cell in found) / len(found), value, *bounds))
-        if points:
-            lines[name] = points
-    lengths = [point[0] for points in lines.values() for point in points]
-    if not whole or not lengths:
+    names = [name for name in cells.methods(task) if name not in ("original", "none")]
+    for name in sorted(names, key=lambda name: not name.startswith(OURS)):
+        found = [each for ratio in cells.ratios(task) if (each := read(cells.of(task, name, ratio)))]
+        if found and not all(cell.note.startswith("fell back") for each in found for cell in each):
+            lines[name] = [_point(each, band=name.startswith(OURS) or task in UNITS) for each in found]
+    if not whole or not lines:
         return
-    value, bounds = mean_of(whole)
-    full = sum(cell.length for cell in whole) / len(whole)
-    lines["original"] = [(min(lengths), value, value, value), (full, value, value, value)]
-    if none := cells.of(task, "none", 0.0):
-        value, bounds = mean_of(none)
-        lines["none"] = [(sum(cell.length for cell in none) / len(none), value, *bounds)]
-    slug = "".join(letter if letter.isalnum() else "_" for letter in task.lower()).strip("_").replace("__", "_")
+    shortest = min(point[0] for points in lines.values() for point in points)
+    end = _point(whole, band=False)
+    lines["original"] = [(shortest, *end[1:]), end]
+    if none:
+        lines["none"] = [_point(none, band=False)]
+    slug = "_".join("".join(letter if letter.isalnum() else " " for letter in task.lower()).split())
     unit = UNITS.get(task, "tokens")
+    title = f"{task}: accuracy over {unit} (bands: 95 %{'' if task in UNITS else ', ours only'})"
     path = RESULTS / f"capsule_utility_{slug}.svg"
-    curves(path, f"{task}: accuracy over {unit}", f"{unit} of the prompt", "accuracy", lines, dashed=["original"])
+    curves(path, title, f"{unit} of the prompt", "accuracy", lines, dashed=["original"])
+
+
+def _point(cells: Sequence[Cell], *, band: bool) -> tuple[float, float, float, float]:
+    value, bounds = mean_of(cells)
+    return (sum(cell.length for cell in cells) / len(cells), value, *(bounds if band else (value, value)))
 
 
 if __name__ == "__main__":
