@@ -3,12 +3,11 @@
 Runs in the peers' environment. Jobs are read from standard input as JSON, [{"text", "size", "target"}]; the answer is
 one line, RESULT and the cells. Both of its paths are run: the causal one (perplexity by a causal LM) and LLMLingua-2
 (a token classifier). Each is counted with the tokenizer that the path itself counts targets with. Its start fetches a
-tiktoken vocabulary, so tiktoken is given the folder that litellm ships: the first argument, or where it is installed.
+tiktoken vocabulary, so tiktoken is given the folder that litellm ships, the first argument.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
@@ -21,7 +20,7 @@ WORDPIECE = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def main() -> None:
-    shipped = Path(sys.argv[1]) if len(sys.argv) > 1 else _shipped()
+    shipped = Path(sys.argv[1])
     os.environ["TIKTOKEN_CACHE_DIR"] = str(shipped)
     os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
     warnings.simplefilter("ignore")
@@ -55,12 +54,6 @@ def main() -> None:
                 )
             print(f"{name}: {len(jobs)} jobs", file=sys.stderr, flush=True)
     print("RESULT " + json.dumps(cells), flush=True)
-
-
-def _shipped() -> Path:
-    litellm = importlib.util.find_spec("litellm")
-    assert litellm is not None and litellm.submodule_search_locations, "give the folder of the vocabularies"
-    return Path(litellm.submodule_search_locations[0]) / "litellm_core_utils" / "tokenizers"
 
 
 def digits() -> dict[str, Any]:
