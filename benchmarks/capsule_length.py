@@ -24,6 +24,7 @@ import multiprocessing
 import random
 import statistics
 import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -447,7 +448,11 @@ def main() -> None:
         found = readers()
         anyio.run(trial, options.trial, options.seed, found, {reader.label: Tally() for reader in found}, True)
         return
-    rows, bad = measured(options.quick) if options.only_peer else trial_rows(options)
+    if options.only_peer:
+        sys.argv.remove("--only-peer")  # the result names the command that gives all of it
+        rows, bad = measured(options.quick)
+    else:
+        rows, bad = trial_rows(options)
     peers, cells = ([], []) if options.skip_peer else peer(options.quick, options.seed)
     write_results(
         "capsule_length", [*rows, *peers], quick=options.quick, extra={"violations": bad[:50], "llmlingua": cells}
