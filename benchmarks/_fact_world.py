@@ -1,7 +1,7 @@
 """A synthetic compression task whose optimum is known: documents of tagged facts, a reader that looks facts up.
 
-A document has ten facts, one per line: a tag, then `key:value`. A capsule is a list of `key:value`. The reader is a
-program: it answers the question "key" with the value that stands at the LAST mention of the key, or "unknown".
+A document has seven facts, one per line, each one word: `tag:key:value`. A capsule is a list of such words. The reader
+is a program: it answers the question "key" with the value that stands at the LAST mention of the key, or "unknown".
 What is asked follows the tag, which the policy must find out from the reward alone:
 
     a  asked often        b  asked seldom        c  never asked
@@ -26,14 +26,15 @@ from agentopt.capsules._tokenizers import resolve_tokenizer
 from agentopt.capsules.train import Question, Sample
 
 ASKED = {"a": 4, "b": 1}
-PLAN = ("a", "a", "a", "b", "b", "b", "c", "c", "s", "k")
-KEYS = tuple(f"k{number:02d}" for number in range(12))
+PLAN = ("a", "a", "b", "b", "c", "s", "k")
+KEYS = tuple(f"k{number:02d}" for number in range(8))
 VALUES = tuple(f"v{number}" for number in range(4))
 _PAIR = re.compile(r"(k\d\d):(v\d)")
 WORDS = resolve_tokenizer("words")
 _SPECIAL = ("<pad>", "<eos>", "<unk>")
-LIMITS = range(2, 8)
-"""Budgets in words, of which a fact is one in a capsule: two to seven facts of ten."""
+WORDS_EACH = len(PLAN)
+LIMITS = range(2, 6)
+"""Budgets in words, of which a fact is one: two to five facts of seven."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,10 @@ def make(rng: random.Random) -> Sample:
     text, units, keep = "", [], []
     for tag, key, value in facts:
         start = len(text)
-        text += f"{tag} {key}:{value}\n"
+        text += f"{tag}:{key}:{value}\n"
         units.append(Unit(start, len(text) - 1, "item", 0, keep=tag == "k"))
         if tag == "k":
-            keep.append(Span(start + 2, len(text) - 1, "keep", "pattern"))
+            keep.append(Span(start, len(text) - 1, "keep", "pattern"))
     document = Document(text.rstrip("\n"), tuple(units), tuple(keep))
     asked = [Question(key, value) for tag, key, value in facts for _ in range(ASKED.get(tag, 0))]
     return Sample(document, tuple(asked))
@@ -74,20 +75,26 @@ def facts_of(sample: Sample) -> list[tuple[str, str, str]]:
 
 
 def random_capsule(sample: Sample, limit: int, rng: random.Random) -> str:
-    """A valid capsule that knows nothing: the keep span and facts at random, in order, as many as fit."""
-    facts = facts_of(sample)
-    room = limit - 1
-    others = [place for place, fact in enumerate(facts) if fact[0] != "k"]
-    chosen = set(rng.sample(others, min(room, len(others))))
-    return " ".join(f"{key}:{value}" for place, (tag, key, value) in enumerate(facts) if place in chosen or tag == "k")
+    """A valid capsule that knows nothing: the keep span, then facts at random, as many as fit."""
+    return _written(sample, rng.sample(_others(sample), min(limit - 1, len(PLAN) - 1)))
 
 
 def best_capsule(sample: Sample, limit: int) -> str:
     """The optimum: the keep span, then what is asked most."""
     facts = facts_of(sample)
-    order = sorted((p for p, f in enumerate(facts) if f[0] in ASKED), key=lambda place: -ASKED[facts[place][0]])
-    chosen = set(order[: limit - 1])
-    return " ".join(f"{key}:{value}" for place, (tag, key, value) in enumerate(facts) if place in chosen or tag == "k")
+    order = sorted((p for p in _others(sample) if facts[p][0] in ASKED), key=lambda place: -ASKED[facts[place][0]])
+    return _written(sample, order[: limit - 1])
+
+
+def _others(sample: Sample) -> list[int]:
+    return [place for place, fact in enumerate(facts_of(sample)) if fact[0] != "k"]
+
+
+def _written(sample: Sample, places: Sequence[int]) -> str:
+    """The keep span, then the facts at these places in the order of the document."""
+    facts = facts_of(sample)
+    chosen = [fact for fact in facts if fact[0] == "k"] + [facts[place] for place in sorted(places)]
+    return " ".join(":".join(fact) for fact in chosen)
 
 
 def accuracy(sample: Sample, text: str) -> float:
@@ -109,8 +116,7 @@ def tiny_model(width: int, layers: int, seed: int) -> tuple[Any, Any]:
 
     words = [
         *_SPECIAL,
-        *(f"{key}:{value}" for key in KEYS for value in VALUES),
-        *"abcsk",
+        *(f"{tag}:{key}:{value}" for tag in "abcsk" for key in KEYS for value in VALUES),
         "[item]",
         "[item",
         "!]",
