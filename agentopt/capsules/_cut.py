@@ -33,6 +33,7 @@ def fit(cutter: Cutter) -> Draft:
     base, used = _base(cutter)
     order = cutter.order(cutter.limit - used)
     draft, total = _fill(cutter, base, order, used)
+    draft, total = _upgrade(cutter, draft, total)
     if not draft:
         return _piece(cutter, order)
     if total < _ROOMY * cutter.limit:
@@ -49,43 +50,12 @@ def _base(cutter: Cutter) -> tuple[Draft, int]:
     floor = cutter.floor()
     totals.append(cutter.total(floor))
     if totals[1] <= cutter.limit:
-        return _upgrade(cutter, floor, totals[1])
+        return floor, totals[1]
     everything = cutter.everything()
     totals.append(cutter.total(everything))
     if totals[2] <= cutter.limit:
         return everything, totals[2]
     raise cutter.infeasible(min(totals), "keep spans and whole parts")
-
-
-def _upgrade(cutter: Cutter, floor: Draft, total: int) -> tuple[Draft, int]:
-    """Give back to cut units their clauses, then all of their words, as far as there is room."""
-    now = [(part, index) for part, cuts in enumerate(floor.cuts) for index in cuts]
-    steps: list[tuple[int, int, list[int]]] = []
-    for clauses in (True, False):
-        for part, index in now:
-            pieces = cutter.pieces[part]
-            atoms = pieces.needed_clauses(index) if clauses else list(range(len(pieces.atoms(index))))
-            steps.append((part, index, atoms))
-    before = cutter.meter.units([cutter.pieces[part].join(index, floor.cuts[part][index]) for part, index in now])
-    after = cutter.meter.units([cutter.pieces[part].join(index, atoms) for part, index, atoms in steps])
-    spent = dict(zip(now, before, strict=True))
-    taken: list[int] = []
-    room = cutter.limit - total
-    for number, ((part, index, _), tokens) in enumerate(zip(steps, after, strict=True)):
-        more = tokens - spent[part, index]
-        if more <= room:
-            room -= more
-            spent[part, index] = tokens
-            taken.append(number)
-    while taken:
-        draft = floor.copy()
-        for number in taken:
-            cutter.cut(draft, *steps[number])
-        count = cutter.total(draft)
-        if count <= cutter.limit:
-            return draft, count
-        del taken[len(taken) // 2 :]
-    return floor, total
 
 
 def _fill(cutter: Cutter, base: Draft, order: Sequence[int], used: int) -> tuple[Draft, int]:
@@ -153,6 +123,37 @@ def _refill(cutter: Cutter, draft: Draft, total: int, chosen: Sequence[int], ord
             done.update(cutter.items[number].group for number in batch[len(batch) // 2 :])
             batch = batch[: len(batch) // 2]
     return draft, total
+
+
+def _upgrade(cutter: Cutter, base: Draft, total: int) -> tuple[Draft, int]:
+    """Give back to cut units their clauses, then all of their words, as far as there is room."""
+    now = [(part, index) for part, cuts in enumerate(base.cuts) for index in cuts]
+    steps: list[tuple[int, int, list[int]]] = []
+    for clauses in (True, False):
+        for part, index in now:
+            pieces = cutter.pieces[part]
+            atoms = pieces.needed_clauses(index) if clauses else list(range(len(pieces.atoms(index))))
+            steps.append((part, index, atoms))
+    before = cutter.meter.units([cutter.pieces[part].join(index, base.cuts[part][index]) for part, index in now])
+    after = cutter.meter.units([cutter.pieces[part].join(index, atoms) for part, index, atoms in steps])
+    spent = dict(zip(now, before, strict=True))
+    taken: list[int] = []
+    room = cutter.limit - total
+    for number, ((part, index, _), tokens) in enumerate(zip(steps, after, strict=True)):
+        more = tokens - spent[part, index]
+        if more <= room:
+            room -= more
+            spent[part, index] = tokens
+            taken.append(number)
+    while taken:
+        draft = base.copy()
+        for number in taken:
+            cutter.cut(draft, *steps[number])
+        count = cutter.total(draft)
+        if count <= cutter.limit:
+            return draft, count
+        del taken[len(taken) // 2 :]
+    return base, total
 
 
 def _clauses(cutter: Cutter, draft: Draft, order: Sequence[int]) -> Draft:

@@ -91,6 +91,10 @@ class Cutter:
                 self._close(draft, part)
         return draft
 
+    def tight(self) -> bool:
+        """Whether what must stay has to be cut."""
+        return any(any(kept) for kept in self.mandatory().kept) and self.total(self.mandatory()) > self.limit
+
     def floor(self) -> Draft:
         """What must stay, cut down as far as it may be."""
         draft = self.empty()
@@ -121,6 +125,7 @@ class Cutter:
             touched.add(item.part)
             for index in (*item.units, *self.headings(draft, item)):
                 draft.kept[item.part][index] = True
+                draft.cuts[item.part].pop(index, None)
         for part in touched:
             self._close(draft, part)
         return draft

@@ -16,10 +16,10 @@ from agentopt.capsules._draft import Cutter, Draft
 from agentopt.capsules._duplicates import duplicates
 from agentopt.capsules._errors import BudgetInfeasible
 from agentopt.capsules._field import field_of
-from agentopt.capsules._items import by_document, items_of
+from agentopt.capsules._items import Item, by_document, items_of
 from agentopt.capsules._narrow import CHUNK, narrowed
 from agentopt.capsules._options import Scorer
-from agentopt.capsules._order import Taste, by_value, by_worth
+from agentopt.capsules._order import Order, Taste, by_value, by_worth
 from agentopt.capsules._stretch import stretched
 from agentopt.capsules._tokens import Meter
 from agentopt.capsules._types import Document, DroppedUnit
@@ -92,14 +92,19 @@ def _short(
     items = items_of(documents, costs)
     field = field_of(documents, flat)
     repeats = duplicates(field)
-    if values is not None:
+
+    def order_of(items: Sequence[Item]) -> Order:
+        if values is None:
+            return by_worth(field, items, repeats, taste)
         given = np.zeros(len(flat))
         worth = [value for row in values for value in row]
         given[: len(worth)] = worth
-        order = by_value(items, given, taste.seed)
-    else:
-        order = by_worth(field, items, repeats, taste)
-    cutter = Cutter(documents, meter, costs, items, order)
+        return by_value(items, given, taste.seed)
+
+    cutter = Cutter(documents, meter, costs, items, order_of(items))
+    if cutter.tight():
+        items = items_of(documents, costs, tight=True)
+        cutter = Cutter(documents, meter, costs, items, order_of(items))
     draft = fit(cutter)
     return Extraction(tuple(cutter.texts(draft)), _dropped(cutter, draft, repeats), _kept(original, draft))
 

@@ -23,18 +23,18 @@ class Item:
     """A demonstration without its rationale; taken only when the whole has no room."""
 
 
-def items_of(documents: Sequence[Document], costs: Sequence[Sequence[int]]) -> list[Item]:
-    """Everything that may leave."""
+def items_of(documents: Sequence[Document], costs: Sequence[Sequence[int]], *, tight: bool = False) -> list[Item]:
+    """Everything that may leave; when it is `tight`, also the rest of the units of which only keep spans must stay."""
     out: list[Item] = []
     offset = 0
     for part, document in enumerate(documents):
         if not document.whole:
-            _add(out, part, document, costs[part], offset)
+            _add(out, part, document, costs[part], offset, tight)
         offset += len(document.units)
     return out
 
 
-def _add(out: list[Item], part: int, document: Document, costs: Sequence[int], offset: int) -> None:
+def _add(out: list[Item], part: int, document: Document, costs: Sequence[int], offset: int, tight: bool) -> None:
     units = document.units
     governs = {unit.heading for unit in units}
     needed = {unit.heading for unit in units if unit.keep}
@@ -50,7 +50,7 @@ def _add(out: list[Item], part: int, document: Document, costs: Sequence[int], o
             continue
         # A heading without anything below it is an item, and so is one above something that stays in any case.
         closes = unit.kind == "heading" and unit.heading >= 0 and document.text.startswith("</", unit.start)
-        if not (unit.keep or closes) and (index not in governs or index in needed):
+        if not ((unit.keep and not tight) or closes) and (index not in governs or index in needed):
             out.append(Item(part, (index,), (offset + index,), costs[index], len(out)))
         index += 1
 
