@@ -256,12 +256,14 @@ def embedded(world: World, device: str, smoke: bool) -> list[Row]:
 
 def rows_of(finals: dict[str, list[Result]], calls: int) -> list[Row]:
     """A table row for every method and number."""
-    nano = statistics.fmean(result.score for result in finals["Nano loss"])
+    nanos = [finals["Nano loss"], finals["Nano loss, published rate"]]
+    best = max(nanos, key=lambda results: statistics.fmean(result.score for result in results))
+    nano = statistics.fmean(result.score for result in best)
     rows: list[Row] = []
     for name, results in finals.items():
         ours = name in ("RLOO", "GRPO", "REINFORCE")
         value, interval = spread([result.score for result in results])
-        peer: dict[str, Any] = {"peer": "Nano loss (arXiv 2402.18700)", "peer_value": nano} if ours else {}
+        peer: dict[str, Any] = {"peer": "Nano loss (arXiv 2402.18700), better rate", "peer_value": nano} if ours else {}
         rows.append(Row(f"{name}: score", value, "share of the optimum", interval, **peer))
     for name, results in finals.items():
         rows.append(Row(f"{name}: cut", *_pair([r.cut for r in results]), note=None))
@@ -269,9 +271,17 @@ def rows_of(finals: dict[str, list[Result]], calls: int) -> list[Row]:
     for name in ("RLOO", "RLOO, no span gate"):
         rows.append(Row(f"{name}: keep span present", *_pair([r.kept for r in finals[name]])))
     for name in ("RLOO", "GRPO"):
-        gains = [a.score - b.score for a, b in zip(finals[name], finals["Nano loss"], strict=True)]
+        gains = [a.score - b.score for a, b in zip(finals[name], best, strict=True)]
         value, interval = spread(gains)
-        rows.append(Row(f"{name} minus Nano loss, same seed", value, "share of the optimum", interval, goal=">= 0.05"))
+        rows.append(
+            Row(
+                f"{name} minus Nano loss at its better rate, same seed",
+                value,
+                "share of the optimum",
+                interval,
+                goal=">= 0.05",
+            )
+        )
     gains = [a.cut - b.cut for a, b in zip(finals["RLOO"], finals["RLOO, agreement"], strict=True)]
     value, interval = spread(gains)
     rows.append(Row("gold minus agreement (RLOO, cut)", value, "share of the optimum", interval))
