@@ -26,8 +26,8 @@ from _capsule_readers import TASKS, Prompt, Reader, prompt_of
 from _report import peer_python
 
 import agentopt as ao
-from agentopt.capsules._bernoulli import UnitPolicy, leave_one_out_changes
-from agentopt.capsules._units import parse
+from agentopt.capsules.training._bernoulli import UnitPolicy, leave_one_out_changes
+from agentopt.capsules.units._units import parse
 
 RATIOS = (0.5, 0.25, 0.12)
 BBH_RATIOS = (0.25,)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentopt.capsules import Document, Meter, Span, Unit
-from agentopt.capsules._tokenizers import resolve_tokenizer
+from agentopt.capsules.counting._tokenizers import resolve_tokenizer
 from agentopt.capsules.train import Question, Sample
 
 ASKED = {"a": 4, "b": 1}

@@ -15,7 +15,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from agentopt.capsules._noninferior import bounds, units_of
+from agentopt.capsules.gating._noninferior import bounds, units_of
 from agentopt.evaluation import binomial_lower_bound, bootstrap_interval
 
 Floats = NDArray[np.float64]

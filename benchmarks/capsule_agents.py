@@ -19,11 +19,11 @@ from typing import Any
 from _report import Row, arguments, write_results
 
 from agentopt.capsules import BudgetInfeasible, CachingRule, History, HistoryOptions, TokenBudget
-from agentopt.capsules._caching import default_caching
-from agentopt.capsules._compact import Compactor, Rules
-from agentopt.capsules._counter import Counter
-from agentopt.capsules._epochs import Sent, call_cost, read_tokens
-from agentopt.capsules._steps import read_all
+from agentopt.capsules.agents._compact import Compactor, Rules
+from agentopt.capsules.agents._counter import Counter
+from agentopt.capsules.agents._epochs import Sent, call_cost, read_tokens
+from agentopt.capsules.agents._steps import read_all
+from agentopt.capsules.gating._caching import default_caching
 from agentopt.models import default_prices
 
 TOKENIZER = "o200k_base"

@@ -29,10 +29,10 @@ import numpy as np
 from _report import Row, write_results
 
 from agentopt.capsules import Document, TokenBudget, Unit, _relevance
-from agentopt.capsules._bm25 import Bm25, normalised
-from agentopt.capsules._embedding import Encoder
-from agentopt.capsules._extract import extract
-from agentopt.capsules._terms import Vocabulary, table
+from agentopt.capsules.extraction._bm25 import Bm25, normalised
+from agentopt.capsules.extraction._embedding import Encoder
+from agentopt.capsules.extraction._extract import extract
+from agentopt.capsules.extraction._terms import Vocabulary, table
 from agentopt.errors import UserError
 
 KEEP = (0.5, 0.25, 0.1)

@@ -22,8 +22,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from agentopt.capsules import Horizon, Task, TaskOptions, gate, price_capsule
-from agentopt.capsules._cost import Rates
-from agentopt.capsules._noninferior import Wager, bounds, needed, rows_needed, units_of
+from agentopt.capsules.gating._cost import Rates
+from agentopt.capsules.gating._noninferior import Wager, bounds, needed, rows_needed, units_of
 from agentopt.models import Price
 from benchmarks._curves import curves
 from benchmarks._gate_worlds import (

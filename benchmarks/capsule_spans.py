@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from _report import Row, write_results
 
 from agentopt.capsules import BudgetInfeasible, Document, TokenBudget, parse
-from agentopt.capsules._extract import Extraction, extract
-from agentopt.capsules._spans import find_intact, uncuttable
+from agentopt.capsules.extraction._extract import Extraction, extract
+from agentopt.capsules.units._spans import find_intact, uncuttable
 from agentopt.evaluation._statistics import binomial_lower_bound
 from tests.capsules.prompts import agent_prompt
 

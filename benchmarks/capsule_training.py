@@ -37,10 +37,10 @@ from _fact_world import LIMITS, WORDS_EACH, LookUp, accuracy, best_capsule, make
 from _report import RESULTS, Row, write_results
 
 from agentopt.capsules import train
-from agentopt.capsules._bernoulli import UnitSettings
-from agentopt.capsules._nano import cut_off
-from agentopt.capsules._policy import Policy
-from agentopt.capsules._rewards import distance_from_valid, missing_keep
+from agentopt.capsules.training._bernoulli import UnitSettings
+from agentopt.capsules.training._nano import cut_off
+from agentopt.capsules.training._policy import Policy
+from agentopt.capsules.training._rewards import distance_from_valid, missing_keep
 from agentopt.weights import load
 
 RATES = (3e-4, 1e-3, 3e-3)

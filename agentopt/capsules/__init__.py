@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from agentopt.capsules._batch import RECORDS, BatchItem, BatchProgress, batch
-from agentopt.capsules._caching import CachingRule
 from agentopt.capsules._capsule import MODES, Source, make_capsule
-from agentopt.capsules._cost import Horizon, price_capsule
 from agentopt.capsules._errors import BudgetInfeasible
-from agentopt.capsules._extract import Extraction, extract
-from agentopt.capsules._gate import gate, regate_needed
-from agentopt.capsules._history import Emission, History, HistoryOptions, HistoryUsage
-from agentopt.capsules._keep import find_keep
 from agentopt.capsules._library import Library, LibraryRow, LibraryWarning, capsule_key
-from agentopt.capsules._lossless import lossless
-from agentopt.capsules._masking import Masked, Masking, mask
-from agentopt.capsules._middleware import CapsuleLM, LiveOptions, LiveReport
 from agentopt.capsules._options import CapsuleOptions
-from agentopt.capsules._originals import Originals, UnknownHandle, retrieval_tool
-from agentopt.capsules._rewrite import RewriteOptions, Rewriting, Win, rank_styles, rewrite
-from agentopt.capsules._spans import find_intact
-from agentopt.capsules._stream import Streamed, stream
-from agentopt.capsules._task import Task, TaskOptions
-from agentopt.capsules._tokens import Meter, TokenBudget, Tokenizer
 from agentopt.capsules._types import Capsule, Check, CostReport, Document, DroppedUnit, GateReport, Mode, Span, Unit
-from agentopt.capsules._units import parse
-from agentopt.capsules._verify import verify
+from agentopt.capsules.agents._history import Emission, History, HistoryOptions, HistoryUsage
+from agentopt.capsules.agents._masking import Masked, Masking, mask
+from agentopt.capsules.agents._middleware import CapsuleLM, LiveOptions, LiveReport
+from agentopt.capsules.agents._originals import Originals, UnknownHandle, retrieval_tool
+from agentopt.capsules.counting._tokens import Meter, TokenBudget, Tokenizer
+from agentopt.capsules.extraction._extract import Extraction, extract
+from agentopt.capsules.extraction._stream import Streamed, stream
+from agentopt.capsules.gating._caching import CachingRule
+from agentopt.capsules.gating._cost import Horizon, price_capsule
+from agentopt.capsules.gating._gate import gate, regate_needed
+from agentopt.capsules.gating._task import Task, TaskOptions
+from agentopt.capsules.rewriting._rewrite import RewriteOptions, Rewriting, Win, rank_styles, rewrite
+from agentopt.capsules.rewriting._verify import verify
+from agentopt.capsules.units._keep import find_keep
+from agentopt.capsules.units._lossless import lossless
+from agentopt.capsules.units._spans import find_intact
+from agentopt.capsules.units._units import parse
 
 __all__ = [
     "MODES",

@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentopt.capsules._drafts import Draft, Job, drafts_of
-from agentopt.capsules._lossless import lossless
 from agentopt.capsules._options import CapsuleOptions
-from agentopt.capsules._parts import check_messages, parts_of, with_texts
-from agentopt.capsules._templates import uncounted
-from agentopt.capsules._tokens import TokenBudget
 from agentopt.capsules._types import Capsule, Check, CostReport, Document, GateReport, Mode, Recommended
-from agentopt.capsules._units import parse
+from agentopt.capsules.counting._parts import check_messages, parts_of, with_texts
+from agentopt.capsules.counting._templates import uncounted
+from agentopt.capsules.counting._tokens import TokenBudget
+from agentopt.capsules.units._lossless import lossless
+from agentopt.capsules.units._units import parse
 from agentopt.errors import UserError
 from agentopt.graph import metered
 
 if TYPE_CHECKING:
-    from agentopt.capsules._task import Task
+    from agentopt.capsules.gating._task import Task
     from agentopt.models import LM
 
 MODES: tuple[Mode, ...] = ("auto", "extract", "rewrite", "trained")
@@ -71,7 +71,7 @@ async def make_capsule(
     if options.store is None:
         return await make()
     from agentopt.capsules._library import Library, capsule_key
-    from agentopt.capsules._originals import Originals
+    from agentopt.capsules.agents._originals import Originals
 
     if task is not None:
         made = await make()
@@ -107,7 +107,8 @@ def _identity(trained: Any) -> str:
     if trained is None:
         return ""
     if isinstance(trained, str | Path):
-        files = sorted(Path(trained).glob("*.json")) + sorted(Path(trained).glob("*.safetensors"))
+        path = Path(trained)
+        files = [path] if path.is_file() else [*sorted(path.glob("*.json")), *sorted(path.glob("*.safetensors"))]
         return "|".join([str(trained), *(f"{file.name}:{file.stat().st_mtime_ns}" for file in files)])
     return f"{type(trained).__name__}:{id(trained)}"
 
@@ -117,7 +118,7 @@ def _wording(options: CapsuleOptions) -> list[Any]:
     chosen = options.rewriting
     if chosen is None:
         return []
-    from agentopt.capsules._wording import load_wording
+    from agentopt.capsules.rewriting._wording import load_wording
 
     told = dict(load_wording(chosen.template))
     judge = "" if chosen.judge is None else chosen.judge.name
@@ -152,7 +153,7 @@ async def _make(job: Job, mode: Mode, task: Task | None, lm: LM | None) -> Capsu
         drafts = [Draft("lossless", edited)] if job.meter.fits(edited) else await drafts_of(job, mode, lm)
         chosen, gate = drafts[0], None
         if task is not None:
-            from agentopt.capsules._gate import gate as run_gate
+            from agentopt.capsules.gating._gate import gate as run_gate
 
             winner, gate = await run_gate(
                 job.source,
@@ -211,7 +212,7 @@ def _judged(made: Capsule, options: CapsuleOptions, query: str | None) -> Capsul
 def _priced(made: Capsule, options: CapsuleOptions, query: str | None) -> CostReport | None:
     if options.horizon is None or made.made == "unchanged":
         return None
-    from agentopt.capsules._cost import price_capsule
+    from agentopt.capsules.gating._cost import price_capsule
 
     prefix = options.prefix or ("static" if query is None else "query")
     making, horizon = made.making_usd or 0.0, options.horizon

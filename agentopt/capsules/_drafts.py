@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentopt.capsules._extract import Extraction, extract
 from agentopt.capsules._options import CapsuleOptions
-from agentopt.capsules._spans import find_intact
-from agentopt.capsules._tokens import Meter
 from agentopt.capsules._types import Check, Document, DroppedUnit, Made, Mode
-from agentopt.capsules._units import parse
+from agentopt.capsules.counting._tokens import Meter
+from agentopt.capsules.extraction._extract import Extraction, extract
+from agentopt.capsules.units._spans import find_intact
+from agentopt.capsules.units._units import parse
 
 if TYPE_CHECKING:
     from agentopt.models import LM
@@ -97,7 +97,7 @@ def _length(job: Job, texts: Sequence[str]) -> Check:
 
 
 async def _rewritten(job: Job, extraction: Extraction, lm: LM) -> Draft:
-    from agentopt.capsules._rewrite import rewrite
+    from agentopt.capsules.rewriting._rewrite import rewrite
 
     options = job.options
     found = await rewrite(
@@ -118,8 +118,8 @@ async def _rewritten(job: Job, extraction: Extraction, lm: LM) -> Draft:
 
 
 def _trained(job: Job, extraction: Extraction) -> Draft:
-    from agentopt.capsules._trained import Trained
     from agentopt.capsules.train import load
+    from agentopt.capsules.training._trained import Trained
 
     capsulator = job.options.trained
     if isinstance(capsulator, str | Path):
@@ -146,7 +146,7 @@ def _trained(job: Job, extraction: Extraction) -> Draft:
 def _proposed(capsulator: Any, document: Document, meter: Meter, job: Job) -> tuple[tuple[str, list[Check]], str]:
     """The text and its checks, and what failed."""
     from agentopt.capsules._errors import BudgetInfeasible
-    from agentopt.capsules._verify import verify
+    from agentopt.capsules.rewriting._verify import verify
 
     text: str = capsulator.compress(document, meter, job.options.seed)
     if text.strip() and not meter.fits([text]):

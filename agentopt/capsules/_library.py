@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from agentopt.capsules._tokens import TokenBudget, Tokenizer
 from agentopt.capsules._types import Capsule
+from agentopt.capsules.counting._tokens import TokenBudget, Tokenizer
 from agentopt.errors import UserError
 from agentopt.store import Store
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from agentopt.errors import UserError
 
 if TYPE_CHECKING:
-    from agentopt.capsules._cost import Horizon, Prefix
-    from agentopt.capsules._rewrite import RewriteOptions
+    from agentopt.capsules.gating._cost import Horizon, Prefix
+    from agentopt.capsules.rewriting._rewrite import RewriteOptions
     from agentopt.store import Store
 
 Scorer = Literal["auto", "bm25", "coverage", "embedding"]

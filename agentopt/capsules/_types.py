@@ -111,7 +111,7 @@ class DroppedUnit:
     @property
     def spans(self) -> tuple[str, ...]:
         """The intact spans that left with it."""
-        from agentopt.capsules._spans import find_intact
+        from agentopt.capsules.units._spans import find_intact
 
         return tuple(span.of(self.text) for span in find_intact(self.text))
 
@@ -255,7 +255,10 @@ class Capsule:
         value["kept"] = tuple((text, kind) for text, kind in data["kept"])
         value["dropped"] = tuple(DroppedUnit(**item) for item in data["dropped"])
         value["checks"] = tuple(Check(**item) for item in data["checks"])
-        gate, cost = data["gate"], data["cost"]
-        value["gate"] = None if gate is None else GateReport(**{**gate, "candidates": tuple(gate["candidates"])})
+        cost: dict[str, Any] | None = data["cost"]
+        gate: dict[str, Any] | None = data["gate"]
+        if gate is not None:
+            gate = {**gate, "candidates": tuple(gate["candidates"])}
+        value["gate"] = None if gate is None else GateReport(**gate)
         value["cost"] = None if cost is None else CostReport(**cost)
         return cls(**value)

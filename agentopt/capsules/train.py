@@ -20,19 +20,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from agentopt.capsules import _checkpoint
-from agentopt.capsules._bernoulli import UnitPolicy, leave_one_out_changes
-from agentopt.capsules._draws import seed_number
-from agentopt.capsules._nano import nano_loss, repeated, utilities
-from agentopt.capsules._policy import Policy, Written, memory_explained
-from agentopt.capsules._readers import CausalReader, MiniLm
-from agentopt.capsules._rewards import Question, Reader, Reward, RewardSettings, Sample, Score, SoftReader
-from agentopt.capsules._tasks import Task, draw_tasks, with_target
-from agentopt.capsules._tokenizers import resolve_tokenizer
-from agentopt.capsules._train_options import STAGES, Budgets, Lora, Sampling, Settings, Stage, Update
-from agentopt.capsules._trained import Step, Trained, fingerprint, longest_text, quiet
-from agentopt.capsules._trl import grpo_trainer, reward_function
-from agentopt.capsules._updates import (
+from agentopt.capsules.counting._tokenizers import resolve_tokenizer
+from agentopt.capsules.training import _checkpoint
+from agentopt.capsules.training._bernoulli import UnitPolicy, leave_one_out_changes
+from agentopt.capsules.training._nano import nano_loss, repeated, utilities
+from agentopt.capsules.training._policy import Policy, Written, memory_explained
+from agentopt.capsules.training._readers import CausalReader, MiniLm
+from agentopt.capsules.training._rewards import Question, Reader, Reward, RewardSettings, Sample, Score, SoftReader
+from agentopt.capsules.training._tasks import Task, draw_tasks, with_target
+from agentopt.capsules.training._train_options import STAGES, Budgets, Lora, Sampling, Settings, Stage, Update
+from agentopt.capsules.training._trained import Step, Trained, fingerprint, longest_text, quiet
+from agentopt.capsules.training._trl import grpo_trainer, reward_function
+from agentopt.capsules.training._updates import (
     RunningMean,
     group_normalised,
     leave_one_out,
@@ -41,6 +40,7 @@ from agentopt.capsules._updates import (
     whole_text_loss,
 )
 from agentopt.errors import RunError, UserError
+from agentopt.evaluation import seed_number
 from agentopt.weights import load as weights
 from agentopt.weights.load import need
 

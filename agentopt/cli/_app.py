@@ -245,7 +245,9 @@ def capsule(
     mode: Annotated[str, typer.Option(help="auto, extract, rewrite or trained")] = "auto",
     model: Annotated[str | None, typer.Option("--model", help="the model that rewrites, e.g. openai/gpt-4.1")] = None,
     template: Annotated[str | None, typer.Option(help="file that replaces what the rewriting model is told")] = None,
-    trained: Annotated[str | None, typer.Option(help="folder of a trained capsulator")] = None,
+    trained: Annotated[
+        str | None, typer.Option(help="trained capsulator: its folder, or a unit policy's .json")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="agentopt.toml: rows, program, metric for the gate")] = None,
     parameter: Annotated[str | None, typer.Option(help="the program's prompt that FILE is  [default: found]")] = None,
     margin: Annotated[float, typer.Option(help="how much lower the score may be before it is harm")] = 0.05,

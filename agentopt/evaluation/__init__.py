@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from agentopt.evaluation._data import MIN_TEST_ROWS, Dataset, Example, content_hash, overlap, split_dataset
+from agentopt.evaluation._draws import seed_number, seeded
 from agentopt.evaluation._evaluator import Evaluator
 from agentopt.evaluation._executors import Executor, RemoteExecutor, Work, check_executor, open_executor
 from agentopt.evaluation._judge import Judge
@@ -59,6 +60,8 @@ __all__ = [
     "overlap",
     "paired_test",
     "resolve_metric",
+    "seed_number",
+    "seeded",
     "sign_flip_test",
     "smallest_detectable_difference",
     "split_dataset",

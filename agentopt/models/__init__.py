@@ -33,6 +33,7 @@ from agentopt.models._prices import Price, PriceTable, default_prices, load_pric
 from agentopt.models._protocol import Client, LMOptions, Message, Reply, ReplyCache, Request, ToolCall
 from agentopt.models._remote import RemoteClient, remote_models, roles_here, serve
 from agentopt.models._retry import Clock, RetryPolicy
+from agentopt.models._side_by_side import side_by_side
 from agentopt.models._throttle import Throttle, ThrottleLimits, ThrottleTable
 
 __all__ = [
@@ -93,6 +94,7 @@ __all__ = [
     "roles_here",
     "run_sync",
     "serve",
+    "side_by_side",
     "spend_guard",
     "time_engine",
     "use",

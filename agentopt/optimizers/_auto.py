@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agentopt.evaluation import seeded
 from agentopt.graph import SetText, set_value
 from agentopt.models import BudgetExhausted, LMError
 from agentopt.optimizers._capsules import KINDS as CAPSULE_KINDS
 from agentopt.optimizers._capsules import SHORTER, Capsules
 from agentopt.optimizers._code import CodeRepair
 from agentopt.optimizers._demonstrations import Demonstrations
-from agentopt.optimizers._draws import seeded
 from agentopt.optimizers._instructions import Instructions
 from agentopt.optimizers._legal import Proposals, current_value, merged
 from agentopt.optimizers._memory import gain

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from agentopt.errors import UserError
+from agentopt.evaluation import seeded
 from agentopt.graph import SetDemos
 from agentopt.optimizers._data import describe
 from agentopt.optimizers._demonstrations import (
@@ -25,7 +26,6 @@ from agentopt.optimizers._demonstrations import (
     last_user_message,
     reply_text,
 )
-from agentopt.optimizers._draws import seeded
 from agentopt.optimizers._legal import Proposals
 from agentopt.optimizers._protocol import ProposeContext, Update
 from agentopt.optimizers._space import call_choices, calls_in

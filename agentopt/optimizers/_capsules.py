@@ -18,17 +18,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from agentopt.capsules._demos import label_of, spread
 from agentopt.capsules._errors import BudgetInfeasible
-from agentopt.capsules._extract import extract
-from agentopt.capsules._lossless import lossless
-from agentopt.capsules._render import render
-from agentopt.capsules._terms import Vocabulary
-from agentopt.capsules._tokens import TokenBudget
-from agentopt.capsules._units import parse
+from agentopt.capsules.counting._tokens import TokenBudget
+from agentopt.capsules.extraction._demos import label_of, spread
+from agentopt.capsules.extraction._extract import extract
+from agentopt.capsules.extraction._render import render
+from agentopt.capsules.extraction._terms import Vocabulary
+from agentopt.capsules.units._lossless import lossless
+from agentopt.capsules.units._units import parse
 from agentopt.errors import UserError
+from agentopt.evaluation import seed_number
 from agentopt.graph import set_value
-from agentopt.optimizers._draws import seed_number
 from agentopt.optimizers._legal import TEXT_KINDS, Proposals, current_value, edit_for
 from agentopt.optimizers._protocol import ProposeContext, Update
 

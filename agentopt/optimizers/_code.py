@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import anyio.to_thread
 
 from agentopt.errors import UserError
+from agentopt.evaluation import seed_number
 from agentopt.graph import ALLOWED_MODULES, SetCode, apply_edits, code_unit
 from agentopt.models import LMOptions
 from agentopt.optimizers._calls import RecordedCall, calls_of, try_calls
-from agentopt.optimizers._draws import seed_number
 from agentopt.optimizers._feedback import cut
 from agentopt.optimizers._legal import Proposals, current_value, strip_fence
 from agentopt.optimizers._memory import render_memory

@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from agentopt.evaluation import seeded
 from agentopt.graph import SetDemos
 from agentopt.optimizers._data import DataDescription, describe, label_of
-from agentopt.optimizers._draws import seeded
 from agentopt.optimizers._legal import Proposals, current_value
 from agentopt.optimizers._memory import measured
 from agentopt.optimizers._protocol import ProposeContext, Update

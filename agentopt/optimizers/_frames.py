@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from agentopt.optimizers._draws import seed_number, seeded
+from agentopt.evaluation import seed_number, seeded
 from agentopt.optimizers._legal import headline
 from agentopt.optimizers._space import TextSpace, cue_text, labels_joined
 from agentopt.optimizers._templates import Fragment, Templates

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentopt.errors import UserError
+from agentopt.evaluation import seed_number, seeded
 from agentopt.graph import SetText
 from agentopt.models import LMOptions
 from agentopt.optimizers._ask import ask
 from agentopt.optimizers._bootstrap import Bootstrap, BootstrapOptions
 from agentopt.optimizers._data import describe
-from agentopt.optimizers._draws import seed_number, seeded
 from agentopt.optimizers._feedback import cut, shown
 from agentopt.optimizers._legal import Proposals, current_value, with_variables
 from agentopt.optimizers._optoprime import tidy

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agentopt.evaluation import seed_number, seeded
 from agentopt.graph import SetText
 from agentopt.models import LMOptions
 from agentopt.optimizers._ask import ask
 from agentopt.optimizers._data import cue_words, describe
-from agentopt.optimizers._draws import seed_number, seeded
 from agentopt.optimizers._feedback import cut
 from agentopt.optimizers._frames import Observation, Pool
 from agentopt.optimizers._legal import Proposals, current_value, headline, with_variables

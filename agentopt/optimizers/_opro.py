@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentopt.errors import UserError
+from agentopt.evaluation import seed_number, seeded
 from agentopt.graph import apply_edits
 from agentopt.models import LMOptions
-from agentopt.optimizers._draws import seed_number, seeded
 from agentopt.optimizers._feedback import cut, shown
 from agentopt.optimizers._legal import Proposals, headline
 from agentopt.optimizers._memory import measured

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentopt.errors import UserError
+from agentopt.evaluation import seed_number
 from agentopt.models import LMOptions
-from agentopt.optimizers._draws import seed_number
 from agentopt.optimizers._feedback import cut
 from agentopt.optimizers._legal import Proposals, current_value, edit_for
 from agentopt.optimizers._memory import render_memory

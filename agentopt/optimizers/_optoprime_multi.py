@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentopt.errors import UserError
+from agentopt.evaluation import seed_number
 from agentopt.models import BudgetExhausted, LMError, LMOptions, current_config
-from agentopt.optimizers._draws import seed_number
 from agentopt.optimizers._legal import Proposals
 from agentopt.optimizers._memory import gain
 from agentopt.optimizers._optoprime import EDITABLE, OptoPrime, OptoPrimeOptions, read_values, reply_schema

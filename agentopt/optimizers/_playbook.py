@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from agentopt.errors import UserError
+from agentopt.evaluation import seed_number
 from agentopt.graph import CountPrinciples, DropPrinciple
 from agentopt.models import LMOptions
 from agentopt.optimizers._ask import ask
 from agentopt.optimizers._deltas import Findings, merge_operations, operations_in, read_reflection
-from agentopt.optimizers._draws import seed_number
 from agentopt.optimizers._feedback import cut
 from agentopt.optimizers._legal import Proposals, current_value
 from agentopt.optimizers._memory import render_memory

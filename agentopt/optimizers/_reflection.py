@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from agentopt.errors import UserError
+from agentopt.evaluation import seed_number
 from agentopt.models import LMOptions
 from agentopt.optimizers._demonstrations import last_user_message, reply_text
-from agentopt.optimizers._draws import seed_number
 from agentopt.optimizers._feedback import cut, shown
 from agentopt.optimizers._legal import TEXT_KINDS, Proposals, current_value, edit_for, headline, merged, with_variables
 from agentopt.optimizers._optoprime import tidy

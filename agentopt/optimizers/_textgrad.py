@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from agentopt.errors import UserError
+from agentopt.evaluation import seed_number
 from agentopt.models import LMOptions
 from agentopt.optimizers._ask import ask
-from agentopt.optimizers._draws import seed_number
 from agentopt.optimizers._feedback import cut, shown
 from agentopt.optimizers._legal import Proposals, current_value, merged
 from agentopt.optimizers._memory import render_memory

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from agentopt.errors import UserError
+from agentopt.evaluation import seed_number, seeded
 from agentopt.graph import set_value
-from agentopt.optimizers._draws import seed_number, seeded
 from agentopt.optimizers._legal import Proposals, current_value
 from agentopt.optimizers._memory import gain, measured
 from agentopt.optimizers._protocol import PastProposal, ProposeContext, Update

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from agentopt.evaluation import seeded
 from agentopt.graph import set_value
-from agentopt.optimizers._draws import seeded
 from agentopt.optimizers._legal import Proposals, current_value
 from agentopt.optimizers._protocol import ProposeContext, Update
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from agentopt.capsules._caching import CachingRule, default_caching, load_caching
-from agentopt.capsules._cost import Horizon, Rates, price_capsule
+from agentopt.capsules.gating._caching import CachingRule, default_caching, load_caching
+from agentopt.capsules.gating._cost import Horizon, Rates, price_capsule
 from agentopt.errors import UserError
 from agentopt.models import Price, default_prices
 

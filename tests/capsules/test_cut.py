@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentopt.capsules import BudgetInfeasible, Document, TokenBudget, extract, find_intact, parse
-from agentopt.capsules._spans import uncuttable
-from agentopt.capsules._tokenizers import resolve_tokenizer
+from agentopt.capsules.counting._tokenizers import resolve_tokenizer
+from agentopt.capsules.units._spans import uncuttable
 from agentopt.errors import UserError
 
 

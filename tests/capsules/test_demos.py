@@ -1,8 +1,8 @@
 """Demonstrations: whole ones, far apart, as many of each label; a rationale leaves before a demonstration does."""
 
 from agentopt.capsules import TokenBudget, extract, parse
-from agentopt.capsules._demos import label_of, spread
-from agentopt.capsules._terms import Vocabulary
+from agentopt.capsules.extraction._demos import label_of, spread
+from agentopt.capsules.extraction._terms import Vocabulary
 
 REVIEWS = [
     ("a warm and funny film about a family dinner", "positive"),

@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from agentopt.capsules import TokenBudget, _extract, _narrow, extract, parse
+from agentopt.capsules import TokenBudget, extract, parse
+from agentopt.capsules.extraction import _extract, _narrow
 from agentopt.errors import UserError
 
 PASSAGES = """Answer the question from the passages.
@@ -139,7 +140,7 @@ def test_auto_loads_no_torch():
 
 
 def test_a_missing_encoder_is_one_clear_sentence(monkeypatch):
-    from agentopt.capsules import _embedding
+    from agentopt.capsules.extraction import _embedding
 
     monkeypatch.setattr(_embedding, "PACKAGE", "no_such_package_here")
     _embedding.Encoder.load.cache_clear()
@@ -151,7 +152,7 @@ def test_the_encoder_joins_in(monkeypatch):
     """A stand-in encoder: every sentence about colours means the same."""
     import numpy as np
 
-    from agentopt.capsules import _embedding
+    from agentopt.capsules.extraction import _embedding
 
     def encode(self, given):
         return np.asarray(

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 import agentopt as ao
-from agentopt.capsules._gate import gate, regate_needed
-from agentopt.capsules._task import Task, TaskOptions
 from agentopt.capsules._types import GateReport
+from agentopt.capsules.gating._gate import gate, regate_needed
+from agentopt.capsules.gating._task import Task, TaskOptions
 from agentopt.errors import RunError, UserError
 from agentopt.store import Store
 

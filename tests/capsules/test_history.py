@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentopt.capsules import BudgetInfeasible, TokenBudget
-from agentopt.capsules._caching import CachingRule
-from agentopt.capsules._counter import Counter
-from agentopt.capsules._epochs import NO_CACHE, Sent, call_cost, extra_cost, leftover_cost
-from agentopt.capsules._history import History, HistoryOptions
-from agentopt.capsules._parts import parts_of
-from agentopt.capsules._steps import read_all
-from agentopt.capsules._tokenizers import resolve_tokenizer
+from agentopt.capsules.agents._counter import Counter
+from agentopt.capsules.agents._epochs import NO_CACHE, Sent, call_cost, extra_cost, leftover_cost
+from agentopt.capsules.agents._history import History, HistoryOptions
+from agentopt.capsules.agents._steps import read_all
+from agentopt.capsules.counting._parts import parts_of
+from agentopt.capsules.counting._tokenizers import resolve_tokenizer
+from agentopt.capsules.gating._caching import CachingRule
 from agentopt.errors import UserError
 
 LONG = "The order was shipped on 3 May to the harbour office. " * 12

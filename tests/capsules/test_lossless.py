@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentopt.capsules._lossless import lossless
-from agentopt.capsules._spans import find_intact, find_keep
+from agentopt.capsules.units._lossless import lossless
+from agentopt.capsules.units._spans import find_intact, find_keep
 from tests.capsules.wild import LONG, TEXTS, repeated
 
 PARAGRAPH = "This paragraph is long enough to be no coincidence."

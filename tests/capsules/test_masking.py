@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentopt.capsules._masking import mask
-from agentopt.capsules._originals import handle_of
+from agentopt.capsules.agents._masking import mask
+from agentopt.capsules.agents._originals import handle_of
 from agentopt.errors import UserError
 
 LONG = "The order 1042 was shipped on 3 May. " * 20

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 import agentopt as ao
 from agentopt.capsules import BudgetInfeasible, TokenBudget
-from agentopt.capsules._middleware import CapsuleLM, LiveOptions
-from agentopt.capsules._originals import Originals
-from agentopt.capsules._parts import parts_of
+from agentopt.capsules.agents._middleware import CapsuleLM, LiveOptions
+from agentopt.capsules.agents._originals import Originals
+from agentopt.capsules.counting._parts import parts_of
 from agentopt.errors import UserError
 from agentopt.models import (
     LM,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentopt.capsules._noninferior import Wager, bounds, holm, needed, rows_needed, units_of
+from agentopt.capsules.gating._noninferior import Wager, bounds, holm, needed, rows_needed, units_of
 from agentopt.errors import UserError
 
 

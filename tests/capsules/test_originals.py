@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import agentopt as ao
 from agentopt.capsules import BudgetInfeasible
-from agentopt.capsules._originals import Originals, UnknownHandle, handle_of, retrieval_tool
+from agentopt.capsules.agents._originals import Originals, UnknownHandle, handle_of, retrieval_tool
 from agentopt.store import Store
 
 PAGES = "\n\n".join(f"Chapter {n} is about the {word}." for n, word in enumerate(("moon", "tide", "harbour", "storm")))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from agentopt.capsules._probes import answered, ask_probes, make_probes, recall
-from agentopt.capsules._units import parse
+from agentopt.capsules.rewriting._probes import answered, ask_probes, make_probes, recall
+from agentopt.capsules.units._units import parse
 from agentopt.models import LMOptions, ScriptedLM
 
 SOURCE = (

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentopt.capsules._errors import BudgetInfeasible
-from agentopt.capsules._extract import extract
-from agentopt.capsules._lossless import lossless
-from agentopt.capsules._spans import find_intact, find_keep, uncuttable
-from agentopt.capsules._tokens import TokenBudget
-from agentopt.capsules._units import parse
+from agentopt.capsules.counting._tokens import TokenBudget
+from agentopt.capsules.extraction._extract import extract
+from agentopt.capsules.units._lossless import lossless
+from agentopt.capsules.units._spans import find_intact, find_keep, uncuttable
+from agentopt.capsules.units._units import parse
 from tests.capsules.prompts import MAKERS
 from tests.capsules.wild import TEXTS
 

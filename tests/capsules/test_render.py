@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentopt.capsules import Document, Unit, parse
-from agentopt.capsules._render import render, render_with_places
+from agentopt.capsules.extraction._render import render, render_with_places
 
 
 def document(text: str) -> Document:

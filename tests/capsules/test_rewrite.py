@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentopt.capsules import BudgetInfeasible, Document, Meter, TokenBudget
-from agentopt.capsules._asking import amount_for, next_amount
-from agentopt.capsules._extract import extract
-from agentopt.capsules._probes import make_probes, recall
-from agentopt.capsules._rewrite import RewriteOptions, Rewriting, Win, rank_styles, rewrite
-from agentopt.capsules._sentinels import mask
-from agentopt.capsules._units import parse
-from agentopt.capsules._verify import missing_spans
-from agentopt.capsules._wording import fenced, load_wording
+from agentopt.capsules.extraction._extract import extract
+from agentopt.capsules.rewriting._asking import amount_for, next_amount
+from agentopt.capsules.rewriting._probes import make_probes, recall
+from agentopt.capsules.rewriting._rewrite import RewriteOptions, Rewriting, Win, rank_styles, rewrite
+from agentopt.capsules.rewriting._sentinels import mask
+from agentopt.capsules.rewriting._verify import missing_spans
+from agentopt.capsules.rewriting._wording import fenced, load_wording
+from agentopt.capsules.units._units import parse
 from agentopt.errors import UserError
 from agentopt.models import (
     LM,

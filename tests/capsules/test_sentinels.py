@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentopt.capsules import Document, Span, Unit
-from agentopt.capsules._sentinels import mask
-from agentopt.capsules._units import parse
+from agentopt.capsules.rewriting._sentinels import mask
+from agentopt.capsules.units._units import parse
 
 WILD = st.text(
     st.one_of(

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentopt.capsules import _graphemes
-from agentopt.capsules._spans import clause_points, cut_points, find_intact, find_keep, uncuttable
+from agentopt.capsules.units import _graphemes
+from agentopt.capsules.units._spans import find_intact, find_keep, uncuttable
 from agentopt.errors import UserError
 from tests.capsules.wild import LONG, TEXTS, repeated
 
@@ -181,24 +181,6 @@ def test_spans_are_sorted_apart_and_inside(text):
 
 
 @settings(max_examples=80, deadline=None)
-@given(TEXTS)
-def test_a_cut_is_never_inside_a_span_or_a_grapheme(text):
-    points = cut_points(text)
-    assert len(set(points)) == len(points) and all(0 < at < len(text) for at in points)
-    assert points[: len(clause_points(text))] == clause_points(text)
-    whole = [*find_keep(text, []), *find_intact(text)]
-    assert not any(span.start < at < span.end for span in whole for at in points)
-
-
-def test_cut_points_of_a_sentence_and_of_a_text_without_spaces():
-    text = "the bridge, which crosses the river, is old"
-    assert [text[:at] for at in clause_points(text)] == ["the bridge,", "the bridge, which crosses the river,"]
-    assert text.index(" is old") + 3 in cut_points(text)
-    family = "👩‍👩‍👧‍👦"
-    assert cut_points(family * 3) == [len(family), 2 * len(family)]
-
-
-@settings(max_examples=80, deadline=None)
 @given(st.text(max_size=30))
 def test_graphemes_without_the_regex_module_are_not_finer_than_marks_and_pairs(text):
     points = [at for at in range(1, len(text)) if _graphemes._between(text, at)]
@@ -216,5 +198,4 @@ def test_hostile_texts_end(piece):
     text = repeated(piece, 20_000)
     for find in (find_keep, find_intact):
         assert all(span.end <= len(text) for span in find(text))
-    cut_points(text[:5_000])
     uncuttable(text)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentopt.capsules import BudgetInfeasible, TokenBudget, stream
-from agentopt.capsules._stream import safe_chunks
+from agentopt.capsules.extraction._stream import safe_chunks
 from agentopt.errors import UserError
 
 SMALL = 8192

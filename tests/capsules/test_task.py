@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import agentopt as ao
-from agentopt.capsules._task import Task, TaskOptions
+from agentopt.capsules.gating._task import Task, TaskOptions
 from agentopt.errors import UserError
 from agentopt.evaluation import Dataset, Example, load_program
 

@@ -11,8 +11,15 @@ import pytest
 
 import agentopt as ao
 from agentopt.capsules import TokenBudget
-from agentopt.capsules._templates import ChatTemplate, TemplateRefused, chatml, template_of_folder, text_of, uncounted
-from agentopt.capsules._tokenizers import resolve_tokenizer
+from agentopt.capsules.counting._templates import (
+    ChatTemplate,
+    TemplateRefused,
+    chatml,
+    template_of_folder,
+    text_of,
+    uncounted,
+)
+from agentopt.capsules.counting._tokenizers import resolve_tokenizer
 from agentopt.errors import UserError
 from agentopt.models._embedded_files import packaged_file
 

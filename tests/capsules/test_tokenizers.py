@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentopt.capsules import _token_file, _token_tiktoken
-from agentopt.capsules._token_gguf import load_gguf, read_metadata
-from agentopt.capsules._tokenizers import resolve_tokenizer
+from agentopt.capsules.counting import _token_file, _token_tiktoken
+from agentopt.capsules.counting._token_gguf import load_gguf, read_metadata
+from agentopt.capsules.counting._tokenizers import resolve_tokenizer
 from agentopt.errors import UserError
 from agentopt.models._embedded_files import packaged_file
 
@@ -119,7 +119,7 @@ def test_a_long_text_without_an_edge_counts(name: str, run: str, size: int) -> N
 def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr("agentopt.capsules._tokenizers._LOADED", {})
+    monkeypatch.setattr("agentopt.capsules.counting._tokenizers._LOADED", {})
     for name in ("cl100k_base", tmp_path):
         with pytest.raises(UserError, match=r"pip install 'agentopt\[capsule\]'"):
             resolve_tokenizer(name)

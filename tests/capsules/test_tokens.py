@@ -13,8 +13,8 @@ import pytest
 
 import agentopt as ao
 from agentopt.capsules import Meter, TokenBudget
-from agentopt.capsules._token_endpoint import Endpoint
-from agentopt.capsules._tokenizers import resolve_tokenizer
+from agentopt.capsules.counting._token_endpoint import Endpoint
+from agentopt.capsules.counting._tokenizers import resolve_tokenizer
 from agentopt.errors import UserError
 
 CHAT: list[dict[str, Any]] = [

@@ -13,11 +13,7 @@ import pytest
 
 import agentopt as ao
 from agentopt.capsules import CapsuleOptions, Document, Meter, Span, TokenBudget, train
-from agentopt.capsules._nano import cut_off, nano_loss, repeated, utilities
-from agentopt.capsules._policy import Policy, instruction
-from agentopt.capsules._tokenizers import resolve_tokenizer
-from agentopt.capsules._trained import halves
-from agentopt.capsules._updates import divergence, token_loss, whole_text_loss
+from agentopt.capsules.counting._tokenizers import resolve_tokenizer
 from agentopt.capsules.train import (
     Budgets,
     Lora,
@@ -31,6 +27,10 @@ from agentopt.capsules.train import (
     Trained,
     Update,
 )
+from agentopt.capsules.training._nano import cut_off, nano_loss, repeated, utilities
+from agentopt.capsules.training._policy import Policy, instruction
+from agentopt.capsules.training._trained import halves
+from agentopt.capsules.training._updates import divergence, token_loss, whole_text_loss
 from agentopt.errors import RunError, UserError
 from tests.capsules.facts import LookUp, document, sample
 from tests.weights.tiny import tiny, tiny_folder

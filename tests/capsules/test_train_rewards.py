@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from agentopt.capsules import Document, Meter, Span, Unit
-from agentopt.capsules._rewards import distance_from_valid, invented, missing_keep, probe_recall
-from agentopt.capsules._tokenizers import resolve_tokenizer
-from agentopt.capsules._updates import RunningMean, group_normalised, leave_one_out, tells_nothing
+from agentopt.capsules.counting._tokenizers import resolve_tokenizer
 from agentopt.capsules.train import Question, Reward, RewardSettings, Sample
+from agentopt.capsules.training._rewards import distance_from_valid, invented, missing_keep, probe_recall
+from agentopt.capsules.training._updates import RunningMean, group_normalised, leave_one_out, tells_nothing
 from agentopt.errors import RunError, UserError
 from tests.capsules.facts import LookUp, document, sample
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 from hypothesis import given, settings
 
-from agentopt.capsules._units import closing_tags, parse
+from agentopt.capsules.units._units import closing_tags, parse
 from agentopt.errors import UserError
 from tests.capsules.wild import LONG, TEXTS, repeated
 

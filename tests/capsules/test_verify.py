@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentopt.capsules import Document, TokenBudget
-from agentopt.capsules._replies import read_reply
-from agentopt.capsules._units import parse
-from agentopt.capsules._verify import passed, verify
+from agentopt.capsules.rewriting._replies import read_reply
+from agentopt.capsules.rewriting._verify import passed, verify
+from agentopt.capsules.units._units import parse
 
 SOURCE = """# Role
 You are a claims assistant for Harbor Mutual. You help adjusters at the Rotterdam office write notice summaries.

@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from agentopt.models import side_by_side
 from agentopt.optimizers._feedback import cut
 from agentopt.optimizers._problem import cases_of
 from agentopt.optimizers.symbolic._loss import Loss, facts, inputs_text, language_loss, output_text
 from agentopt.optimizers.symbolic._show import value_text
 from agentopt.optimizers.symbolic._trajectory import Trajectory, Visit, trajectory_of
-from agentopt.optimizers.symbolic._work import TEXT, Work, object_schema, side_by_side, words_of
+from agentopt.optimizers.symbolic._work import TEXT, Work, object_schema, words_of
 
 if TYPE_CHECKING:
     from agentopt.evaluation import Rollout

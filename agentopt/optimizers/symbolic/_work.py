@@ -5,15 +5,13 @@ The unit is one call of `propose`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import anyio
-
+from agentopt.evaluation import seed_number
 from agentopt.models import LMError, LMOptions
 from agentopt.optimizers._ask import ask
-from agentopt.optimizers._draws import seed_number
 from agentopt.optimizers._feedback import cut
 from agentopt.optimizers._optoprime import tidy
 from agentopt.optimizers._protocol import DroppedEdit, ProposeContext
@@ -201,29 +199,6 @@ class Work:
     def drop(self, source: str, problem: str, tries: int = 1) -> None:
         """Record what was given up."""
         self.context.dropped.append(DroppedEdit(source, cut(problem, 600), tries))
-
-
-async def side_by_side(jobs: Sequence[Callable[[], Awaitable[T]]], limit: int) -> list[T]:
-    """All results in the order of `jobs`, at most `limit` running. The first job's error in that order is raised."""
-    results: dict[int, T] = {}
-    errors: dict[int, Exception] = {}
-    turns = anyio.Semaphore(limit)
-
-    async def run(place: int, job: Callable[[], Awaitable[T]]) -> None:
-        async with turns:
-            if errors:
-                return
-            try:
-                results[place] = await job()
-            except Exception as error:  # noqa: BLE001 - raised below, without an exception group around it
-                errors[place] = error
-
-    async with anyio.create_task_group() as group:
-        for place, job in enumerate(jobs):
-            group.start_soon(run, place, job)
-    if errors:
-        raise errors[min(errors)]
-    return [results[place] for place in range(len(jobs))]
 
 
 def fields_of(reply: Any, keys: Sequence[str]) -> Mapping[str, Any] | None:

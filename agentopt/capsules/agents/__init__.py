@@ -1,0 +1,1 @@
+"""Agents that call again and again: histories, masking, originals behind handles, the live middleware."""

@@ -1,0 +1,1 @@
+"""Tokens: tokenizers, chat templates, and the meter that counts what is sent."""

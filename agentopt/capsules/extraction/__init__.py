@@ -1,0 +1,1 @@
+"""The extractive engine: which units are worth keeping, and the hard cut."""

@@ -1,0 +1,1 @@
+"""Harm and money: the paired gate on a task, and the cost with provider caches."""

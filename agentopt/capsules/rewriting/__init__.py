@@ -1,0 +1,1 @@
+"""The rewriting engine, and the verification of whatever was written anew."""

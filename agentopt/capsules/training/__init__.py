@@ -1,0 +1,1 @@
+"""Training a capsulator: policies, rewards, updates, and what a training leaves behind."""
