@@ -246,7 +246,11 @@ def test_an_interrupt_says_how_to_go_on_and_the_run_can_be_resumed(agentopt: Run
         encoding="utf-8",
     )
     command = [sys.executable, "-m", "agentopt", "tune", "slow.py:colour", *DATA, "--budget", "rollouts=300"]
-    with subprocess.Popen(command, cwd=project, stderr=subprocess.PIPE, text=True) as process:
+
+    def heed() -> None:  # a job that a shell put into the background hands on that SIGINT is ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, cwd=project, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:
         assert process.stderr is not None
         said = next(line for line in process.stderr if line.startswith("baseline"))
         process.send_signal(signal.SIGINT)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agentopt.capsules import Document, TokenBudget
 from agentopt.capsules.rewriting._replies import read_reply
-from agentopt.capsules.rewriting._verify import passed, verify
+from agentopt.capsules.rewriting._verify import verify
 from agentopt.capsules.units._units import parse
 
 SOURCE = """# Role
@@ -96,6 +96,10 @@ UNFAITHFUL = {
 }
 
 
+def passed(document: Document, text: str) -> bool:
+    return all(check.passed for check in verify(document, text, meter=None))
+
+
 def _failed(text: str, source: str = SOURCE, keep: tuple[str, ...] = ()) -> dict[str, str]:
     return {check.name: check.detail for check in verify(parse(source, keep), text, meter=None) if not check.passed}
 
@@ -136,11 +140,11 @@ The service was built by a team that cares a great deal about well formed output
 
 def test_a_schema_must_be_the_same_value() -> None:
     document = parse(SCHEMA)
-    assert passed(verify(document, SCHEMA, meter=None))
+    assert passed(document, SCHEMA)
     broken = SCHEMA.replace('"integer"', '"number"')
     assert "keep" in {check.name for check in verify(document, broken, meter=None) if not check.passed}
     cut = SCHEMA.replace('"required": ["age"]}', "")
-    assert not passed(verify(document, cut, meter=None))
+    assert not passed(document, cut)
 
 
 def test_json_that_is_not_a_schema_may_lose_white_space_and_nothing_else() -> None:
@@ -179,6 +183,8 @@ def test_any_two_texts_can_be_compared(source: str, text: str) -> None:
 
 @given(st.text(st.sampled_from("ab .,!?-\n\"'([{:;|>0123456789$%"), max_size=300))
 @settings(max_examples=60)
+@example("$\n0")
+@example("0\n%")
 def test_a_text_stands_for_itself(source: str) -> None:
     assert {check.name for check in verify(parse(source), source, meter=None) if not check.passed} <= {"reply"}
 
@@ -202,7 +208,7 @@ HOSTILE = (
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_replies_take_no_hostile_time(text: str) -> None:
     read = read_reply(text, "Please keep calm.")
-    assert read.problem or not passed(verify(parse("Please keep calm."), read.text, meter=None))
+    assert read.problem or not passed(parse("Please keep calm."), read.text)
 
 
 @pytest.mark.parametrize(

@@ -35,10 +35,10 @@ _DIGITS = r"\d+(?:[.,:/'’_\u00a0\u202f]\d+|(?<!\d\d\d\d)[ ](?=\d{3}(?![\d.,]*\
 _NUMBER = re.compile(
     rf"""
     (?<!\w)(?<!\w\.)(?P<minus>(?<![\w)\]%.])[-−](?=[$€£¥₹]?\d))?
-    (?P<currency>(?:[$€£¥₹]|\b(?:USD|EUR|GBP|JPY))\s?)?(?P<minus2>[-−](?=\d))?
+    (?P<currency>(?:[$€£¥₹]|\b(?:USD|EUR|GBP|JPY))[^\S\n]?)?(?P<minus2>[-−](?=\d))?
     (?P<digits>{_DIGITS})(?P<exp>[eE][-+]?\d{{1,4}}(?!\w))?
     (?:\s?(?P<scale>(?i:k|thousand|million|mn|mio|billion|bn|trillion))(?![\w]))?
-    (?:\s?-?(?:(?:business|working|calendar|full|consecutive|square|cubic)\s)?(?P<unit>%|[$€£¥₹](?!\d)|°\s?[CF]|[^\W\d_]+\b))?
+    (?:(?!\n-?[%$€£¥₹°])\s?-?(?:(?:business|working|calendar|full|consecutive|square|cubic)\s)?(?P<unit>%|[$€£¥₹](?!\d)|°\s?[CF]|[^\W\d_]+\b))?
     """,
     re.X,
 )
