@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from agentopt.capsules._batch import RECORDS, BatchItem, BatchProgress, batch
+from agentopt.capsules._batch_records import Unwritable
 from agentopt.capsules._capsule import MODES, Source, make_capsule
 from agentopt.capsules._errors import BudgetInfeasible
 from agentopt.capsules._library import Library, LibraryRow, LibraryWarning, capsule_key
@@ -68,6 +69,7 @@ __all__ = [
     "Tokenizer",
     "Unit",
     "UnknownHandle",
+    "Unwritable",
     "Win",
     "batch",
     "capsule_key",

@@ -82,7 +82,7 @@ async def make_capsule(
             keep=keep,
             query=query,
             mode=mode,
-            model="|".join((lm.name if lm else "", _identity(options.trained))),
+            model="|".join((lm.name if lm else "", identity(options.trained))),
             options={name: getattr(options, name) for name in _DECIDES} | {"rewriting": _wording(options)},
             seed=options.seed,
         )
@@ -102,15 +102,15 @@ def _check(mode: str, lm: LM | None, task: Task | None, source: Source, options:
         raise UserError("task: a gate compares two texts; give the text of the message that the program reads.")
 
 
-def _identity(trained: Any) -> str:
-    """What tells one trained capsulator from another."""
+def identity(trained: str | Path | Any) -> str:
+    """What tells one trained capsulator from another, in every process: its files and their times, or its weights."""
     if trained is None:
         return ""
     if isinstance(trained, str | Path):
         path = Path(trained)
         files = [path] if path.is_file() else [*sorted(path.glob("*.json")), *sorted(path.glob("*.safetensors"))]
         return "|".join([str(trained), *(f"{file.name}:{file.stat().st_mtime_ns}" for file in files)])
-    return f"{type(trained).__name__}:{id(trained)}"
+    return f"{type(trained).__name__}:{trained.digest()}"
 
 
 def _wording(options: CapsuleOptions) -> list[Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agentopt.capsules._errors import BudgetInfeasible
 from agentopt.capsules._options import CapsuleOptions
 from agentopt.capsules._types import Check, Document, DroppedUnit, Made, Mode
 from agentopt.capsules.counting._tokens import Meter
@@ -145,7 +146,6 @@ def _trained(job: Job, extraction: Extraction) -> Draft:
 
 def _proposed(capsulator: Any, document: Document, meter: Meter, job: Job) -> tuple[tuple[str, list[Check]], str]:
     """The text and its checks, and what failed."""
-    from agentopt.capsules._errors import BudgetInfeasible
     from agentopt.capsules.rewriting._verify import verify
 
     text: str = capsulator.compress(document, meter, job.options.seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from agentopt.errors import UserError
 
@@ -59,6 +59,9 @@ class CapsuleOptions:
         unknown = sorted(set(self.styles) - set(STYLES))
         if unknown or not self.styles:
             raise UserError(f"styles: found {unknown or 'none'}, expected some of {', '.join(STYLES)}.")
+        for name, known in (("scorer", get_args(Scorer)), ("undecided", ("original", "capsule"))):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name}: found {getattr(self, name)!r}, expected one of {', '.join(known)}.")
         if not 0 < self.margin < 1:
             raise UserError(f"margin: found {self.margin}, expected a number between 0 and 1.")
         if not 0.5 < self.confidence < 1:

@@ -160,7 +160,7 @@ class GateReport:
     candidates: tuple[dict[str, Any], ...] = ()
     """What was compared on the select part: made, tokens, score."""
     inputs: str = ""
-    """Hash of what was gated (prompt, capsule, program, data): a change means gating again."""
+    """`part=HASH` for each part of what was gated; `regate_needed` compares them with what is there now."""
     reason: str = ""
     usd: float | None = None
     """What the calls of the gate cost; None when a price is unknown."""

@@ -22,7 +22,7 @@ from typing import Any
 
 from agentopt.capsules.counting._tokenizers import resolve_tokenizer
 from agentopt.capsules.training import _checkpoint
-from agentopt.capsules.training._bernoulli import UnitPolicy, leave_one_out_changes
+from agentopt.capsules.training._bernoulli import UnitPolicy, UnitSettings, UnitStep, leave_one_out_changes
 from agentopt.capsules.training._nano import nano_loss, repeated, utilities
 from agentopt.capsules.training._policy import Policy, Written, memory_explained
 from agentopt.capsules.training._readers import CausalReader, MiniLm
@@ -63,6 +63,8 @@ __all__ = [
     "Step",
     "Trained",
     "UnitPolicy",
+    "UnitSettings",
+    "UnitStep",
     "Update",
     "grpo_trainer",
     "leave_one_out_changes",
@@ -110,7 +112,11 @@ def train(
 
 
 def load(folder: str | Path, *, device: Any = None) -> Trained | UnitPolicy:
-    """A saved capsulator: a trained model's folder, or the JSON file of a unit policy."""
+    """A saved capsulator: a trained model's folder, or the JSON file of a unit policy.
+
+    Raises:
+        UserError: no capsulator there, or one that cannot be used here.
+    """
     path = Path(folder)
     return UnitPolicy.load(path) if path.is_file() else Trained.load(path, device=device)
 
@@ -128,9 +134,7 @@ def _prepare(source: str | Path | tuple[Any, Any] | Trained, settings: Settings)
     if settings.lora is None:
         model.requires_grad_(True)
     else:
-        peft, lora = need("peft"), settings.lora
-        modules = lora.modules if isinstance(lora.modules, str) else list(lora.modules)
-        config = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=modules, task_type="CAUSAL_LM")
+        peft, config = need("peft"), settings.lora.config()
         with torch.random.fork_rng(devices=[]), quiet():
             torch.manual_seed(seed_number("adapter", settings.seed))
             model = peft.get_peft_model(model, config)

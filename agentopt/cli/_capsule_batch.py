@@ -86,7 +86,10 @@ async def _all(arguments: CapsuleArguments, source: Path, out: Path, on_progress
 
 def _settings(arguments: CapsuleArguments) -> str:
     """Identifies what is asked of every input: another request is made anew."""
+    from agentopt.capsules._capsule import identity
+
     asked = {name: value for name, value in asdict(arguments).items() if name not in _NOT_SETTINGS}
+    asked |= {name: identity(asked[name]) for name in ("template", "trained")}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from agentopt.capsules import BudgetInfeasible, TokenBudget
 from agentopt.capsules.agents._counter import Counter
-from agentopt.capsules.agents._epochs import NO_CACHE, Sent, call_cost, extra_cost, leftover_cost
+from agentopt.capsules.agents._epochs import Sent, call_cost, extra_cost, leftover_cost
 from agentopt.capsules.agents._history import History, HistoryOptions
 from agentopt.capsules.agents._steps import read_all
 from agentopt.capsules.counting._parts import parts_of
@@ -24,6 +24,7 @@ LONG = "The order was shipped on 3 May to the harbour office. " * 12
 SYSTEM = {"role": "system", "content": "You are a careful agent. Answer in JSON."}
 TASK = {"role": "user", "content": "Find the order. Do not email the customer."}
 LATE = HistoryOptions(early=False)
+NO_CACHE = CachingRule(1 << 60, scope="no cache")
 
 
 def call(number: int, tool: str = "search", text: str = "") -> dict[str, Any]:

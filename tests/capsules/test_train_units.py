@@ -15,8 +15,16 @@ import pytest
 import agentopt as ao
 from agentopt.capsules import BudgetInfeasible, CapsuleOptions, Document, Meter, Span, TokenBudget, Unit
 from agentopt.capsules.counting._tokenizers import resolve_tokenizer
-from agentopt.capsules.train import Budgets, Question, Reward, Sample, UnitPolicy, leave_one_out_changes, load
-from agentopt.capsules.training._bernoulli import UnitSettings
+from agentopt.capsules.train import (
+    Budgets,
+    Question,
+    Reward,
+    Sample,
+    UnitPolicy,
+    UnitSettings,
+    leave_one_out_changes,
+    load,
+)
 from agentopt.capsules.training._features import features, names
 from agentopt.errors import UserError
 from tests.capsules.facts import LookUp, document, sample

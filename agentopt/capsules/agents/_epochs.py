@@ -15,8 +15,6 @@ from agentopt.capsules.gating._caching import CachingRule
 
 ASSUMED = CachingRule(1024, scope="assumed: five minutes, as Anthropic asks it")
 """Where nothing is known of the provider."""
-NO_CACHE = CachingRule(1 << 60, scope="no cache")
-"""A provider that keeps nothing: every call pays all of its input."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from agentopt.capsules.agents._counter import Counter
 from agentopt.capsules.agents._entry import enter
 from agentopt.capsules.agents._epochs import ASSUMED, Sent, extra_cost, leftover_cost, read_tokens, rule_to_dict
 from agentopt.capsules.agents._originals import Originals
-from agentopt.capsules.agents._steps import Facts, read_all, read_facts
+from agentopt.capsules.agents._steps import Facts, check_keep_last, read_all, read_facts
 from agentopt.capsules.counting._parts import check_messages
 from agentopt.capsules.counting._tokens import TokenBudget, Tokenizer
 from agentopt.capsules.gating._caching import CachingRule
@@ -384,9 +384,6 @@ def rules_of(keep_last: int, mask: bool, keep: Sequence[str], options: HistoryOp
     """
     from agentopt.capsules.units._spans import find_keep
 
-    if keep_last < 1:
-        raise UserError(
-            f"keep_last: found {keep_last}, expected at least 1: the model has not read the last result yet."
-        )
+    check_keep_last(keep_last)
     find_keep("", keep)  # unusable patterns are named now, not in the middle of a run
     return Rules(keep_last, mask, options.extract, tuple(keep), options.query, options.room, options.seed)

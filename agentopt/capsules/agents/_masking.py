@@ -7,18 +7,17 @@ the agent's own words about it stay. Messages keep their number, order, roles an
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from agentopt.capsules.agents._originals import handle_of
-from agentopt.capsules.agents._steps import Facts, anatomy, read_all, text_of
+from agentopt.capsules.agents._steps import Facts, anatomy, check_keep_last, read_all, text_of
 from agentopt.capsules.counting._parts import check_messages
 from agentopt.capsules.counting._tokenizers import resolve_tokenizer
 from agentopt.capsules.counting._tokens import Tokenizer
 from agentopt.capsules.units._spans import find_keep
-from agentopt.errors import UserError
 
 _BEGINNING = "[masked: "
 _LINE = re.compile(r"\[masked: [\d,]+ tokens(?: of [^\n\]]{1,200})?(?:; capsule handle cap:[0-9a-f]+)?\](?:\n|$)")
@@ -66,45 +65,25 @@ def mask(
         keep: regular expressions; what they match in a masked result stays in its line, as placeholders do.
         tokenizer: counts what is masked.
         handles: whether a line names the handle of the original (see `Originals`).
+
+    Raises:
+        UserError: `keep_last` below 1, a message, a pattern or a tokenizer that is none.
     """
-    if keep_last < 1:
-        raise UserError(
-            f"keep_last: found {keep_last}, expected at least 1: the model has not read the last result yet."
-        )
+    check_keep_last(keep_last)
     given = check_messages(messages)
     facts = read_all(given)
     what = anatomy(facts, keep_last)
-    stays = {
-        index
-        for index, (message, fact) in enumerate(zip(given, facts, strict=True))
-        if not fact.observation or what.stays(index, fact) or _LINE.match(text_of(message))
-    }
     count = resolve_tokenizer(tokenizer).count
-    new, masked = masked_messages(given, facts, stays, keep=keep, count=count, handles=handles)
-    return Masking(tuple(new), tuple(masked))
-
-
-def masked_messages(
-    messages: Sequence[Mapping[str, Any]],
-    facts: Sequence[Facts],
-    stays: Container[int],
-    *,
-    keep: Sequence[str],
-    count: Callable[[str], int],
-    handles: bool = True,
-) -> tuple[list[dict[str, Any]], list[Masked]]:
-    """The messages with every observation masked that is not in `stays`, and what was masked."""
     new: list[dict[str, Any]] = []
     masked: list[Masked] = []
-    for index, (message, fact) in enumerate(zip(messages, facts, strict=True)):
-        done = dict(message)
-        if fact.observation and index not in stays:
+    for index, (message, fact) in enumerate(zip(given, facts, strict=True)):
+        found = None
+        if fact.observation and not what.stays(index, fact) and not _LINE.match(text_of(message)):
             found = mask_one(index, message, fact, keep=keep, count=count, handles=handles)
-            if found is not None:
-                done["content"] = found[1]
-                masked.append(found[0])
-        new.append(done)
-    return new, masked
+        new.append(message if found is None else {**message, "content": found[1]})
+        if found is not None:
+            masked.append(found[0])
+    return Masking(tuple(new), tuple(masked))
 
 
 def mask_one(

@@ -213,7 +213,11 @@ class CapsuleLM(DirectLM):
         return await self.client.send(await self._compressed(request))
 
     async def stream(self, request: Request) -> AsyncIterator[str | Reply]:
-        """The reply to the compressed request, in pieces."""
+        """The reply to the compressed request, in pieces.
+
+        Raises:
+            BudgetInfeasible: what must stay does not fit, and `on_infeasible` is "raise".
+        """
         source = self.client.stream(await self._compressed(request))
         if isinstance(source, AsyncGenerator):
             async with aclosing(cast("AsyncGenerator[str | Reply, None]", source)):

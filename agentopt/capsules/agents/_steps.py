@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from agentopt.capsules.counting._parts import parts_of
+from agentopt.errors import UserError
 
 _OBSERVATION = re.compile(
     r"\s*[\[(*]{0,2}(?:observation|(?:tool|function|command)[ _](?:result|output|response)|stdout)"
@@ -127,6 +128,14 @@ def read_all(messages: Sequence[Mapping[str, Any]]) -> list[Facts]:
         called.update(facts.calls)
         found.append(facts)
     return found
+
+
+def check_keep_last(keep_last: int) -> None:
+    """Raises UserError when not even the last step would stay."""
+    if keep_last < 1:
+        raise UserError(
+            f"keep_last: found {keep_last}, expected at least 1: the model has not read the last result yet."
+        )
 
 
 def anatomy(facts: Sequence[Facts], keep_last: int) -> Anatomy:

@@ -16,7 +16,6 @@ from typing import Any, Literal, cast
 from agentopt.errors import UserError
 
 Lifetime = Literal["5m", "1h"]
-LIFETIMES: tuple[Lifetime, ...] = ("5m", "1h")
 
 
 @dataclass(frozen=True)

@@ -234,8 +234,9 @@ class _Case:
 
     @property
     def cache_lost(self) -> bool:
-        """The original's prefix is cached and the capsule's is not, or less of it than the shared part needs."""
-        return self.before.cached > 0 and self.after.cached == 0
+        """The original is read from the cache, below the plain price, and nothing of the capsule's prompt is."""
+        rates = self.horizon.rates
+        return self.before.cached > 0 and self.after.cached == 0 and rates.read < rates.input
 
     @property
     def output_usd(self) -> float:

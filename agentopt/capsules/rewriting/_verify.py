@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -138,11 +138,6 @@ def verify(original: Document, text: str, *, meter: Meter | None) -> list[Check]
         used.
     """
     return verify_against(Source(original), text, meter=meter)
-
-
-def passed(checks: Iterable[Check]) -> bool:
-    """Whether nothing failed."""
-    return all(check.passed for check in checks)
 
 
 def verify_against(source: Source, text: str, *, meter: Meter | None) -> list[Check]:
@@ -316,7 +311,8 @@ def _json(text: str) -> Any:
 
 
 def _grounded(source: Source, clauses: Sequence[Clause]) -> Check:
-    novel = [[word for word in clause.stems if _novel(source, word)] for clause in clauses]
+    # Sorted: the detail is sent to the model in a repair, so it must be the same in every process.
+    novel = [[word for word in sorted(clause.stems) if _novel(source, word)] for clause in clauses]
     flat = [word for words in novel for word in words]
     total = sum(len(clause.stems) for clause in clauses)
     if not total and source.index.ordered:

@@ -12,6 +12,7 @@ alone was left out (`leave_one_out_changes`).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -98,6 +99,11 @@ class UnitPolicy:
         """
         return extract([document], meter, seed=seed, values=[self.values(document, meter, query)]).texts[0]
 
+    def digest(self) -> str:
+        """Hex sha256 of everything that decides the scores."""
+        parts = (part.tobytes() for part in (self.weights, self.mean, self.deviation))
+        return hashlib.sha256(b"".join((str(self.buckets).encode(), *parts))).hexdigest()
+
     def _scores(self, rows: Floats) -> Floats:
         return ((rows - self.mean) / self.deviation) @ self.weights
 
@@ -105,7 +111,7 @@ class UnitPolicy:
 
     @classmethod
     def fresh(cls, documents: Sequence[Document], meter: Meter, buckets: int = 256) -> UnitPolicy:
-        """Zero weights; the scale of every feature is taken from `documents`."""
+        """Zero weights; the scale of every feature is taken from `documents`, which must hold a unit (UserError)."""
         rows = np.concatenate([features(document, meter, None, buckets) for document in documents])
         if not len(rows):
             raise UserError("unit policy: found no unit in the documents, expected some text.")
@@ -131,6 +137,9 @@ class UnitPolicy:
             settings: Sizes.
             start: The policy to go on from (it is not changed); None for zero weights.
             progress: Called after every step, with the policy as it is then.
+
+        Raises:
+            UserError: no samples, one that the reward cannot score, or an unknown tokenizer.
         """
         settings = settings or UnitSettings()
         if not samples:
@@ -215,6 +224,9 @@ class UnitPolicy:
             meter: Counts tokens.
             buckets: Columns for words by hash.
             decay: Ridge penalty.
+
+        Raises:
+            UserError: no units, another number of changes than units, or a change that is not finite.
         """
         if [len(document.units) for document in documents] != [len(row) for row in changes]:
             raise UserError("unit policy: found another number of changes than units, expected one per unit.")

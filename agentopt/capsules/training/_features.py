@@ -56,12 +56,17 @@ def features(document: Document, meter: Meter, query: str | None, buckets: int) 
     spread = Counter(word for unit in words for word in set(unit))
     asked = set(_WORD.findall((query or "").casefold()))
     rarity = {word: math.log(1 + len(texts) / count) for word, count in spread.items()}
-    best = set(max(words, key=lambda unit: sum(rarity[word] for word in set(unit) & asked))) if asked else set[str]()
+
+    def weight(some: set[str]) -> float:
+        # fsum: the order of a set differs between processes, and the sum must not.
+        return math.fsum(rarity.get(word, 0.0) for word in some)
+
+    best = set(max(words, key=lambda unit: weight(set(unit) & asked))) if asked else set[str]()
     counts, seen = meter.units(texts), set[str]()
     result = np.zeros((len(texts), len(names(buckets))))
     for row, (unit, text) in enumerate(zip(document.units, texts, strict=True)):
         own = set(words[row])
-        total = sum(rarity[word] for word in own) or 1.0
+        total = weight(own) or 1.0
         result[row, KINDS.index(unit.kind)] = 1.0
         result[row, len(KINDS) : len(KINDS) + len(_PLAIN)] = (
             unit.keep,
@@ -74,8 +79,8 @@ def features(document: Document, meter: Meter, query: str | None, buckets: int) 
             bool(_NEGATION.search(text)),
             len(own - seen) / max(1, len(own)),
             sum(spread[word] for word in own) / max(1, len(own)) / len(texts),
-            sum(rarity[word] for word in own & asked) / max(1.0, sum(rarity.get(word, 0.0) for word in asked)),
-            sum(rarity[word] for word in own & best) / total if asked else 0.0,
+            weight(own & asked) / max(1.0, weight(asked)),
+            weight(own & best) / total if asked else 0.0,
             unit.heading >= 0,
         )
         for word in own if buckets else ():

@@ -17,12 +17,13 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from agentopt.capsules._types import Document
 from agentopt.capsules.counting._tokens import Meter
+from agentopt.capsules.rewriting._verify import missing_spans
 from agentopt.errors import RunError, UserError
 from agentopt.evaluation import seeded
 
@@ -82,7 +83,7 @@ class RewardSettings:
     """The weights of the reward.
 
     Raises:
-        UserError: a weight below zero, or no question.
+        UserError: a weight below zero, no question, or an unknown gate.
     """
 
     task: float = 1.0
@@ -98,10 +99,12 @@ class RewardSettings:
     """Score an answer by exp(mean log-probability) under the reader instead of by the metric."""
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
-                raise UserError(f"reward.{item.name}: found {value}, expected a weight of at least 0.")
+        for name in ("task", "agree", "sem", "invented", "longer"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise UserError(f"reward.{name}: found {value}, expected a weight of at least 0.")
+        if self.gate not in ("spans", "length"):
+            raise UserError(f"reward.gate: found {self.gate!r}, expected 'spans' or 'length'.")
         if self.questions < 1:
             raise UserError(f"reward.questions: found {self.questions}, expected at least 1.")
 
@@ -132,7 +135,17 @@ Semantic = Callable[[Document, str], float]
 
 
 class Reward:
-    """Scores groups of capsules and counts the reader's calls (one per question and text)."""
+    """Scores groups of capsules and counts the reader's calls (one per question and text).
+
+    Args:
+        readers: Frozen models; one of them is drawn per document and step.
+        settings: The weights.
+        metric: (answer, gold) -> score between 0 and 1; None for equal words.
+        semantic: (document, capsule) -> share of the meaning kept; None for the recall of numbers and names.
+
+    Raises:
+        UserError: a weight that needs a reader without one, or `soft` with a reader that gives no likelihoods.
+    """
 
     def __init__(
         self,
@@ -165,6 +178,10 @@ class Reward:
             meter: The budget they were asked to meet.
             seed: Draws reader and questions, the same for the whole group.
             quality: False for the stage that learns length and format only: valid is 1 and nothing is read.
+
+        Raises:
+            UserError: the sample has no question of the kind that the weights need.
+            RunError: the metric, the reader or the encoder gave a number that is not finite.
         """
         reader, questions = self.drawn(sample, seed) if quality else (None, ())
         return [self._score(sample, text, meter, reader, questions, quality) for text in texts]
@@ -264,13 +281,8 @@ def distance_from_valid(document: Document, text: str, meter: Meter, *, spans: b
 
 def missing_keep(document: Document, text: str) -> float:
     """Share of the document's keep spans that are not in `text`, byte for byte and in order."""
-    place = found = 0
-    for span in document.keep:
-        value = span.of(document.text)
-        at = text.find(value, place)
-        if at >= 0:
-            found, place = found + 1, at + len(value)
-    return 1.0 - found / len(document.keep) if document.keep else 0.0
+    missing = len(missing_spans([span.of(document.text) for span in document.keep], text))
+    return missing / len(document.keep) if document.keep else 0.0
 
 
 def invented(source: str, text: str) -> float:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from agentopt.errors import UserError
+from agentopt.weights.load import need
 
 Algorithm = Literal["rloo", "grpo", "reinforce", "nano"]
 StageKind = Literal["sft", "length", "quality"]
@@ -108,13 +109,20 @@ class Lora:
     alpha: int = 32
     modules: str | tuple[str, ...] = "all-linear"
 
+    def config(self) -> Any:
+        """The same as peft's LoraConfig; UserError when peft is not installed."""
+        modules = self.modules if isinstance(self.modules, str) else list(self.modules)
+        return need("peft").LoraConfig(
+            r=self.rank, lora_alpha=self.alpha, target_modules=modules, task_type="CAUSAL_LM"
+        )
+
 
 @dataclass(frozen=True)
 class Settings:
     """Everything about a training run.
 
     Raises:
-        UserError: an algorithm that needs groups without groups, or an unknown one.
+        UserError: an unknown algorithm, one that needs groups without groups, or no stage.
     """
 
     algorithm: Algorithm = "rloo"

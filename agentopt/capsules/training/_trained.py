@@ -93,6 +93,17 @@ class Trained:
             drawn = policy.write([prompt], each=self.tries, longest=longest, seed=seed).texts
         return min([text, *drawn], key=lambda one: distance_from_valid(document, one, meter))
 
+    def digest(self) -> str:
+        """Hex sha256 of everything that decides what is written: all that was trained, the base model, how it draws."""
+        adapter = hasattr(self.model, "peft_config")
+        base = self.base_hash if adapter else ""
+        found = hashlib.sha256(json.dumps([base, self.settings.get("sampling"), self.tries]).encode())
+        for name, weight in self.model.named_parameters():
+            if "lora_" in name or not adapter:
+                found.update(name.encode())
+                found.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()
+
     def save(self, folder: str | Path) -> Path:
         """Write the adapter (or the whole model, when all of it was trained) and `capsulator.json`."""
         path = Path(folder)

@@ -81,8 +81,11 @@ def grpo_trainer(
         folder: Where trl writes.
         settings: Steps and rate are those of the last stage.
         config: Fields of trl's own config that replace ours.
+
+    Raises:
+        UserError: trl, peft or datasets is not installed, or an algorithm that trl is not used for.
     """
-    trl, peft, datasets = _trl("trl"), need("peft"), _trl("datasets")
+    trl, datasets = _trl("trl"), _trl("datasets")
     settings = settings or Settings(algorithm="grpo")
     if settings.algorithm not in ("grpo", "rloo"):
         raise UserError(f"algorithm: found {settings.algorithm!r}, trl is used here for grpo and rloo.")
@@ -92,18 +95,13 @@ def grpo_trainer(
     if grpo:
         arguments |= {"loss_type": "grpo", "scale_rewards": "group"}
     arguments |= {"use_cpu": next(model[0].parameters()).device.type == "cpu"}
-    lora = settings.lora
-    adapter = None
-    if lora is not None:
-        modules = lora.modules if isinstance(lora.modules, str) else list(lora.modules)
-        adapter = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=modules, task_type="CAUSAL_LM")
     return trainer(
         model=model[0],
         reward_funcs=reward_function(samples, reward, seed=settings.seed),
         args=fields(**{**arguments, **(config or {})}),
         train_dataset=datasets.Dataset.from_list(_rows(samples, model, settings)),
         processing_class=model[1],
-        peft_config=adapter,
+        peft_config=None if settings.lora is None else settings.lora.config(),
     )
 
 

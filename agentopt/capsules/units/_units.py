@@ -44,9 +44,6 @@ _DIRECTIVE = re.compile(
     )""",
     re.VERBOSE | re.IGNORECASE,
 )
-_MUST = re.compile(
-    r"\b(?:must|shall)\s(?!have\b)|\bnot\s(?:allowed|permitted)\b|\bis\s(?:forbidden|prohibited|required)\b"
-)
 _IMPERATIVE = re.compile(
     r"""(?:answer|solve|classify|translate|summari[sz]e|write|determine|evaluate|extract|identify|clarify|infer|sort
     |recommend|find|list|describe|explain|use|follow|read|consider|decide|label|rewrite|convert|generate|create
