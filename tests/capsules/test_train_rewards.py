@@ -88,6 +88,10 @@ def test_the_soft_form_uses_probabilities() -> None:
     assert score.task == pytest.approx(0.5)
     with pytest.raises(UserError, match="likelihoods"):
         Reward([LookUp()], RewardSettings(soft=True))
+    mistakes: list[dict[str, Any]] = [{"gate": "lenght"}, {"task": -1}, {"longer": math.inf}]
+    for wrong in mistakes:
+        with pytest.raises(UserError, match=rf"reward\.{next(iter(wrong))}"):
+            RewardSettings(**wrong)
 
 
 def test_a_group_gets_the_same_questions_and_reader() -> None:

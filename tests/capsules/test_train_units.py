@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import agentopt as ao
-from agentopt.capsules import BudgetInfeasible, CapsuleOptions, Document, Meter, Span, TokenBudget, Unit
+from agentopt.capsules import BudgetInfeasible, CapsuleOptions, Document, Meter, Span, TokenBudget, Unit, parse
 from agentopt.capsules.counting._tokenizers import resolve_tokenizer
 from agentopt.capsules.train import (
     Budgets,
@@ -178,3 +178,32 @@ def test_a_capsule_made_with_a_policy_holds_the_promises(tmp_path: Path) -> None
     made = ao.capsule(text, budget=TokenBudget(9, "words"), mode="trained", options=CapsuleOptions(trained=path))
     assert made.made == "trained" and made.tokens <= 9 and "{label}" in made.text
     assert made.text.count("gold") == 3 and "dust" not in made.text
+
+
+def test_a_stored_capsule_is_not_that_of_another_policy_in_memory(tmp_path: Path) -> None:
+    text = "gold stays here\n\ndust stays here\n\nrust stays here"
+    documents = [parse(text)]
+    made: list[str] = []
+    for worth in ([1.0, -1.0, -1.0], [-1.0, 1.0, -1.0]):
+        policy = UnitPolicy.imitate(documents, [worth], METER)
+        options = CapsuleOptions(trained=policy, store=tmp_path / "a.db")
+        made.append(ao.capsule(text, budget=TokenBudget(3, "words"), mode="trained", options=options).text)
+    assert made == ["gold stays here", "dust stays here"]
+    assert UnitPolicy.imitate(documents, [[1.0, -1.0, -1.0]], METER).digest() != policy.digest()
+
+
+def test_features_do_not_depend_on_the_hash_seed() -> None:
+    code = (
+        "from agentopt.capsules import TokenBudget, parse\n"
+        "from agentopt.capsules.training._features import features\n"
+        "text = '\\n\\n'.join(f'alpha {n} beta {n * 7} gamma delta {n % 3} epsilon zeta' for n in range(9))\n"
+        "rows = features(parse(text), TokenBudget(9, 'words').meter(), 'alpha beta gamma delta epsilon 14 2', 4)\n"
+        "print(rows.tobytes().hex())"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(said) == 1

@@ -237,7 +237,7 @@ def test_replies_that_cannot_be_used_say_why() -> None:
     assert "refused" in read_reply("I cannot help with that.", "Text.").problem
     assert "reasoning" in read_reply("<think>so long", "Text.", finish_reason="length").problem
     cut = read_reply("First sentence. Second sen", "Text.", finish_reason="length")
-    assert cut.text == "First sentence." and cut.cut
+    assert cut.text == "First sentence." and not cut.problem
     assert "cut off" in read_reply("no end in sight", "Text.", finish_reason="length").problem
 
 

@@ -52,8 +52,6 @@ class Read:
 
     text: str
     problem: str = ""
-    cut: bool = False
-    """The model was stopped in the middle; the text ends at the last whole line or sentence."""
 
 
 def read_reply(reply: str, source: str, *, finish_reason: str = "stop", fence: str = "") -> Read:
@@ -124,7 +122,7 @@ def _unwrapped(text: str, source: str) -> str:
 def _whole_part(text: str) -> Read:
     """A reply that was stopped, up to its last whole sentence or line."""
     if _END.search(text):
-        return Read(text, cut=True)
+        return Read(text)
     ends = [match.end() for match in re.finditer(r"[.!?;。！？](?=\s)|[。！？]|\n", text)]
     kept = text[: ends[-1]].strip() if ends else ""
-    return Read(kept, "" if kept else "the reply was cut off before its first sentence ended", cut=True)
+    return Read(kept, "" if kept else "the reply was cut off before its first sentence ended")
