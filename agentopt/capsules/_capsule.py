@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from agentopt.capsules._drafts import Draft, Job, drafts_of
 from agentopt.capsules._options import CapsuleOptions
@@ -61,9 +61,10 @@ async def make_capsule(
         UserError: unusable arguments.
     """
     options = options or CapsuleOptions()
-    _check(mode, lm, task, source, options)
     if isinstance(keep, str):
         keep = (keep,)
+    _check_types(source, budget, keep)
+    _check(mode, lm, task, source, options)
 
     async def make() -> Capsule:
         return await _make(_job(source, budget, keep, query, options), mode, task, lm)
@@ -89,6 +90,18 @@ async def make_capsule(
         made = await Library(options.store).once(key, make)
     made = replace(made, handle=Originals(options.store, tokenizer=budget.tokenizer).put(made.original))
     return made if task is not None else _judged(made, options, query)
+
+
+def _check_types(source: Any, budget: Any, keep: Sequence[Any]) -> None:
+    """What a caller without a type checker gets wrong."""
+    if isinstance(source, bytes | dict) or not isinstance(source, Sequence):
+        found = type(cast("object", source)).__name__
+        raise UserError(f"source: found {found}, expected text or a list of chat messages.")
+    if not isinstance(budget, TokenBudget):
+        raise UserError(f"budget: found {budget!r:.60}, expected TokenBudget(tokens), for example TokenBudget(300).")
+    for pattern in keep:
+        if not isinstance(pattern, str):
+            raise UserError(f"keep: found {pattern!r:.60}, expected regular expressions as text.")
 
 
 def _check(mode: str, lm: LM | None, task: Task | None, source: Source, options: CapsuleOptions) -> None:

@@ -69,6 +69,7 @@ class CapsuleArguments:
 
         if self.budget is None:
             raise UserError("--budget is missing: give the tokens the result may have, for example --budget 300.")
+        self._refuse_idle()
         options = CapsuleOptions(
             seed=self.seed,
             scorer=_one_of("--scorer", self.scorer, ("auto", "bm25", "coverage", "embedding")),
@@ -88,6 +89,21 @@ class CapsuleArguments:
             "lm": self.model,
             "options": options,
         }
+
+    def _refuse_idle(self) -> None:
+        """An option that would do nothing is an error: what was asked for would silently not happen."""
+        idle: dict[str, dict[str, object]] = {}
+        if self.task is None:
+            asked = {"--parameter": self.parameter, "--cluster": self.cluster, "--sequential": self.sequential}
+            idle["--task"] = dict(asked)
+        if self.calls is None and self.price is None:
+            idle["--calls and --price"] = {"--prefix": self.prefix, "--output-tokens": self.output_tokens}
+        if self.model is None:
+            idle["--model"] = {"--template": self.template}
+        for needed, options in idle.items():
+            for option, value in options.items():
+                if value:
+                    raise UserError(f"{option} does nothing without {needed}; give that too, or leave {option} out.")
 
     def _horizon(self) -> Horizon | None:
         if self.calls is None and self.price is None:
@@ -233,7 +249,7 @@ def _stream(arguments: CapsuleArguments, path: Path) -> int:
     if not arguments.quiet and not arguments.as_json:
         line = (
             f"{made.tokens:,} tokens ({made.tokenizer}), budget {made.limit:,}, of {made.characters:,} characters "
-            f"read in pieces: extract; {made.dropped:,} of {made.units:,} units left"
+            f"read in pieces: extract; {made.dropped:,} of {made.units:,} units dropped"
         )
         err().print(Text(line), soft_wrap=True)
     return 0
@@ -284,7 +300,7 @@ def write_text(path: Path, text: str) -> None:
 def summary(made: Capsule) -> list[str]:
     """What a person wants to know, a line each."""
     head = f"{made.tokens:,} of {made.original_tokens:,} tokens ({made.tokenizer}), budget {made.limit:,}: {made.made}"
-    left = [f"{len(made.dropped):,} units left"] if made.dropped else []
+    left = [f"{len(made.dropped):,} units dropped"] if made.dropped else []
     if made.lossless_saved:
         left.append(f"{made.lossless_saved:,} tokens saved without loss")
     lines = [head + (f"; {', '.join(left)}" if left else "")]

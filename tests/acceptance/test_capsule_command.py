@@ -200,7 +200,24 @@ def test_a_long_file_is_read_in_pieces(folder: Path) -> None:
     assert done.returncode == 0, done.stderr.decode()
     assert TokenBudget(200).meter().total([done.stdout.decode()]) <= 200
     assert "{valve}" in done.stdout.decode()
-    assert "units left" in done.stderr.decode()
+    assert "units dropped" in done.stderr.decode()
     refused = run(folder, "long.txt", "-b", "200", "--diff")
     assert refused.returncode == 2
     assert "--diff needs all of it" in refused.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("option", "needed"),
+    [
+        (("--cluster", "doc"), "--task"),
+        (("--sequential",), "--task"),
+        (("--parameter", "p"), "--task"),
+        (("--prefix", "tail"), "--calls and --price"),
+        (("--output-tokens", "3"), "--calls and --price"),
+        (("--template", "t.json"), "--model"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(folder: Path, option: tuple[str, ...], needed: str) -> None:
+    done = run(folder, "prompt.txt", "-b", "150", *option)
+    assert done.returncode == 2
+    assert f"{option[0]} does nothing without {needed}" in done.stderr.decode()

@@ -231,3 +231,18 @@ def test_what_is_made_anew_for_every_question_is_priced_in_every_call() -> None:
         return made.cost.capsule_usd
 
     assert cost(query="cedar") > cost(query="cedar", prefix="static")
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "says"),
+    [
+        (None, {}, "source: found NoneType"),
+        (b"text", {}, "source: found bytes"),
+        ({"role": "user", "content": "text"}, {}, "source: found dict"),
+        ("text", {"budget": 300}, "budget: found 300"),
+        ("text", {"keep": [3]}, "keep: found 3"),
+    ],
+)
+def test_arguments_of_another_type_are_named(source: Any, arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(ao.UserError, match=says):
+        ao.capsule(source, **{"budget": small(30), **arguments})

@@ -180,6 +180,7 @@ def test_turns_and_log_lines():
         ['"Is it? Yes it is." he said.', "Nobody heard."],
         ["Use `a. B` and {x. Y} here.", "Then stop."],
         ["Wait...", "What?!", "No."],
+        ["Wir zahlen keine Rechnung vor dem 3. Mai 2024.", "Das 4. Quartal war gut.", "Es waren 12.", "Dann ging er."],
         ["the film is bad .", "the end is good ."],
         ["मैं घर गया।", "वह आया।"],
         ["ما هذا؟", "هذا كتاب."],

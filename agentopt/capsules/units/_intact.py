@@ -20,6 +20,7 @@ _MONTH = (
     r"(?:Jan(?:uary|\.)?|Feb(?:ruary|\.)?|Mar(?:ch|\.)?|Apr(?:il|\.)?|May|June?|July?|Aug(?:ust|\.)?"
     r"|Sept?(?:ember|\.)?|Oct(?:ober|\.)?|Nov(?:ember|\.)?|Dec(?:ember|\.)?)"
 )
+_MONAT = "(?:Januar|Jänner|Februar|Feber|März|April|Mai|Juni|Juli|August|September|Oktober|November|Dezember)"
 _UNIT = r"""(?:%|‰|°\s?[CFK]?|percent(?:age\spoints?)?|per\scent|pp|bps|degrees?|kelvin|celsius|fahrenheit
   |[kKMGTPmµμncd]?(?:m|g|s|l|L|W|Wh|V|A|Hz|B|b|Pa|J|N|bit|byte|bps|cal|eV|mol)(?:[²³]|\^?[23](?!\d))?|ms|min
     |mins|h|hr|hrs|lbs?|oz|ft|in|yd|mi|mph|kph|rpm|psi|px|pt|fps|dB|ha|GiB|MiB|KiB|TiB|sqm
@@ -53,6 +54,7 @@ _INLINE = re.compile(
       |\d{{1,2}}:\d\d(?::\d\d(?:[.,]\d{{1,9}})?)?(?:\s?[ap]\.?m\b\.?)?(?:\s?(?:UTC|GMT|[A-Z]{{1,3}}T)\b)?{_E}
       |\d{{1,2}}\s?[ap]\.?m\b\.?
       |\d{{1,2}}(?:st|nd|rd|th)?\s(?:of\s)?{_MONTH}(?:,?\s\d{{4}})?{_E}
+      |\d{{1,2}}\.\s?{_MONAT}(?:\s\d{{4}})?{_E}
       |{_MONTH}\s\d{{1,2}}(?:st|nd|rd|th)?(?:\s?[-–]\s?\d{{1,2}})?(?:,?\s\d{{4}})?{_E}|{_MONTH}\s\d{{4}}{_E}
       |\d{{2,4}}年(?:\d{{1,2}}月)?(?:\d{{1,2}}[日号])?|\d{{1,2}}月\d{{1,2}}[日号]|Q[1-4]\s\d{{4}}{_E}
       |(?:19|20)\d\d[-–](?:19|20)?\d\d{_E}|\d{{4}}s{_E}))

@@ -29,6 +29,13 @@ _BEFORE_NAMES = words(
     """mr mrs ms dr prof st gen col lt sgt capt cmdr rev hon gov sen rep pres fig figs eq eqs vol vols pp vs
     cf eg ie e.g i.e approx ca al ed eds ch sec z.b d.h mt op jan feb mar apr jun jul aug sep sept oct nov dec"""
 )
+# German writes an ordinal with a stop: what follows one within a sentence.
+_AFTER_ORDINAL = re.compile(
+    r"""(?:Januar|Jänner|Februar|Feber|März|April|Mai|Juni|Juli|August|September|Oktober|November|Dezember|Quartal|Halbjahr
+      |Jahrhunderts?|Jahrtausends?|Weltkriegs?|Kapitels?|Absatz|Auflage|Platz|Etage|Stock|Klasse|Woche|Tag(?:es)?
+      |Geburtstag|Instanz|Bundesliga)\b""",
+    re.VERBOSE,
+)
 # Stretches that hold together although a stop is in them.
 _TOGETHER = re.compile(
     r"""`[^`\n]{1,300}`|"[^"\n]{1,300}"|“[^“”\n]{1,300}”|«[^«»\n]{1,300}»|「[^「」\n]{1,300}」|\{[^{}\n]{0,300}\}""",
@@ -129,6 +136,8 @@ def _ends(text: str, begin: int, stop: int, after: int, end: int, caseless: bool
         return False  # an initial
     if last.isdigit() and stop - len(last) == begin:
         return False  # the number of a list item
+    if last.isdigit() and len(last) <= 2 and _AFTER_ORDINAL.match(text, at, end):
+        return False
     low = last.lower()
     if low in ("no", "nos"):
         return not coming.isdigit()
