@@ -330,3 +330,20 @@ def test_any_run_is_within_the_budget_and_keeps_what_must_stay(
             assert all(json.dumps(sentence)[1:-1] in text for sentence in fact.constraints)
             if "KEEP-1" in str(message["content"]):
                 assert "KEEP-1" in text
+
+
+def test_going_on_from_a_file_leaves_out_what_was_left_out() -> None:
+    free = CachingRule(1, read=1.0, write={"5m": 1.0})  # nothing is dearer for being rewritten
+    one = History(TokenBudget(4000, "bytes"), keep_last=1, options=HistoryOptions(room=0.5, caching=free))
+    one.append(TASK)
+    number = 0
+    while not one.usage.epochs:
+        one.extend([call(number), {"role": "tool", "tool_call_id": f"c{number}", "content": "ok"}])
+        one.messages()
+        number += 1
+    assert one.last is not None and one.last.compaction is not None and one.last.compaction.steps
+    other = History.from_dict(json.loads(json.dumps(one.to_dict())))
+    for later in range(number, number + 10):
+        for history in (one, other):
+            history.extend([call(later), result(later)])
+        assert one.messages() == other.messages()

@@ -27,6 +27,8 @@ from agentopt.capsules.gating._caching import CachingRule
 from agentopt.errors import UserError
 
 Message = dict[str, Any]
+_COUNTS = ("tokens", "steps", "turns", "shortened")
+"""What of a compaction decides the next one."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Emission:
     """Why what was sent before was rewritten; empty when it was not."""
     passed: bool = False
     compaction: Compaction | None = None
-    """The compaction in force; None when nothing was compressed so far."""
+    """The compaction in force (of one from before `from_dict` the counts); None when nothing was compressed so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +329,7 @@ class History:
         if isinstance(tokenizer, Tokenizer):
             raise UserError(f"tokenizer: found an object ({tokenizer.name}), expected a name or a path to be saved.")
         rules, state = self._engine.rules, self._state
+        compaction = state.compaction
         options = {name: getattr(self.options, name) for name in self.options.__dataclass_fields__}
         options["caching"] = None if self.options.caching is None else rule_to_dict(self.options.caching)
         return {
@@ -342,6 +345,7 @@ class History:
             "covered": state.covered,
             "usage": asdict(state.usage),
             "waste": state.waste,
+            "compaction": None if compaction is None else {name: getattr(compaction, name) for name in _COUNTS},
             "originals": self.originals.in_memory(),
         }
 
@@ -368,11 +372,13 @@ class History:
             messages = tuple(check_messages(data["messages"]))
             sent, covered = tuple(check_messages(data["sent"])), int(data["covered"])
             usage, waste = HistoryUsage(**data["usage"]), float(data["waste"])
+            counts = data["compaction"]
+            compaction = None if counts is None else Compaction((), **{name: int(counts[name]) for name in _COUNTS})
             texts = cast("list[str]", list(data["originals"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"history: found another shape than `to_dict` gives ({error!r}).") from error
         history._keep(texts)
-        history._state = State(messages, tuple(read_all(messages)), sent, covered, usage, waste)
+        history._state = State(messages, tuple(read_all(messages)), sent, covered, usage, waste, compaction)
         return history
 
 
