@@ -373,7 +373,10 @@ class History:
             sent, covered = tuple(check_messages(data["sent"])), int(data["covered"])
             usage, waste = HistoryUsage(**data["usage"]), float(data["waste"])
             counts = data["compaction"]
-            compaction = None if counts is None else Compaction((), **{name: int(counts[name]) for name in _COUNTS})
+            compaction = None
+            if counts is not None:
+                tokens, steps, turns, shortened = (int(counts[name]) for name in _COUNTS)
+                compaction = Compaction((), tokens, (), steps, turns, shortened)
             texts = cast("list[str]", list(data["originals"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"history: found another shape than `to_dict` gives ({error!r}).") from error
