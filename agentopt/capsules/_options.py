@@ -68,3 +68,5 @@ class CapsuleOptions:
             raise UserError(f"confidence: found {self.confidence}, expected a number between 0.5 and 1.")
         if self.repairs < 0:
             raise UserError(f"repairs: found {self.repairs}, expected 0 or more.")
+        if self.seed < 0:
+            raise UserError(f"seed: found {self.seed}, expected 0 or more.")

@@ -205,7 +205,7 @@ def test_with_few_rows_the_verdict_is_undecided_and_the_user_decides() -> None:
     assert (made.gate.verdict, made.recommended) == ("undecided", "original")
     bold = ao.CapsuleOptions(undecided="capsule")
     assert ao.capsule(PROSE, budget=small(40), keep=["amber"], task=task, options=bold).recommended == "capsule"
-    mistakes: list[dict[str, Any]] = [{"undecided": "neither"}, {"scorer": "bm52"}]
+    mistakes: list[dict[str, Any]] = [{"undecided": "neither"}, {"scorer": "bm52"}, {"seed": -1}]
     for wrong in mistakes:
         with pytest.raises(ao.UserError, match=next(iter(wrong))):
             ao.CapsuleOptions(**wrong)
