@@ -245,3 +245,18 @@ def test_what_the_source_says_itself_is_no_chatter() -> None:
     source = "Here is the text of the rules:\nKeep calm. I'm sorry is what you say first."
     assert read_reply(source, source).text == source
     assert read_reply("I'm sorry, say first.", "I'm sorry is what to say first.").problem == ""
+
+
+def test_a_condition_is_not_turned_round() -> None:
+    source = parse("Bert pays Anna 500 EUR if the goods arrive late. Leave the valve shut if it is not cold outside.")
+
+    def failed(text: str) -> set[str]:
+        return {
+            check.name
+            for check in verify(source, text, meter=TokenBudget(500, tokenizer="words").meter())
+            if not check.passed
+        }
+
+    assert failed("Bert pays Anna 500 EUR unless goods arrive late.") == {"negations"}
+    assert failed("Bert pays Anna 500 EUR if goods arrive late.") == set()
+    assert failed("Leave the valve shut unless it is cold outside.") == set()

@@ -262,6 +262,8 @@ def _difference(new: Polarity, old: Polarity) -> str:
         return "lost a negation"
     if old.no + spare_old < new.no:
         return "added a negation"
+    if new.soft["unle"] > old.soft["unle"] and not old.no and not spare_old:
+        return 'turned a condition into "unless"' if old.condition else 'added "unless"'
     if any(scope and not scope & old.reach for scope in new.scopes):
         return "added a negation" if new.no > old.no else "moved a negation"
     if new.no <= old.no and not spare_new and any(word in _EXCEPTIONS for word in old.soft - common):
