@@ -74,7 +74,7 @@ async def make_capsule(
     from agentopt.capsules._library import Library, capsule_key
     from agentopt.capsules.agents._originals import Originals
 
-    if task is not None:
+    if task is not None or not (lm is None or getattr(lm.client, "cacheable", True)):
         made = await make()
     else:
         key = capsule_key(
@@ -109,6 +109,8 @@ def _check(mode: str, lm: LM | None, task: Task | None, source: Source, options:
         raise UserError(f"mode: found {mode!r}, expected one of {', '.join(MODES)}.")
     if mode == "rewrite" and lm is None:
         raise UserError("mode 'rewrite' needs a model that writes: give lm= (on the command line --model NAME).")
+    if mode == "extract" and (lm is not None or options.trained is not None):
+        raise UserError("mode 'extract' asks no model: leave lm= and trained= out (--model, --trained), or use 'auto'.")
     if mode == "trained" and options.trained is None:
         raise UserError("mode 'trained' needs a trained capsulator: give CapsuleOptions(trained=FOLDER) (--trained).")
     if task is not None and not isinstance(source, str):

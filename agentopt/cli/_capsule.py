@@ -7,6 +7,7 @@ stderr, so that `agentopt capsule ... > FILE` gives a file within the budget.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +19,7 @@ from rich.text import Text
 
 from agentopt.cli._console import err, hanging, out, short, usd
 from agentopt.cli._settings import load_settings
-from agentopt.errors import UserError
+from agentopt.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from agentopt.capsules import Capsule, Horizon
@@ -149,6 +150,8 @@ def _made(arguments: CapsuleArguments) -> Capsule:
     from agentopt.models import configure
     from agentopt.sandbox import sandboxed
 
+    if not Path(str(arguments.task)).is_file():
+        raise UserError(f"--task {arguments.task}: no such file; give an agentopt.toml with target, train and metric.")
     settings = load_settings(arguments.task, {"store": arguments.store})
     configure(models=settings.models)
     asked = {"prompt": arguments.parameter, "cluster": arguments.cluster, "sequential": arguments.sequential}
@@ -271,10 +274,16 @@ def _show(arguments: CapsuleArguments, made: Capsule) -> None:
 
 def _print_exactly(text: str) -> None:
     """The characters that were counted, and a line end only where a person looks at them."""
-    sys.stdout.buffer.write(text.encode("utf-8", "surrogatepass"))
-    if sys.stdout.isatty():
-        sys.stdout.buffer.write(b"\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.buffer.write(text.encode("utf-8", "surrogatepass"))
+        if sys.stdout.isatty():
+            sys.stdout.buffer.write(b"\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        raise RunError(f"standard output: cannot be written ({error.strerror or error}).") from None
 
 
 def content_of(made: Capsule) -> str:

@@ -114,7 +114,8 @@ def _failures(out: Path, most: int = 3) -> list[str]:
         for row in file:
             record = json.loads(row)
             if "error" in record:
-                lines.append(f"{record['id']}: {short(record['error']['message'], 160)}")
+                told = short(record["error"]["message"], 160)
+                lines.append(told if told.startswith(str(record["id"])) else f"{record['id']}: {told}")
             if len(lines) == most:
                 break
     return lines

@@ -107,6 +107,7 @@ def test_tool_definitions_count_against_the_budget() -> None:
     [
         ("x", {"mode": "magic"}, "mode: found 'magic'"),
         ("x", {"mode": "rewrite"}, "needs a model"),
+        ("x", {"mode": "extract", "lm": ao.FunctionLM(lambda request: "x")}, "asks no model"),
         ("x", {"mode": "trained"}, "trained capsulator"),
         ([{"content": "x"}], {}, "messages[0]"),
         ([{"role": "user", "content": 3}], {}, "messages[0].content"),
@@ -246,3 +247,21 @@ def test_what_is_made_anew_for_every_question_is_priced_in_every_call() -> None:
 def test_arguments_of_another_type_are_named(source: Any, arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(ao.UserError, match=says):
         ao.capsule(source, **{"budget": small(30), **arguments})
+
+
+def test_models_without_a_name_of_their_own_share_no_stored_capsule(tmp_path: Path) -> None:
+    options = ao.CapsuleOptions(store=tmp_path / "a.db")
+    asked: list[str] = []
+
+    def double(word: str) -> ao.FunctionLM:
+        return ao.FunctionLM(lambda request: asked.append(word) or word)
+
+    for word in ("one", "two"):
+        ao.capsule(PROSE, budget=small(40), lm=double(word), options=options)
+    assert {"one", "two"} <= set(asked)
+
+
+def test_a_pattern_that_would_take_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentopt.capsules.units._keep._PATIENCE", 0.2)
+    with pytest.raises(ao.UserError, match="took more than"):
+        ao.capsule("a" * 60 + "! " + PROSE, budget=small(40), keep=["(a|aa)*$"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from typing import cast
+from typing import Any, cast
 
 from agentopt.capsules._types import Span, SpanKind
 from agentopt.capsules.units._lines import Brackets, fence_end, same_length
@@ -120,6 +120,10 @@ def merge(spans: Iterable[Span]) -> list[Span]:
     return merged
 
 
+_PATIENCE = 10
+"""Seconds for one pattern of the user's on one text."""
+
+
 def compile_patterns(patterns: Sequence[str]) -> list[re.Pattern[str]]:
     """The user's patterns.
 
@@ -144,12 +148,30 @@ def compile_patterns(patterns: Sequence[str]) -> list[re.Pattern[str]]:
 
 
 def _matches(text: str, patterns: Sequence[str]) -> list[Span]:
-    return [
-        Span(*match.span(), "keep", "pattern")
-        for pattern in compile_patterns(patterns)
-        for match in pattern.finditer(text)
-        if match[0].strip()
-    ]
+    found: list[Span] = []
+    for pattern in compile_patterns(patterns):
+        for start, end in _places(pattern, text):
+            if text[start:end].strip():
+                found.append(Span(start, end, "keep", "pattern"))
+    return found
+
+
+def _places(pattern: re.Pattern[str], text: str) -> list[tuple[int, int]]:
+    """Where a user's pattern matches; the regex module, where it is installed, can give up on a slow one."""
+    try:
+        import regex
+    except ImportError:
+        return [match.span() for match in pattern.finditer(text)]
+    try:
+        bounded: Any = regex.compile(pattern.pattern, pattern.flags & ~re.UNICODE)
+        return [match.span() for match in bounded.finditer(text, timeout=_PATIENCE)]
+    except TimeoutError:
+        raise UserError(
+            f"keep: the pattern {pattern.pattern!r} took more than {_PATIENCE} s; expected one without repeats that "
+            "can match the same characters in many ways."
+        ) from None
+    except regex.error:  # what re reads and regex does not
+        return [match.span() for match in pattern.finditer(text)]
 
 
 def _slots(text: str) -> list[Span]:
