@@ -208,6 +208,18 @@ def test_wrapped_prose_is_joined_and_lines_without_it_are_not():
     assert texts("Two and two is four\nFour and four is eight") == ["Two and two is four", "Four and four is eight"]
 
 
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        f"{'Slots, schemas, formats, ' * 6}and patterns are\nnever dropped.",
+        "The invoice for the harbour must never be paid to\nAnna before the third of May.",
+        "A refund is granted by the desk in the hall unless\n3 days have gone by.",
+    ],
+)
+def test_a_sentence_goes_on_over_a_wrapped_line_however_wide_it_is_and_whatever_comes_next(sentence):
+    assert texts(f"All is well. {sentence} It rains.")[1] == sentence
+
+
 def test_text_without_a_boundary_is_limited_and_graphemes_stay_whole():
     family = "👩‍👩‍👧‍👦"
     pieces = texts(family * 1000)

@@ -44,12 +44,15 @@ _TOGETHER = re.compile(
 _LAST_WORD = re.compile(r"[^\s(\[\"'“‘]*$")
 _LAST_GAP = re.compile(r"\s\S*\Z")
 _NEXT = re.compile(r"""[\s"'“‘«(\[*_]*""")
-_WRAP_AT = 130
+_WORD = re.compile(r"\S+")
+_STOPS = tuple(".!?…:。！？।؟")
+_WRAP_FROM = 40
+"""Characters of the longest line from which a paragraph may have been wrapped at a column."""
 
 
 def split(text: str, start: int, end: int) -> list[tuple[int, int]]:
     """The sentences of the paragraph `text[start:end]`: offsets without white space at either end, in order."""
-    lines = _lines_are_units(text, start, end)
+    width: int | None = None
     caseless = None
     together: list[tuple[int, int]] | None = None
     pieces: list[tuple[int, int]] = []
@@ -58,7 +61,9 @@ def split(text: str, start: int, end: int) -> list[tuple[int, int]]:
         stop = found.end()
         first = text[found.start()]
         if first == "\n":
-            if not lines:
+            if width is None:
+                width = max(map(len, text[start:end].split("\n")))
+            if _goes_on(text, start, found.start(), stop, end, width):
                 continue
         elif first in ".!?…" and stop < end:
             if caseless is None:
@@ -105,16 +110,24 @@ def _limit(text: str, start: int, limit: int) -> int:
     return middle + gap.start() if gap else safe_cut(text, start, limit)
 
 
-def _lines_are_units(text: str, start: int, end: int) -> bool:
-    """Whether each line stands for itself: not in prose that was wrapped at a column."""
-    breaks = text.count("\n", start, end)
-    if breaks == 0:
+def _goes_on(text: str, start: int, at: int, after: int, end: int, width: int) -> bool:
+    """Whether the sentence goes on over the line break at `at`: a doubt joins, so that nothing is torn from its "not".
+
+    A line that ends without a stop goes on when the next begins with a small letter, or when the next word would not
+    have fitted on it (`width` characters): then it was wrapped.
+    """
+    last = text[max(start, at - 8) : at].rstrip().rstrip("\"'”’»)]*_`")
+    if last[-1:] in _STOPS:
         return False
-    lines = text[start:end].split("\n")
-    if max(map(len, lines)) > _WRAP_AT:
+    while after < end and text[after].isspace():
+        after += 1
+    if after >= end:
+        return False
+    if text[after].islower():
         return True
-    running = sum(line.lstrip()[:1].islower() for line in lines[1:])
-    return running < 0.3 * breaks
+    word = _WORD.match(text, after, end)
+    line = at - max(start, text.rfind("\n", start, at) + 1)
+    return width >= _WRAP_FROM and word is not None and line + 1 + len(word[0]) > width
 
 
 def _ends(text: str, begin: int, stop: int, after: int, end: int, caseless: bool) -> bool:
