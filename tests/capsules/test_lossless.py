@@ -41,6 +41,19 @@ def test_intact_spans_of_the_result_are_in_the_original(text):
         assert squeezed(content) in packed
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "See <examples>    </examples>.",
+        "As in <pre>a    b</pre> there.",
+        "《two  words》 is a title.",
+        "<examples>\none  two\n\n\n\nthree\n</examples>\n",
+    ],
+)
+def test_white_space_of_xml_and_quotes_is_theirs_wherever_they_begin(text):
+    assert lossless(text) == (text, [])
+
+
 @settings(max_examples=100, deadline=None)
 @given(TEXTS)
 def test_every_keep_span_stays_byte_for_byte(text):

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from agentopt.capsules._types import Span
 from agentopt.capsules.units._demonstrations import find_demonstrations, find_turns
+from agentopt.capsules.units._intact import find_intact
 from agentopt.capsules.units._keep import find_keep
 from agentopt.capsules.units._lines import Element, read_lines
 
@@ -24,9 +25,11 @@ _LONG_ELSEWHERE = 200
 _RUN = re.compile(r"(?<=\S) {2,}(?=\S)")
 _COLUMNS = re.compile(r"\S {3,}\S")
 _QUOTED = re.compile(
-    r"""`[^`\n]+`|"[^"\n]*"|“[^“”\n]*”|«[^«»\n]*»|「[^「」\n]*」|『[^『』\n]*』|‘[^‘’\n]*’|(?<!\w)'[^'\n]*'|<[^<>\n]*>|[\[{(][^\n]*[\]})]"""
+    r"""`[^`\n]+`|"[^"\n]*"|“[^“”\n]*”|«[^«»\n]*»|「[^「」\n]*」|『[^『』\n]*』|‘[^‘’\n]*’|《[^《》\n]*》|(?<!\w)'[^'\n]*'|<[^<>\n]*>|[\[{(][^\n]*[\]})]"""
 )
 _JSON_PART = re.compile(r'"(?:[^"\\]|\\.)*+"|\s+|[^"\s]+', re.DOTALL)
+_VERBATIM = ("quote", "code", "xml")
+"""Kinds of intact spans whose white space is theirs. That of JSON says nothing outside its strings."""
 _PROSE = ("text", "label")
 _EDITED = ("text", "label", "item", "heading")
 
@@ -64,6 +67,7 @@ class _Editor:
         self.text = text
         self.spans = spans
         self.starts = [span.start for span in spans]
+        self.verbatim: list[Span] | None = None
         self.names: set[str] = set()
         self.elements = [element for element in read_lines(text) if element.kind != "blank"]
 
@@ -94,6 +98,13 @@ class _Editor:
             return True
         return at + 1 < len(self.spans) and self.spans[at + 1].start < end
 
+    def _is_verbatim(self, start: int, end: int) -> bool:
+        """Whether the stretch of white space stands within a quote, code or XML, wherever on its line that begins."""
+        if self.verbatim is None:
+            self.verbatim = [span for span in find_intact(self.text) if span.kind in _VERBATIM]
+        at = bisect_right(self.verbatim, start, key=lambda span: span.start) - 1
+        return at >= 0 and end <= self.verbatim[at].end
+
     def _gap(self, begin: int, element: Element, last: Element | None) -> str:
         """White space between two elements: at most one blank line, and the indentation of what follows."""
         gap = self.text[begin : element.start]
@@ -108,6 +119,8 @@ class _Editor:
         if count > 2 and last.kind == "text" and element.kind == "text" and min(last.level, element.level) >= 4:
             return gap  # blank lines within indented code
         edited = "\n" * min(count, 2) + indent
+        if len(edited) < len(gap) and self._is_verbatim(begin, element.start):
+            return gap
         if len(edited) < len(gap):
             self.names.add(_BLANK if count > 2 else _TRAILING)
         return edited
@@ -135,7 +148,8 @@ class _Editor:
         def collapse(run: re.Match[str]) -> str:
             if any(start < run.start() and run.end() < end for start, end in quoted):
                 return run[0]
-            if self._held(element.start + run.start(), element.start + run.end()):
+            where = element.start + run.start(), element.start + run.end()
+            if self._held(*where) or self._is_verbatim(*where):
                 return run[0]
             self.names.add(_SPACES)
             return " "
