@@ -11,7 +11,7 @@ from hypothesis import settings
 
 from agentopt.graph import parameter_scope
 
-# A busy two-core machine must not fail a property test: no test asserts on time. The examples are the same in every run,
+# A busy two-core machine must not fail a property test: no test asserts on time. Every run draws the same examples,
 # so that what passed here passes elsewhere; HYPOTHESIS_PROFILE=explore draws new ones.
 settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None)
