@@ -52,7 +52,9 @@ class Probe:
         if self.sides not in (1, 2):
             raise UserError(f"probe: sides is {self.sides!r}, expected 1 or 2.")
         if self.per_example and self.kind == "lowrank":
-            raise UserError("probe: per_example flips the signs of a full direction; use kind='rademacher' or 'normal'.")
+            raise UserError(
+                "probe: per_example flips the signs of a full direction; use kind='rademacher' or 'normal'."
+            )
 
 
 @dataclass(frozen=True, slots=True)
