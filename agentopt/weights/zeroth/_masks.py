@@ -1,0 +1,181 @@
+"""Which weights of a tensor move: thresholds on the magnitude, a hash of the place, or whole blocks. No mask is stored.
+
+"small" and "large" compare the unperturbed weight with one number per tensor, its magnitude quantile at the start. A
+dynamic mask does that anew each step: a weight that grows past the threshold stops (Sparse-MeZO, arXiv 2402.15751). A
+fixed mask keeps the set of the start without a stored bit: weights that move are held on their side of the threshold.
+Norm scales and biases always move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from agentopt.errors import UserError
+from agentopt.evaluation._draws import seeded
+from agentopt.weights.zeroth import _noise
+from agentopt.weights.zeroth._philox import probe_seed
+from agentopt.weights.zeroth._sites import Site
+from agentopt.weights.zeroth._types import Mask, MaskUpdate
+
+_KINDS = ("none", "small", "random", "large", "block")
+_TILE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class MaskRule:
+    """Which weights move at a step.
+
+    Attributes:
+        kind: "none", "small", "large" (by magnitude), "random" (by a hash of the place) or "block" (whole blocks).
+        density: share of the weights of each matrix that move, in (0, 1]; for "block" the share of the blocks of a step
+            (at least one).
+        update: "fixed" keeps the set of the start (for "block": round robin); "dynamic" decides anew each step from the
+            unperturbed weights ("random": a new set each step; "block": drawn each step).
+        seed: of the random mask and of the drawn blocks.
+    """
+
+    kind: Mask = "none"
+    density: float = 0.5
+    update: MaskUpdate = "fixed"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in _KINDS:
+            raise UserError(f"mask: found {self.kind!r}, expected one of {', '.join(_KINDS)}.")
+        if self.update not in ("fixed", "dynamic"):
+            raise UserError(f"mask_update: found {self.update!r}, expected 'fixed' or 'dynamic'.")
+        if not 0 < self.density <= 1:
+            raise UserError(
+                f"density: found {self.density!r}, expected the share of weights that move, above 0, up to 1."
+            )
+
+    def prepare(self, sites: Sequence[Site]) -> None:
+        """Set every site's threshold from its weights as they are now.
+
+        Args:
+            sites: the tuned tensors, unperturbed.
+        """
+        for site in sites:
+            site.threshold = None
+            if self.kind in ("small", "large") and site.is_matrix:
+                share = self.density if self.kind == "small" else 1 - self.density
+                site.threshold = magnitude_quantile(site.tensor, share)
+
+    def active(self, sites: Sequence[Site], step: int) -> list[Site]:
+        """The sites that move at a step: all of them, or those of the step's blocks."""
+        if self.kind != "block":
+            return list(sites)
+        blocks = sorted({site.block for site in sites})
+        count = max(1, round(self.density * len(blocks)))
+        if self.update == "fixed":
+            chosen = {blocks[(step * count + number) % len(blocks)] for number in range(count)}
+        else:
+            chosen = set(seeded(self.seed, "blocks", step).sample(blocks, count))
+        return [site for site in sites if site.block in chosen]
+
+    def applies(self, site: Site) -> bool:
+        """Whether some weights of the site do not move."""
+        return self.kind in ("small", "large", "random") and site.is_matrix
+
+    def mask_seed(self, step: int) -> int:
+        """Seed of a random mask at a step."""
+        return probe_seed(self.seed, step if self.update == "dynamic" else 0, 1 << 20)
+
+    def apply_(self, site: Site, weight: Any, noise: Any, start: int, step: int) -> None:
+        """Zero the entries of `noise` that do not move.
+
+        Args:
+            site: the tensor.
+            weight: unperturbed weights, a flat tile, in any floating point format.
+            noise: float32 tile of the same length; changed in place.
+            start: flat index of the tile's first weight.
+            step: number of the step.
+        """
+        if not self.applies(site):
+            return
+        if self.kind == "random":
+            noise.mul_(
+                _noise.random_mask(
+                    self.mask_seed(step), site.id, start, start + noise.numel(), self.density, noise.device
+                )
+            )
+        elif self.kind == "small":
+            noise.mul_(weight.abs() <= site.threshold)
+        else:
+            noise.mul_(weight.abs() >= site.threshold)
+
+    def apply_rows_(self, site: Site, weight: Any, noise: Any, rows: Any, step: int) -> None:
+        """The same for rows of a matrix: `weight` and `noise` have shape (rows, width), `rows` their numbers."""
+        if not self.applies(site) or not noise.numel():
+            return
+        if self.kind == "random":
+            width = noise.shape[1]
+            for place, row in enumerate(rows.tolist()):
+                start = row * width
+                noise[place].mul_(
+                    _noise.random_mask(self.mask_seed(step), site.id, start, start + width, self.density, noise.device)
+                )
+        else:
+            self.apply_(site, weight, noise, 0, step)
+
+    def hold_(self, site: Site, old: Any, new: Any, moves: Any) -> None:
+        """For a fixed mask by magnitude: hold the weights that moved on their side of the threshold.
+
+        Args:
+            site: the tensor.
+            old: float32 tile before the update.
+            new: float32 tile after it; changed in place.
+            moves: bool tile, which weights may move.
+        """
+        import torch
+
+        if self.update != "fixed" or site.threshold is None or not self.applies(site):
+            return
+        bound = site.threshold
+        if self.kind == "small":
+            new.copy_(torch.where(moves, new.clamp(-bound, bound), new))
+        else:
+            inside = moves & (new.abs() < bound)
+            new.copy_(torch.where(inside, torch.copysign(torch.full_like(new, bound), old), new))
+
+
+def magnitude_quantile(tensor: Any, share: float) -> float:
+    """The smallest magnitude of the tensor that at least `share` of its weights do not exceed; exact.
+
+    Two counting passes over the bits of the magnitudes, tile by tile: no sorted copy of a tensor as large as an
+    embedding is made.
+
+    Args:
+        tensor: floating point, any shape.
+        share: in [0, 1].
+    """
+    import torch
+
+    flat = tensor.detach().reshape(-1)
+    rank = min(max(int(share * flat.numel() + 0.5), 1), flat.numel())
+    high = torch.zeros(1 << 15, dtype=torch.int64, device=flat.device)
+    for tile in flat.split(_TILE):
+        high += torch.bincount(_magnitude_bits(tile) >> 16, minlength=1 << 15)
+    at, before = _place(high, rank)
+    low = torch.zeros(1 << 16, dtype=torch.int64, device=flat.device)
+    for tile in flat.split(_TILE):
+        bits = _magnitude_bits(tile)
+        low += torch.bincount(bits[(bits >> 16) == at] & 0xFFFF, minlength=1 << 16)
+    last, _ = _place(low, rank - before)
+    return float(torch.tensor((at << 16) | last, dtype=torch.int32).view(torch.float32))
+
+
+def _magnitude_bits(tile: Any) -> Any:
+    """Bits of |w| in float32: their order is that of the magnitudes."""
+    import torch
+
+    return tile.float().abs().view(torch.int32)
+
+
+def _place(counts: Any, rank: int) -> tuple[int, int]:
+    """The bin that holds the rank-th entry, and how many lie in the bins before it."""
+    total = counts.cumsum(0)
+    at = int((total < rank).sum())
+    return at, int(total[at - 1]) if at else 0

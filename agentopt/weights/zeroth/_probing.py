@@ -1,0 +1,387 @@
+"""Forward passes at weights that are not there: each module builds its own perturbed weight, uses it and forgets it.
+
+The model's tensors are never written to, so nothing drifts in 16 bit and a dynamic mask sees the true weights. One pass
+can carry several variants of the weights, copy by copy along the batch: a module then works on each copy's rows with
+that copy's weight, and what does not differ (attention, activations, frozen modules) runs once for all rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from agentopt.errors import UserError
+from agentopt.weights.zeroth._directions import Directions
+from agentopt.weights.zeroth._masks import MaskRule
+from agentopt.weights.zeroth._sites import Site, owners_of
+from agentopt.weights.zeroth._types import Shift, Variant
+
+TILE = 1 << 20
+"""Weights perturbed at a time: two float32 scratch tiles of this size are all the extra memory."""
+
+Scale = Callable[[Site, int, int], Any]
+"""A multiplier of the direction: (site, start, stop) to a float32 tile, or None (HiZOO's inverse root curvature)."""
+
+
+@dataclass(slots=True)
+class Plan:
+    """What the patched modules need to know of the pass that is running."""
+
+    variants: Sequence[Variant]
+    step: int
+    noise: Any
+    weight: Any
+    held: tuple[object, ...] | None = None
+    """What the noise tile holds now, so that the other sign of a pair need not make it again."""
+
+
+class Prober:
+    """Runs a model's forward pass at variants of its weights.
+
+    Args:
+        model: the module whose forward pass a loss calls.
+        sites: its tuned tensors.
+        directions: makes the noise.
+        mask: which weights the noise reaches.
+        kernels: use the Triton kernels where they can be used.
+    """
+
+    def __init__(
+        self, model: Any, sites: Sequence[Site], directions: Directions, mask: MaskRule, *, kernels: bool = True
+    ) -> None:
+        self.model = model
+        self.sites = list(sites)
+        self.directions = directions
+        self.mask = mask
+        self.scale: Scale | None = None
+        self.kernels = kernels
+        self.owners = owners_of(self.sites)
+        self._scratch: dict[Any, tuple[Any, Any]] = {}
+
+    def scratch(self, device: Any) -> tuple[Any, Any]:
+        """Two float32 tiles, made once per device: the noise, and the perturbed weight."""
+        import torch
+
+        found = self._scratch.get(device)
+        if found is None:
+            size = min(TILE, max(128, *(site.size for site in self.sites)))
+            found = (torch.empty(size, device=device), torch.empty(size, device=device))
+            self._scratch[device] = found
+        return found
+
+    @contextlib.contextmanager
+    def at(self, variants: Sequence[Variant], step: int, active: Sequence[Site]) -> Generator[None]:
+        """Inside, a forward pass measures `variants`, copy by copy along the first axis of what it is given.
+
+        Args:
+            variants: one per copy; the rows of a batch are split into as many equal parts.
+            step: number of the step, for the mask.
+            active: the sites that move at this step.
+        """
+        if all(not variant for variant in variants):
+            yield
+            return
+        plan = Plan(variants, step, *self.scratch(self.sites[0].tensor.device))
+        moving = {id(site) for site in active}
+        patched: list[Any] = []
+        try:
+            for module, sites in self.owners.items():
+                mine = {name: site for name, site in sites.items() if id(site) in moving}
+                if mine:
+                    module.forward = functools.partial(self._forward, plan, module, mine, module.forward)
+                    patched.append(module)
+            yield
+        finally:
+            for module in patched:
+                del module.forward
+
+    # --- one module ---------------------------------------------------------------------------------------------------
+
+    def _forward(
+        self, plan: Plan, module: Any, sites: Mapping[str, Site], original: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        import torch
+
+        if type(module) is torch.nn.Linear:
+            return self._linear(plan, module, sites, *args, **kwargs)
+        if type(module) is torch.nn.Embedding and module.max_norm is None:
+            return self._embedding(plan, module, sites["weight"], *args, **kwargs)
+        if hasattr(module, "functional") and {"lora_A", "lora_B"} >= set(sites):
+            return self._adapter(plan, module, sites, *args, **kwargs)
+        return self._any(plan, module, sites, original, args, kwargs)
+
+    def _linear(self, plan: Plan, module: Any, sites: Mapping[str, Site], x: Any) -> Any:
+        """One tile of rows of W at a time."""
+        import torch
+
+        weight, copies = module.weight, len(plan.variants)
+        rows = split_rows(x.shape[0], copies)
+        site = sites.get("weight")
+        biases = self._biases(plan, module, sites)
+        if site is not None and self._fits_kernel(plan, weight, x):
+            return self._fused_linear(plan, module, site, biases, x, rows)
+        flat = x.reshape(copies, -1, x.shape[-1])
+        out = torch.empty((copies, flat.shape[1], weight.shape[0]), dtype=x.dtype, device=x.device)
+        if site is None:
+            torch.matmul(flat, weight.t(), out=out)
+        elif self.directions.kind == "lowrank":
+            torch.matmul(flat, weight.t(), out=out)
+            self._add_lowrank(plan, site, flat, out)
+        else:
+            self._dense(plan, site, weight, flat, out)
+        for copy, bias in enumerate(biases):
+            if bias is not None:
+                out[copy] += bias
+        return out.reshape(*x.shape[:-1], weight.shape[0])
+
+    def _dense(self, plan: Plan, site: Site, weight: Any, flat: Any, out: Any) -> None:
+        import torch
+
+        height, width = weight.shape
+        step = tile_rows(height, width)
+        for first in range(0, height, step):
+            last = min(first + step, height)
+            for copy, variant in enumerate(plan.variants):
+                tile = self.perturbed(plan, site, variant, first * width, last * width)
+                tile = tile.view(last - first, width)
+                if first == 0 and last == height:
+                    torch.mm(flat[copy], tile.t(), out=out[copy])
+                else:
+                    out[copy, :, first:last] = flat[copy] @ tile.t()
+
+    def _add_lowrank(self, plan: Plan, site: Site, flat: Any, out: Any) -> None:
+        """Low-rank shifts run as a batch of LoRA adapters, one per copy (EGGROLL): the weight is read once."""
+        for copy, variant in enumerate(plan.variants):
+            for shift in variant:
+                left, right = self.directions.factors(site, shift)
+                inner = (flat[copy] @ right.to(flat.dtype)) * shift.scale
+                out[copy].addmm_(inner, left.to(flat.dtype).t())
+
+    def _biases(self, plan: Plan, module: Any, sites: Mapping[str, Site]) -> list[Any]:
+        site, bias = sites.get("bias"), module.bias
+        if site is None:
+            return [bias] * len(plan.variants)
+        return [self.whole(plan, site, variant) for variant in plan.variants]
+
+    def _embedding(self, plan: Plan, module: Any, site: Site, ids: Any) -> Any:
+        """Rows that the batch looks up, and no others, are perturbed."""
+        import torch
+
+        copies = len(plan.variants)
+        split_rows(ids.shape[0], copies)
+        unique, place = torch.unique(ids, return_inverse=True)
+        table = module.weight[unique]
+        noises: dict[int, Any] = {}
+        out: list[Any] = []
+        for variant, where in zip(plan.variants, place.reshape(copies, -1), strict=True):
+            perturbed = table.float()
+            for shift in variant:
+                if shift.seed not in noises:
+                    noise = self.directions.rows(site, shift, unique, 1.0)
+                    if self.scale is not None:
+                        self._scale_rows(site, noise, unique)
+                    self.mask.apply_rows_(site, table, noise, unique, plan.step)
+                    noises[shift.seed] = noise
+                perturbed = perturbed + noises[shift.seed] * shift.scale
+            out.append(perturbed.to(table.dtype)[where])
+        return torch.stack(out).reshape(*ids.shape, table.shape[1])
+
+    def _scale_rows(self, site: Site, noise: Any, rows: Any) -> None:
+        width = noise.shape[1]
+        for place, row in enumerate(rows.tolist()):
+            scale = self.scale(site, row * width, (row + 1) * width) if self.scale else None
+            if scale is not None:
+                noise[place] *= scale
+
+    def _adapter(self, plan: Plan, module: Any, sites: Mapping[str, Site], x: Any) -> Any:
+        """Every copy its own adapter; the base layer runs once over all rows."""
+        import torch
+
+        copies = len(plan.variants)
+        each = split_rows(x.shape[0], copies)
+        stacks: list[Any] = []
+        for name in ("lora_A", "lora_B"):
+            tensor, site = getattr(module, name), sites.get(name)
+            if site is None:
+                values = [tensor] * copies
+            else:
+                values = [self.whole(plan, site, variant) for variant in plan.variants]
+            stacks.append(torch.stack([value.reshape(value.shape[-2:]) for value in values]))
+        index = torch.arange(copies, device=x.device).repeat_interleave(each)
+        return module.functional(x, stacks[0], stacks[1], index)
+
+    def _any(self, plan: Plan, module: Any, sites: Mapping[str, Site], original: Any, args: Any, kwargs: Any) -> Any:
+        """Any other module that owns tuned tensors: its forward pass, once per copy, with the tensors swapped."""
+        copies = len(plan.variants)
+        total = batch_rows((args, kwargs))
+        if copies > 1:
+            split_rows(total, copies)
+        before = {name: module._parameters[name] for name in sites}
+        results: list[Any] = []
+        try:
+            for copy, variant in enumerate(plan.variants):
+                for name, site in sites.items():
+                    module._parameters[name] = self.whole(plan, site, variant)
+                part = functools.partial(part_of, copy=copy, copies=copies, total=total)
+                results.append(original(*part(args), **part(kwargs)))
+        finally:
+            module._parameters.update(before)
+        return results[0] if copies == 1 else join(results)
+
+    # --- perturbed weights --------------------------------------------------------------------------------------------
+
+    def perturbed(self, plan: Plan, site: Site, variant: Variant, start: int, stop: int) -> Any:
+        """Weights `start` to `stop` (flat) of a variant, in the tensor's own format; valid until the next call."""
+        tile = site.tensor.detach().view(-1)[start:stop]
+        if not variant:
+            return tile
+        out = plan.weight[: stop - start]
+        source = tile
+        for shift in variant:
+            noise = self._noise(plan, site, shift, tile, start)
+            out = _add(source, noise, shift.scale < 0, out)
+            source = out
+        return out if tile.dtype == out.dtype else out.to(tile.dtype)
+
+    def _noise(self, plan: Plan, site: Site, shift: Shift, tile: Any, start: int) -> Any:
+        """|scale| times the masked direction, from the scratch when it is there already."""
+        noise = plan.noise[: tile.numel()]
+        key = (site.id, shift.seed, shift.right_seed, abs(shift.scale), start, tile.numel())
+        if plan.held != key:
+            self.directions.fill(site, shift, start, abs(shift.scale), noise)
+            if self.scale is not None and (scale := self.scale(site, start, start + tile.numel())) is not None:
+                noise.mul_(scale)
+            self.mask.apply_(site, tile, noise, start, plan.step)
+            plan.held = key
+        return noise
+
+    def fill_direction(self, plan: Plan, site: Site, shift: Shift, out: Any) -> None:
+        """Write the masked direction of a whole tensor, without its scale, into the flat `out`."""
+        flat = site.tensor.detach().view(-1)
+        for start in range(0, site.size, TILE):
+            tile = flat[start : start + TILE]
+            unit = Shift(shift.seed, 1.0, shift.right_seed)
+            out[start : start + tile.numel()] = self._noise(plan, site, unit, tile, start)
+
+    def whole(self, plan: Plan, site: Site, variant: Variant) -> Any:
+        """A whole perturbed tensor of its own, for what is small or used in ways that cannot be tiled."""
+        import torch
+
+        out = torch.empty_like(site.tensor)
+        flat = out.view(-1)
+        for start in range(0, site.size, TILE):
+            stop = min(start + TILE, site.size)
+            flat[start:stop] = self.perturbed(plan, site, variant, start, stop)
+        return out
+
+    # --- Triton -------------------------------------------------------------------------------------------------------
+
+    def _fits_kernel(self, plan: Plan, weight: Any, x: Any) -> bool:
+        from agentopt.weights.zeroth import _kernels
+
+        return (
+            self.kernels
+            and self.directions.kind == "rademacher"
+            and self.scale is None
+            and all(len(variant) <= 1 for variant in plan.variants)
+            and x.dtype == weight.dtype
+            and _kernels.usable(weight)
+        )
+
+    def _fused_linear(self, plan: Plan, module: Any, site: Site, biases: list[Any], x: Any, rows: int) -> Any:
+        from agentopt.weights.zeroth import _kernels
+
+        shifts = [variant[0] if variant else Shift(0, 0.0) for variant in plan.variants]
+        applies = self.mask.applies(site)
+        y = _kernels.linear(
+            x,
+            module.weight,
+            None,
+            [shift.seed for shift in shifts],
+            [shift.scale for shift in shifts],
+            rows,
+            site.id,
+            mask=self.mask.kind if applies else "none",
+            threshold=site.threshold or 0.0,
+            mask_seed=self.mask.mask_seed(plan.step) if applies else 0,
+            density=self.mask.density,
+        )
+        for copy, bias in enumerate(biases):
+            if bias is not None:
+                y[copy * rows : (copy + 1) * rows] += bias
+        return y
+
+
+def _add(source: Any, noise: Any, negative: bool, out: Any) -> Any:
+    import torch
+
+    wide = source if source.dtype == out.dtype else source.float()
+    return torch.sub(wide, noise, out=out) if negative else torch.add(wide, noise, out=out)
+
+
+def tile_rows(height: int, width: int) -> int:
+    """Rows of a matrix in one tile; tiles begin at multiples of 128 weights."""
+    if height * width <= TILE:
+        return height
+    rows = max(1, TILE // width)
+    while rows * width % 128 and rows > 1:
+        rows -= 1
+    return rows
+
+
+def split_rows(rows: int, copies: int) -> int:
+    """Rows of each copy."""
+    if rows % copies:
+        raise UserError(
+            f"the batch has {rows} rows, which {copies} copies do not divide: repeat the whole batch per copy."
+        )
+    return rows // copies
+
+
+def batch_rows(values: Any) -> int:
+    """Rows of the batch: the largest first axis among the tensors of a call."""
+    import torch
+
+    if isinstance(values, torch.Tensor):
+        return int(values.shape[0]) if values.dim() else 0
+    if isinstance(values, Mapping):
+        return max((batch_rows(value) for value in values.values()), default=0)
+    if isinstance(values, list | tuple):
+        return max((batch_rows(value) for value in values), default=0)
+    return 0
+
+
+def part_of(values: Any, *, copy: int, copies: int, total: int) -> Any:
+    """The rows of one copy, in every tensor of a call that has all rows."""
+    import torch
+
+    if copies == 1:
+        return values
+    if isinstance(values, torch.Tensor):
+        if values.dim() == 0 or values.shape[0] != total:
+            return values
+        each = total // copies
+        return values[copy * each : (copy + 1) * each]
+    if isinstance(values, dict):
+        return {name: part_of(value, copy=copy, copies=copies, total=total) for name, value in values.items()}
+    if type(values) in (list, tuple):
+        return type(values)(part_of(value, copy=copy, copies=copies, total=total) for value in values)
+    return values
+
+
+def join(results: Sequence[Any]) -> Any:
+    """Outputs of the copies, put together along the first axis."""
+    import torch
+
+    first = results[0]
+    if isinstance(first, torch.Tensor):
+        return torch.cat(list(results)) if first.dim() else torch.stack(list(results))
+    if isinstance(first, dict):
+        joined = {name: join([result[name] for result in results]) for name in first}
+        return type(first)(**joined) if type(first) is not dict else joined
+    if type(first) in (list, tuple):
+        return type(first)(join(list(group)) for group in zip(*results, strict=True))
+    return first

@@ -1,0 +1,95 @@
+"""The tensors that are tuned, each with its place in the random number generator, its modules and its block."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from agentopt.errors import UserError
+from agentopt.weights.zeroth._noise import tensor_id
+
+_LAYER = re.compile(r"^(.*?\.\d+)\.")
+
+
+@dataclass(slots=True)
+class Site:
+    """One tuned tensor.
+
+    Attributes:
+        name: its name in `model.named_parameters()`; tied weights have one site.
+        tensor: the parameter; never written to but by an update.
+        id: its tensor id in the counter of the random numbers.
+        block: number of the block (decoder layer, embedding, head, final norm) it belongs to.
+        owners: the modules that use it, each with the attribute's name.
+        threshold: magnitude at which a "small" or "large" mask divides it; None where no mask applies.
+    """
+
+    name: str
+    tensor: Any
+    id: int
+    block: int
+    owners: list[tuple[Any, str]] = field(default_factory=list[tuple[Any, str]])
+    threshold: float | None = None
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether masks and weight decay apply: norm scales and biases are always trained, and never decay."""
+        return self.tensor.dim() > 1
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return int(self.tensor.numel())
+
+
+def find_sites(model: Any, trainable: Callable[[str], bool] | None = None) -> list[Site]:
+    """The tuned tensors of a model, in the order of `named_parameters()`.
+
+    Args:
+        model: a torch module.
+        trainable: which names to tune; None for those that require a gradient.
+
+    Raises:
+        UserError: nothing is left to tune, a tensor is no floating point tensor or not contiguous, or two names share
+            a tensor id.
+    """
+    sites: list[Site] = []
+    by_identity: dict[int, Site] = {}
+    blocks: dict[str, int] = {}
+    ids: dict[int, str] = {}
+    for name, tensor in model.named_parameters():
+        wanted = tensor.requires_grad if trainable is None else trainable(name)
+        if not wanted or tensor.numel() == 0:
+            continue
+        if not tensor.is_floating_point():
+            raise UserError(f"{name}: found {tensor.dtype}, expected a floating point tensor; tune an adapter on top.")
+        if not tensor.is_contiguous():
+            raise UserError(f"{name}: found a tensor that is not contiguous; give the model contiguous weights.")
+        number = tensor_id(name)
+        if number in ids:
+            raise UserError(f"{name} and {ids[number]} share a tensor id; leave one of them out with trainable=.")
+        ids[number] = name
+        found = _LAYER.match(name)
+        block = blocks.setdefault(found[1] if found else name.rpartition(".")[0], len(blocks))
+        site = Site(name, tensor, number, block)
+        sites.append(site)
+        by_identity[id(tensor)] = site
+    for module in model.modules():
+        for attribute, tensor in module._parameters.items():
+            site = by_identity.get(id(tensor))
+            if site is not None:
+                site.owners.append((module, attribute))
+    if not sites:
+        raise UserError("there is nothing to tune: no parameter requires a gradient or matches trainable=.")
+    return sites
+
+
+def owners_of(sites: Sequence[Site]) -> dict[Any, dict[str, Site]]:
+    """For every module that uses tuned tensors: attribute name to site."""
+    modules: dict[Any, dict[str, Site]] = {}
+    for site in sites:
+        for module, attribute in site.owners:
+            modules.setdefault(module, {})[attribute] = site
+    return modules
