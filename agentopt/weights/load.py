@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from agentopt.errors import UserError
-from agentopt.models import UnknownModel
-from agentopt.models._embedded_files import PACKAGED, fetch, resolve
 
 INSTALL = "pip install 'agentopt[weights]'"
 _CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -67,6 +65,10 @@ def need(module: str) -> Any:
 
 def _source(name: str) -> tuple[str, dict[str, str]]:
     """What `from_pretrained` is given, and its extra arguments."""
+    # Imported here so that torch, transformers and peft alone are enough for everything but named models.
+    from agentopt.models import UnknownModel
+    from agentopt.models._embedded_files import PACKAGED, fetch, resolve
+
     spec = PACKAGED if name == "embedded" else name
     if not spec.strip():
         raise UserError("model: found an empty name, expected 'embedded', a folder, a .gguf path or a hub id.")

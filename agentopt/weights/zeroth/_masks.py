@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentopt.errors import UserError
-from agentopt.evaluation._draws import seeded
 from agentopt.weights.zeroth import _noise
 from agentopt.weights.zeroth._philox import probe_seed
 from agentopt.weights.zeroth._sites import Site
@@ -21,6 +20,8 @@ from agentopt.weights.zeroth._types import Mask, MaskUpdate
 
 _KINDS = ("none", "small", "random", "large", "block")
 _TILE = 1 << 20
+_BLOCKS = 1 << 23
+"""Number, past any population, of the seeds that draw a step's blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,8 @@ class MaskRule:
         if self.update == "fixed":
             chosen = {blocks[(step * count + number) % len(blocks)] for number in range(count)}
         else:
-            chosen = set(seeded(self.seed, "blocks", step).sample(blocks, count))
+            drawn = sorted(blocks, key=lambda block: probe_seed(self.seed, step, _BLOCKS + block))
+            chosen = set(drawn[:count])
         return [site for site in sites if site.block in chosen]
 
     def applies(self, site: Site) -> bool:
