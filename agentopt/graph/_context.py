@@ -132,9 +132,7 @@ def _note_import_time(spec: ParameterSpec, *, running: bool) -> None:
     current_frame: FrameType | None = frame
     depth = 0
     while current_frame is not None and depth < 200:
-        if current_frame.f_code.co_name == "<module>" and (
-            current_frame is frame or current_frame.f_globals.get("__name__") != "__main__"
-        ):
+        if current_frame.f_code.co_name == "<module>" and (current_frame is frame or _is_imported(current_frame)):
             spec.import_time_read = place
             return
         if running:
@@ -142,6 +140,12 @@ def _note_import_time(spec: ParameterSpec, *, running: bool) -> None:
         current_frame = current_frame.f_back
         depth += 1
     spec.read_normally = True
+
+
+def _is_imported(module_frame: FrameType) -> bool:
+    """Whether this module-level code is an import: not the program, nor text that a launcher runs with `exec`."""
+    namespace = module_frame.f_globals
+    return namespace.get("__name__") != "__main__" and "__spec__" in namespace
 
 
 def _user_frame() -> FrameType | None:

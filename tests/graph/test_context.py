@@ -151,6 +151,13 @@ def test_import_time_read_is_remembered_with_its_place(tmp_path: Path, monkeypat
         del sys.modules["reads_early"]
 
 
+def test_code_that_a_launcher_executes_is_no_import() -> None:
+    """As execnet starts its workers: module-level code in a namespace that belongs to no module."""
+    p = graph.prompt("x", name="p")
+    exec("read()", {"__name__": "__launched__", "read": lambda: str(p)})
+    assert p.spec.import_time_read is None
+
+
 def test_module_imported_during_a_rollout_is_noted_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     p = graph.prompt("x", name="p")
