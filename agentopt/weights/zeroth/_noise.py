@@ -19,7 +19,7 @@ SIGNS, NORMALS, ROUNDING, MASK, LEFT, RIGHT, EXAMPLES = range(7)
 """Streams (third counter word)."""
 
 SIGNS_PER_BLOCK = 128
-_FILL = 1 << 17
+_FILL = 1 << 18
 """Weights filled at a time on a CPU, so that three sweeps over them stay in cache."""
 
 _NORMAL_BLOCKS = 1 << 14
