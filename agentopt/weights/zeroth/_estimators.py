@@ -62,8 +62,9 @@ def coefficients(probe: Probe, eps: float, losses: Any) -> Coefficients:
         2. so `(l_k - l_0) / sigma` is about `z_k.g / |g|`: eps and the unit of the loss cancel;
         3. and as `E[z z'] = I`, the expected step is `lr g / |g|`: lr is its length, whatever the loss measures.
     sigma has divisor n and is taken over all measured losses of the step, the one at the weights themselves included.
-    (FZOO leaves that one out; then two probes that happen to agree would give a step without bound.) One direction with
-    two sides thus gives +1 or -1: a step of fixed size. A zero sigma gives a zero step.
+    (FZOO leaves that one out; then probes that happen to agree would give a step without bound. It also keeps the
+    division by eps, so its lr is ours times eps.) One direction with two sides thus gives +1 or -1: a step of fixed
+    size. A zero sigma gives a zero step.
 
     With `per_example`, sigma is the root of the mean, over the examples, of the variance of the example's own
     measurements, so a hard example does not pass for a steep one. GRZO (arXiv 2606.02857) takes the standard deviation
@@ -92,7 +93,8 @@ def coefficients(probe: Probe, eps: float, losses: Any) -> Coefficients:
     unit = eps if probe.normalize == "none" else _spread(table)
     if not unit:
         return np.zeros(change.size, dtype=np.float32)
-    return (change / unit / change.size).ravel().astype(np.float32)
+    with np.errstate(over="ignore"):
+        return _narrow((change / unit / change.size).ravel())
 
 
 def means(losses: Any) -> list[float]:
@@ -130,9 +132,8 @@ def hessian_coefficients(eps: float, losses: Any) -> Coefficients:
     if len(table) != 3:
         raise UserError(f"losses: found {len(table)} variants, expected the 3 of hessian_plan().")
     here, plus, minus = means(table)
-    return np.array(
-        [(plus - minus) / (2.0 * eps), abs(plus + minus - 2.0 * here) / (2.0 * eps * eps)], dtype=np.float32
-    )
+    slope, bend = (plus - minus) / (2.0 * eps), abs(plus + minus - 2.0 * here) / (2.0 * eps * eps)
+    return _narrow(np.array([slope, bend]))
 
 
 def from_derivatives(probe: Probe, derivatives: Sequence[float]) -> Coefficients:
@@ -147,7 +148,7 @@ def from_derivatives(probe: Probe, derivatives: Sequence[float]) -> Coefficients
     if probe.normalize == "std":
         spread = math.sqrt(math.fsum(values * values) / len(values))
         values = values / spread if spread else np.zeros_like(values)
-    return (values / len(values)).astype(np.float32)
+    return _narrow(values / len(values))
 
 
 def conservative_plan(
@@ -198,6 +199,15 @@ def _check_finite(table: Losses) -> None:
     if len(bad):
         variant, example = (int(index) for index in bad[0])
         raise RunError(f"the loss of example {example} at variant {variant} is {table[variant, example]}: {_ADVICE}")
+
+
+def _narrow(values: Losses) -> Coefficients:
+    """As the log keeps them: float32, in which a loss that exploded no longer fits."""
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float32)
+    if not np.isfinite(narrow).all():
+        raise RunError(f"the losses differ by too much for a step ({values[~np.isfinite(narrow)][0]:.3g}): {_ADVICE}")
+    return narrow
 
 
 def _first_bad(values: Losses) -> float:
