@@ -1,4 +1,4 @@
-"""A small project in an empty folder, and the command line run on it as a user does: as a subprocess."""
+"""A small project in an empty folder, and the command line run on it as a user does: as a process of its own."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.acceptance.warm import WarmCommands
 
 AGENT = '''
 import agentopt as ao
@@ -50,21 +52,36 @@ def constant(thing: str) -> str:
 
 @dataclass
 class Shell:
-    """Runs `agentopt ...` in the project folder."""
+    """Runs `agentopt ...` in the project folder: a fork of a process that has it imported, or from a `cold` start."""
 
     folder: Path
+    warm: WarmCommands
 
     def __call__(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1"}
+        done = self.warm.run(arguments, self.folder, self.environment(), b"", timeout)
+        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def cold(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "agentopt", *arguments],
             cwd=self.folder,
-            env=environment,
+            env=self.environment(),
             capture_output=True,
             text=True,
             timeout=timeout,
             check=False,
         )
+
+    @staticmethod
+    def environment() -> dict[str, str]:
+        return {**os.environ, "COLUMNS": "80", "NO_COLOR": "1"}
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[WarmCommands]:
+    commands = WarmCommands()
+    yield commands
+    commands.close()
 
 
 def write_rows(path: Path, start: int, number: int) -> None:
@@ -86,5 +103,5 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def agentopt(project: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    return Shell(project)
+def agentopt(project: Path, warm: WarmCommands) -> Shell:
+    return Shell(project, warm)

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from agentopt.capsules import TokenBudget
+from tests.acceptance.warm import WarmCommands
 
 LINES = "\n".join(
     f"- The depot in {town} closes at {hour}:30 and keeps {hour * 12} crates for route {hour + 40}."
@@ -33,13 +35,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "agentopt", "capsule", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, input=stdin, capture_output=True, check=False)
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
 
-def test_the_text_on_stdout_is_within_the_budget_and_the_rest_on_stderr(folder: Path) -> None:
+@pytest.fixture
+def run(warm: WarmCommands) -> Run:
+    def capsule(folder: Path, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1"}
+        return warm.run(["capsule", *arguments], folder, environment, stdin, timeout=240)
+
+    return capsule
+
+
+def test_the_text_on_stdout_is_within_the_budget_and_the_rest_on_stderr(run: Run, folder: Path) -> None:
     done = run(folder, "prompt.txt", "--budget", "150")
     text = done.stdout.decode()
     assert done.returncode == 0
@@ -48,12 +56,13 @@ def test_the_text_on_stdout_is_within_the_budget_and_the_rest_on_stderr(folder: 
     assert 'Respond with JSON: {"depot": "...", "hour": 0}' in text
     assert "recommended: capsule" in done.stderr.decode()
     assert "budget 150" in done.stderr.decode()
-    again = run(folder, "prompt.txt", "--budget", "150", "--quiet")
+    command = [sys.executable, "-m", "agentopt", "capsule", "prompt.txt", "--budget", "150", "--quiet"]
+    again = subprocess.run(command, cwd=folder, capture_output=True, check=False)
     assert again.stdout == done.stdout
     assert again.stderr == b""
 
 
-def test_stdin_a_query_patterns_and_a_file_for_the_result(folder: Path) -> None:
+def test_stdin_a_query_patterns_and_a_file_for_the_result(run: Run, folder: Path) -> None:
     done = run(
         folder, "-", "-b", "420", "--tokenizer", "bytes", "--query", "When does Fern close?", "--keep", r"route 5\d",
         "--out", "short.txt", stdin=PROMPT.encode(),
@@ -66,7 +75,7 @@ def test_stdin_a_query_patterns_and_a_file_for_the_result(folder: Path) -> None:
     assert PROMPT.count("route 5") == written.count(b"route 5")
 
 
-def test_json_and_diff(folder: Path) -> None:
+def test_json_and_diff(run: Run, folder: Path) -> None:
     made = json.loads(run(folder, "prompt.txt", "-b", "150", "--json").stdout)
     assert made["tokens"] <= 150 < made["original_tokens"]
     assert made["dropped"]
@@ -76,7 +85,7 @@ def test_json_and_diff(folder: Path) -> None:
     assert max(map(len, shown.splitlines())) <= 80
 
 
-def test_messages_in_a_json_file(folder: Path) -> None:
+def test_messages_in_a_json_file(run: Run, folder: Path) -> None:
     messages = [{"role": "system", "content": PROMPT}, {"role": "user", "content": "Which depot is open last?"}]
     (folder / "request.json").write_text(json.dumps({"messages": messages}), encoding="utf-8")
     done = run(folder, "request.json", "-b", "170")
@@ -106,7 +115,7 @@ def test_messages_in_a_json_file(folder: Path) -> None:
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
-    folder: Path, arguments: tuple[str, ...], data: bytes, said: str
+    run: Run, folder: Path, arguments: tuple[str, ...], data: bytes, said: str
 ) -> None:
     done = run(folder, *arguments, stdin=data)
     message = done.stderr.decode()
@@ -116,14 +125,14 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert done.stdout == b""
 
 
-def test_a_budget_that_cannot_be_met_names_one_that_can(folder: Path) -> None:
+def test_a_budget_that_cannot_be_met_names_one_that_can(run: Run, folder: Path) -> None:
     done = run(folder, "prompt.txt", "-b", "5")
     assert done.returncode == 2
     minimum = done.stderr.decode().split("expected at least ")[1].split(",")[0].split()[0]
     assert run(folder, "prompt.txt", "-b", minimum).returncode == 0
 
 
-def test_an_empty_file_and_one_long_line(folder: Path) -> None:
+def test_an_empty_file_and_one_long_line(run: Run, folder: Path) -> None:
     (folder / "empty.txt").write_bytes(b"")
     assert run(folder, "empty.txt", "-b", "5").stdout == b""
     (folder / "line.txt").write_bytes(b"lorem ipsum " * 50_000)
@@ -132,7 +141,7 @@ def test_an_empty_file_and_one_long_line(folder: Path) -> None:
     assert 0 < len(done.stdout.split()) <= 50
 
 
-def test_a_folder_goes_on_where_it_stopped_and_a_bad_item_stops_nothing(folder: Path) -> None:
+def test_a_folder_goes_on_where_it_stopped_and_a_bad_item_stops_nothing(run: Run, folder: Path) -> None:
     source = folder / "docs"
     source.mkdir()
     for number in range(6):
@@ -150,7 +159,7 @@ def test_a_folder_goes_on_where_it_stopped_and_a_bad_item_stops_nothing(folder: 
     assert json.loads(second.stdout)["skipped"] == 6
 
 
-def test_rows_of_a_jsonl_file_with_their_own_queries(folder: Path) -> None:
+def test_rows_of_a_jsonl_file_with_their_own_queries(run: Run, folder: Path) -> None:
     rows = [{"id": town, "text": PROMPT, "query": f"When does {town} close?"} for town in ("Cairn", "Holt")]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     done = run(folder, "rows.jsonl", "-b", "120", "--out", "short.jsonl")
@@ -160,7 +169,7 @@ def test_rows_of_a_jsonl_file_with_their_own_queries(folder: Path) -> None:
     assert all(record["id"] in record["capsule"]["text"] for record in records)
 
 
-def test_an_original_is_found_again_by_its_handle(folder: Path) -> None:
+def test_an_original_is_found_again_by_its_handle(run: Run, folder: Path) -> None:
     made = json.loads(run(folder, "prompt.txt", "-b", "150", "--json", "--store", "a.db").stdout)
     assert made["handle"].startswith("cap:")
     assert run(folder, made["handle"], "--store", "a.db").stdout.decode() == PROMPT
@@ -169,7 +178,7 @@ def test_an_original_is_found_again_by_its_handle(folder: Path) -> None:
     assert len(part) < len(PROMPT)
 
 
-def test_a_task_decides_the_recommendation(project: Path) -> None:
+def test_a_task_decides_the_recommendation(run: Run, project: Path) -> None:
     filler = " ".join(f"Remark {number}: tone {number} was agreed on." for number in range(40))
     (project / "long.txt").write_text(f"{filler} Answer with exactly one of: blue, green, red.", encoding="utf-8")
     (project / "gate.toml").write_text(
@@ -184,12 +193,12 @@ def test_a_task_decides_the_recommendation(project: Path) -> None:
     assert made["recommended"] == ("capsule" if made["gate"]["verdict"] == "accepted" else "original")
 
 
-def test_the_cost_over_a_horizon_is_told(folder: Path) -> None:
+def test_the_cost_over_a_horizon_is_told(run: Run, folder: Path) -> None:
     done = run(folder, "prompt.txt", "-b", "150", "--calls", "1000", "--price", "openai/gpt-4.1-mini")
     assert "cost over 1,000 calls: $" in done.stderr.decode()
 
 
-def test_a_long_file_is_read_in_pieces(folder: Path) -> None:
+def test_a_long_file_is_read_in_pieces(run: Run, folder: Path) -> None:
     with (folder / "long.txt").open("w", encoding="utf-8") as file:
         for number in range(110_000):
             hall, hours = number % 97, number % 24
@@ -217,7 +226,9 @@ def test_a_long_file_is_read_in_pieces(folder: Path) -> None:
         (("--template", "t.json"), "--model"),
     ],
 )
-def test_an_option_that_would_do_nothing_is_refused(folder: Path, option: tuple[str, ...], needed: str) -> None:
+def test_an_option_that_would_do_nothing_is_refused(
+    run: Run, folder: Path, option: tuple[str, ...], needed: str
+) -> None:
     done = run(folder, "prompt.txt", "-b", "150", *option)
     assert done.returncode == 2
     assert f"{option[0]} does nothing without {needed}" in done.stderr.decode()

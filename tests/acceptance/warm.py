@@ -1,0 +1,91 @@
+"""The command line as processes of their own, without a second of imports for each.
+
+One process imports agentopt and forks for every command. A fork has its own folder, environment, standard streams and
+exit code, as a command that was started has; only the imports are done before. `main` of the program runs at the end
+of this file, so that the interpreter also ends as it always does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+class WarmCommands:
+    """Starts commands one after another; `close` ends the process that forks them."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "OPENBLAS_NUM_THREADS": "1"}
+        command = [sys.executable, __file__]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+
+    def run(
+        self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], data: bytes, timeout: float
+    ) -> subprocess.CompletedProcess[bytes]:
+        """One command; after `timeout` seconds it is killed and its exit code is that of the signal."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with tempfile.TemporaryDirectory() as streams:
+            Path(streams, "0").write_bytes(data)
+            asked = {
+                "arguments": list(arguments),
+                "folder": str(folder),
+                "environment": dict(environment),
+                "streams": streams,
+                "timeout": round(timeout),
+            }
+            self._process.stdin.write(json.dumps(asked).encode() + b"\n")
+            self._process.stdin.flush()
+            code = int(self._process.stdout.readline())
+            out, err = (Path(streams, name).read_bytes() for name in ("1", "2"))
+        return subprocess.CompletedProcess(list(arguments), code, out, err)
+
+    def close(self) -> None:
+        """No more commands."""
+        self._process.communicate(timeout=10)
+
+
+def serve() -> bool:
+    """Fork for every line on stdin; True in a fork, which goes on as the command, and False when there are no more."""
+    for line in sys.stdin.buffer:
+        child = os.fork()
+        if child == 0:
+            become(json.loads(line))
+            return True
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+    return False
+
+
+def become(asked: dict[str, object]) -> None:
+    """Take the folder, environment, streams and arguments of the command that was asked for."""
+    signal.alarm(int(str(asked["timeout"])))
+    for number, flags in enumerate((os.O_RDONLY, os.O_WRONLY | os.O_CREAT, os.O_WRONLY | os.O_CREAT)):
+        opened = os.open(f"{asked['streams']}/{number}", flags, 0o600)
+        os.dup2(opened, number)
+        os.close(opened)
+    # Bytes read ahead from the old stdin must not be seen.
+    sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), encoding="utf-8")
+    os.chdir(str(asked["folder"]))
+    os.environ.clear()
+    os.environ.update(asked["environment"])  # pyright: ignore[reportArgumentType, reportCallIssue]
+    sys.path[0] = str(asked["folder"])
+    sys.argv = ["agentopt", *asked["arguments"]]  # pyright: ignore[reportGeneralTypeIssues]
+
+
+if __name__ == "__main__":
+    from agentopt._api import capsule
+    from agentopt.capsules import TokenBudget
+    from agentopt.cli import main
+
+    importlib.import_module("agentopt.cli._app")
+    capsule("Loads the default vocabulary.", budget=TokenBudget(20))
+    if serve():
+        main()
