@@ -6,9 +6,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from agentopt.weights import adapters as adapters
     from agentopt.weights import load as load
 
-__all__ = ["load"]
+__all__ = ["adapters", "load"]
 
 
 def __getattr__(name: str) -> object:
