@@ -36,7 +36,7 @@ tune: $(VENV)/.tune-ready ## set up, then tune the shipped example with the embe
 setup: $(VENV)/.test-ready ## set up the development environment only
 
 test: $(VENV)/.test-ready ## set up, then run the tests
-	@$(RUN) python -m pytest -q
+	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -q -n 2
 
 lint: $(VENV)/.test-ready ## ruff, strict types, the floors of the house, file sizes
 	@$(RUN) ruff check . && ruff format --check .

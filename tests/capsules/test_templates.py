@@ -21,7 +21,6 @@ from agentopt.capsules.counting._templates import (
 )
 from agentopt.capsules.counting._tokenizers import resolve_tokenizer
 from agentopt.errors import UserError
-from agentopt.models._embedded_files import packaged_file
 
 CHAT: list[dict[str, Any]] = [
     {"role": "system", "content": "Be brief."},
@@ -40,18 +39,6 @@ TEMPLATE = (
     "{% if tools %}{{ tools | tojson(indent=2) }}{% endif %}\n"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
-
-
-@pytest.mark.slow
-def test_the_embedded_template_counts_as_transformers_applies_it() -> None:
-    transformers: Any = importlib.import_module("transformers")
-    path = packaged_file()
-    assert path is not None
-    other = transformers.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-    for chat in (CHAT, CHAT[1:], CHAT[1:2]):
-        ids = other.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
-        meter = TokenBudget(9, "embedded").meter(chat)
-        assert meter.total([message["content"] for message in chat]) == len(ids)
 
 
 @pytest.mark.parametrize("tools", [None, [{"type": "function", "function": {"name": "f<x>", "parameters": {}}}]])

@@ -27,6 +27,8 @@ from agentopt.models import Request
 from agentopt.search import Budget, TuneOptions, TuneResult
 from agentopt.store import Store
 
+pytestmark = pytest.mark.ray
+
 PROGRAM = Path(__file__).with_name("ray_program.py")
 WORKERS = 2
 
