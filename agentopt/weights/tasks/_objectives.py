@@ -30,6 +30,11 @@ class _Measured:
     def __len__(self) -> int:
         return len(self.batch)
 
+    @property
+    def pass_sizes(self) -> list[int]:
+        """Rows of each forward pass, in order; a pass may give a row's candidates consecutive places of their own."""
+        return [len(part) for part in self.batch.micro]
+
     def __call__(self, model: Any) -> Any:
         """Loss of every row: float32 tensor (rows,)."""
         return self.losses(model, 1)[0]

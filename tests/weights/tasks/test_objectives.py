@@ -29,7 +29,10 @@ from tests.weights.tiny import tiny
 
 WORDS = ["sky", "grass", "is", "Label:", "Answer:", "red", "blue", "green", "one", "two", "three", "N/A"]
 ROWS = [
-    {"text": f"{'sky grass one two three'.split()[n % 5]} is " * (1 + n % 3), "label": "red blue".split()[n % 4 == 0]}
+    {
+        "text": f"{['sky', 'grass', 'one', 'two', 'three'][n % 5]} is " * (1 + n % 3),
+        "label": ["red", "blue"][n % 4 == 0],
+    }
     for n in range(24)
 ]
 
@@ -71,7 +74,7 @@ def test_evaluation_does_not_depend_on_the_batch_and_pairs_rows(little: tuple[An
     assert whole.log_probabilities is not None and small.log_probabilities is not None
     np.testing.assert_allclose(whole.log_probabilities, small.log_probabilities, atol=1e-5)
     np.testing.assert_allclose(np.exp(whole.log_probabilities).sum(1), 1.0)
-    loss = float(CrossEntropy(Batch.of(rows))(model).mean())
+    loss = CrossEntropy(Batch.of(rows))(model).mean().item()
     assert whole.loss == pytest.approx(loss, abs=1e-5)
     assert whole.accuracy == pytest.approx(1 - float(Accuracy(Batch.of(rows))(model).mean()))
     assert whole.correct == tuple(float(a == b) for a, b in zip(whole.predicted, whole.expected, strict=True))
@@ -151,6 +154,7 @@ def test_generation_is_trained_on_likelihood_and_judged_by_a_metric(little: tupl
 
 
 @pytest.mark.embedded
+@pytest.mark.slow
 def test_the_embedded_model_reads_sentiment_out_of_the_box() -> None:
     if packaged_file() is None:
         pytest.skip("the weights package is not installed")

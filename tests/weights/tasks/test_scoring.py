@@ -198,6 +198,7 @@ def test_shares_of_a_batch_give_the_bits_of_the_whole() -> None:
         singles = torch.cat([one.losses(model, 2) for one in CrossEntropy(whole).split()], 1)
     assert torch.equal(union, parts) and torch.equal(union, singles)
     assert [share.batch.first for share in shares] == [0, 8]
+    assert shares[1].pass_sizes == [4, 4]
     assert [one.batch.first for one in shares[1].split()] == [8, 12]
 
 
