@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agentopt.errors import UserError
+from agentopt.weights.load import need
 from agentopt.weights.zeroth import _noise
 from agentopt.weights.zeroth._directions import Directions
 from agentopt.weights.zeroth._probing import Plan, Prober, batch_rows, join, part_of, split_rows, tile_rows
@@ -171,7 +172,7 @@ class ExampleProber(Prober):
             out[..., first:last] += -change if shift.scale < 0 else change
 
     def _embedding(self, plan: Plan, module: Any, site: Site, ids: Any) -> Any:
-        import torch
+        torch: Any = need("torch")
 
         copies = len(plan.variants)
         split_rows(ids.shape[0], copies)

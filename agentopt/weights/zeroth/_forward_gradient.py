@@ -6,11 +6,15 @@ a finite eps. It costs about two passes and the memory of the tangents of one la
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentopt.errors import UserError
+from agentopt.weights.load import need
 from agentopt.weights.zeroth._probing import Plan, Prober
 from agentopt.weights.zeroth._sites import Site
 from agentopt.weights.zeroth._types import Shift
@@ -31,9 +35,10 @@ def derivative(prober: Prober, loss_fn: Any, shift: Shift, step: int, active: Se
             derivative.
     """
     import torch
-    from torch.autograd import forward_ad
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
+    forward_ad: Any = need("torch.autograd.forward_ad")
+    _load_rules()
     plan = Plan([(Shift(shift.seed, 1.0, shift.right_seed),)], step, *prober.scratch(prober.sites[0].tensor.device))
     moving = {id(site) for site in active}
     patched: list[Any] = []
@@ -62,13 +67,22 @@ def derivative(prober: Prober, loss_fn: Any, shift: Shift, step: int, active: Se
             del module.forward
 
 
+@functools.cache
+def _load_rules() -> None:
+    """Torch compiles its forward-mode rules at first use, with a compiler that it calls deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with contextlib.suppress(ImportError):
+            importlib.import_module("torch._decomp.decompositions_for_jvp")
+
+
 def _forward(
     prober: Prober, plan: Plan, module: Any, sites: Mapping[str, Site], original: Any, *args: Any, **kwargs: Any
 ) -> Any:
     """The module's own forward pass with weights that carry the direction as their tangent."""
     import torch
-    from torch.autograd import forward_ad
 
+    forward_ad: Any = need("torch.autograd.forward_ad")
     before = {name: module._parameters[name] for name in sites}
     try:
         for name, site in sites.items():

@@ -11,9 +11,10 @@ import contextlib
 import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from agentopt.errors import UserError
+from agentopt.weights.load import need
 from agentopt.weights.zeroth._directions import Directions
 from agentopt.weights.zeroth._masks import MaskRule
 from agentopt.weights.zeroth._sites import Site, owners_of
@@ -168,7 +169,7 @@ class Prober:
 
     def _embedding(self, plan: Plan, module: Any, site: Site, ids: Any) -> Any:
         """Rows that the batch looks up, and no others, are perturbed."""
-        import torch
+        torch: Any = need("torch")
 
         copies = len(plan.variants)
         split_rows(ids.shape[0], copies)
@@ -343,32 +344,30 @@ def split_rows(rows: int, copies: int) -> int:
 
 def batch_rows(values: Any) -> int:
     """Rows of the batch: the largest first axis among the tensors of a call."""
-    import torch
-
-    if isinstance(values, torch.Tensor):
+    if _is_tensor(values):
         return int(values.shape[0]) if values.dim() else 0
+    inner: list[Any] = []
     if isinstance(values, Mapping):
-        return max((batch_rows(value) for value in values.values()), default=0)
-    if isinstance(values, list | tuple):
-        return max((batch_rows(value) for value in values), default=0)
-    return 0
+        inner = list(cast("Mapping[str, Any]", values).values())
+    elif isinstance(values, list | tuple):
+        inner = list(cast("Sequence[Any]", values))
+    return max((batch_rows(value) for value in inner), default=0)
 
 
 def part_of(values: Any, *, copy: int, copies: int, total: int) -> Any:
     """The rows of one copy, in every tensor of a call that has all rows."""
-    import torch
-
     if copies == 1:
         return values
-    if isinstance(values, torch.Tensor):
+    if _is_tensor(values):
         if values.dim() == 0 or values.shape[0] != total:
             return values
         each = total // copies
         return values[copy * each : (copy + 1) * each]
+    part = functools.partial(part_of, copy=copy, copies=copies, total=total)
     if isinstance(values, dict):
-        return {name: part_of(value, copy=copy, copies=copies, total=total) for name, value in values.items()}
+        return {name: part(value) for name, value in cast("dict[str, Any]", values).items()}
     if type(values) in (list, tuple):
-        return type(values)(part_of(value, copy=copy, copies=copies, total=total) for value in values)
+        return type(values)(part(value) for value in values)
     return values
 
 
@@ -377,11 +376,17 @@ def join(results: Sequence[Any]) -> Any:
     import torch
 
     first = results[0]
-    if isinstance(first, torch.Tensor):
+    if _is_tensor(first):
         return torch.cat(list(results)) if first.dim() else torch.stack(list(results))
     if isinstance(first, dict):
-        joined = {name: join([result[name] for result in results]) for name in first}
-        return type(first)(**joined) if type(first) is not dict else joined
+        joined: dict[str, Any] = {name: join([result[name] for result in results]) for name in list(cast("Any", first))}
+        return joined if type(cast("Any", first)) is dict else type(cast("Any", first))(**joined)
     if type(first) in (list, tuple):
         return type(first)(join(list(group)) for group in zip(*results, strict=True))
     return first
+
+
+def _is_tensor(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor)

@@ -74,6 +74,8 @@ class Updater:
         plain = self.rule.name == "sgd" and flips is None
         rate = np.float32(lr)
         steps = [float(rate * np.float32(value)) for value in coefficients]
+        if plain and not any(steps) and not self.weight_decay * lr:
+            return  # w - (-0.0) would turn a weight of -0.0 into 0.0
         for site in sites:
             decay = float(np.float32(1) - rate * np.float32(self.weight_decay)) if site.is_matrix else 1.0
             if plain and self._fits_kernel(site):
