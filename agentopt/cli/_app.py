@@ -305,6 +305,100 @@ def capsule(
     raise typer.Exit(capsule_command(arguments))
 
 
+@app.command()
+def finetune(
+    model: Annotated[
+        str | None, typer.Argument(help="embedded, a folder, a .gguf file or a hub id", metavar="MODEL")
+    ] = None,
+    data: Annotated[str | None, typer.Option("--data", "-d", help="JSONL rows with answers")] = None,
+    val: Annotated[str | None, typer.Option(help="validation rows  [default: 25 % of --data]")] = None,
+    test: Annotated[str | None, typer.Option(help="test rows  [default: 25 % of --data]")] = None,
+    prompt: Annotated[str | None, typer.Option(help='what precedes the answer, e.g. "{text} It was"')] = None,
+    labels: Annotated[str | None, typer.Option(help='a word for each label, e.g. "0=terrible,1=great"')] = None,
+    kind: Annotated[str | None, typer.Option(help="auto, classification, choice or generation")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="put the prompt into the model's chat template")] = False,
+    max_tokens: Annotated[int | None, typer.Option(help="longest row in tokens  [default: 512]")] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", "-m", help="see --list-methods  [default: sparse-mezo]")
+    ] = None,
+    tune: Annotated[str | None, typer.Option(help="full, lora or prefix  [default: full]")] = None,
+    steps: Annotated[int | None, typer.Option(help="[default: 500]")] = None,
+    lr: Annotated[str | None, typer.Option(help="a number, or auto to measure it  [default: the method's]")] = None,
+    eps: Annotated[float | None, typer.Option(help="length of a probe  [default: the method's]")] = None,
+    density: Annotated[float | None, typer.Option(help="share of the weights that a mask trains")] = None,
+    population: Annotated[int | None, typer.Option(help="directions per step")] = None,
+    batch: Annotated[int | None, typer.Option(help="rows per step  [default: 16]")] = None,
+    micro_batch: Annotated[int | None, typer.Option(help="rows per forward pass  [default: the batch]")] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="loss, accuracy, a metric or module:function  [default: loss]")
+    ] = None,
+    new_tokens: Annotated[int | None, typer.Option(help="tokens of a generated answer  [default: 16]")] = None,
+    schedule: Annotated[str | None, typer.Option(help="constant, linear or cosine  [default: constant]")] = None,
+    warmup: Annotated[int | None, typer.Option(help="steps until the full rate  [default: 0]")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="[default: 0]")] = None,
+    eval_every: Annotated[int | None, typer.Option(help="steps between validations  [default: 100]")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="validations without a new best; 0: never stop  [default: 3]")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="of a LoRA adapter  [default: 8]")] = None,
+    prefix_tokens: Annotated[int | None, typer.Option(help="length of a prefix  [default: 5]")] = None,
+    quantize_base: Annotated[str | None, typer.Option(help="int8: the frozen base in a quarter of the memory")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16  [default: float32]")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...  [default: the GPU if there is one]")] = None,
+    seed: Annotated[int | None, typer.Option(help="every random draw follows from it  [default: 0]")] = None,
+    workers: Annotated[int | None, typer.Option(help="processes that share each step  [default: 1]")] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="folder for model, log and report")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out; needs nothing else")] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="also write the model with the LoRA adapter in it")] = False,
+    list_methods: Annotated[bool, typer.Option("--list-methods", help="show the methods and exit")] = False,
+    config: Config = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune MODEL on rows without gradients (or with): inference memory, a resumable log, one honest claim."""
+    from agentopt.cli._finetune import finetune_command
+
+    values: dict[str, Any] = {
+        "model": model,
+        "data": data,
+        "val": val,
+        "test": test,
+        "prompt": prompt,
+        "labels": labels,
+        "kind": kind,
+        "chat": True if chat else None,
+        "max_tokens": max_tokens,
+        "method": method,
+        "tune": tune,
+        "steps": steps,
+        "lr": lr,
+        "eps": eps,
+        "density": density,
+        "population": population,
+        "batch": batch,
+        "micro_batch": micro_batch,
+        "objective": objective,
+        "new_tokens": new_tokens,
+        "schedule": schedule,
+        "warmup": warmup,
+        "weight_decay": weight_decay,
+        "eval_every": eval_every,
+        "patience": patience,
+        "rank": rank,
+        "prefix_tokens": prefix_tokens,
+        "quantize_base": quantize_base,
+        "dtype": dtype,
+        "device": device,
+        "seed": seed,
+        "workers": workers,
+        "merge": True if merge else None,
+    }
+    code = finetune_command(
+        values, folder=out, resume=resume, list_methods=list_methods, config=config, as_json=as_json, quiet=quiet
+    )
+    raise typer.Exit(code)
+
+
 @runs_app.command("ls")
 def runs_ls(store: Store = None, as_json: AsJson = False) -> None:
     """List the runs in the store, newest first."""

@@ -86,6 +86,8 @@ class Settings(BaseModel):
     """The tier in which changed code runs: auto, process, namespace, container or a registered one."""
     store: str | None = None
     """The SQLite file; by default .agentopt/agentopt.db."""
+    finetune: dict[str, Any] = Field(default_factory=dict)
+    """Options of `agentopt finetune`, which checks them itself."""
 
     PATHS: ClassVar[tuple[str, ...]] = ("train", "val", "test", "template", "store")
 
