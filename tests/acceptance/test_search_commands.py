@@ -240,8 +240,8 @@ def test_principles_tools_and_code_are_shown_as_a_person_would_write_them(agento
 
 def test_an_interrupt_says_how_to_go_on_and_the_run_can_be_resumed(agentopt: Run, project: Path) -> None:
     (project / "slow.py").write_text(
-        "import time\nimport agentopt as ao\nfrom agent import answer, colour\n\n\n"
-        "def slowly(request):\n    time.sleep(0.12)\n    return answer(request)\n\n\n"
+        "import time\nfrom pathlib import Path\nimport agentopt as ao\nfrom agent import answer, colour\n\n\n"
+        "def slowly(request):\n    time.sleep(0 if Path('hurry').exists() else 0.12)\n    return answer(request)\n\n\n"
         'ao.configure(models={"agent": ao.FunctionLM(slowly, name="slow")})\n',
         encoding="utf-8",
     )
@@ -259,4 +259,5 @@ def test_an_interrupt_says_how_to_go_on_and_the_run_can_be_resumed(agentopt: Run
     assert "agentopt runs resume RUN" in said
     (run,) = json.loads(agentopt("runs", "ls", "--json").stdout)
     assert run["status"] == "interrupted"
+    (project / "hurry").touch()
     assert agentopt("runs", "resume", run["id"]).returncode == 0

@@ -23,15 +23,12 @@ class WarmCommands:
     """Starts commands one after another; `close` ends the process that forks them."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "OPENBLAS_NUM_THREADS": "1"}
-        command = [sys.executable, __file__]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        self._process: subprocess.Popen[bytes] | None = None
 
     def run(
         self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], data: bytes, timeout: float
     ) -> subprocess.CompletedProcess[bytes]:
         """One command; after `timeout` seconds it is killed and its exit code is that of the signal."""
-        assert self._process.stdin is not None and self._process.stdout is not None
         with tempfile.TemporaryDirectory() as streams:
             Path(streams, "0").write_bytes(data)
             asked = {
@@ -41,15 +38,31 @@ class WarmCommands:
                 "streams": streams,
                 "timeout": round(timeout),
             }
-            self._process.stdin.write(json.dumps(asked).encode() + b"\n")
-            self._process.stdin.flush()
-            code = int(self._process.stdout.readline())
+            code = self._code(json.dumps(asked).encode() + b"\n")
             out, err = (Path(streams, name).read_bytes() for name in ("1", "2"))
         return subprocess.CompletedProcess(list(arguments), code, out, err)
 
+    def _code(self, line: bytes) -> int:
+        if self._process is None:
+            environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "OPENBLAS_NUM_THREADS": "1"}
+            command = [sys.executable, __file__]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(line)
+            process.stdin.flush()
+            return int(process.stdout.readline())
+        except BaseException:  # a test that was stopped here leaves an answer behind that is not the next test's
+            process.kill()
+            self.close()
+            raise
+
     def close(self) -> None:
         """No more commands."""
-        self._process.communicate(timeout=10)
+        if self._process is not None:
+            self._process.communicate(timeout=60)
+            self._process = None
 
 
 def serve() -> bool:
