@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from agentopt.weights import adapters as adapters
+    from agentopt.weights import int8 as int8
     from agentopt.weights import load as load
+    from agentopt.weights import prefix as prefix
 
-__all__ = ["adapters", "load"]
+__all__ = ["adapters", "int8", "load", "prefix"]
 
 
 def __getattr__(name: str) -> object:
