@@ -46,7 +46,7 @@ def test_objectives_follow_the_protocol(little: tuple[Any, Any]) -> None:
     rows = load_task(ROWS).encode(little[1])
     batch = Batch.of(rows)
     for name, kind in (("auto", CrossEntropy), ("accuracy", Accuracy), ("language-model", LanguageModelLoss)):
-        objective = make_objective(name, batch)
+        objective = make_objective(name, batch)  # pyright: ignore[reportArgumentType]
         assert isinstance(objective, kind) and isinstance(objective, Objective) and len(objective) == 24
     assert not isinstance(Reward(lambda model: 1.0), Objective)
     with pytest.raises(UserError, match="objective: found 'hinge'"):
