@@ -266,7 +266,7 @@ def test_what_is_no_place_or_no_rank_is_told(stack: ExitStack) -> None:
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes `workers.py` importable by name."""
+    """Makes `zeroth_workers.py` importable by name."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
 
@@ -279,7 +279,7 @@ def alive(folder: Path) -> list[int]:
 @pytest.mark.usefixtures("here")
 def test_local_workers_give_their_results_in_the_order_of_ranks() -> None:
     lines: list[tuple[int, str]] = []
-    found = run_local("workers:add", {"rounds": 3}, 2, on_output=lambda rank, line: lines.append((rank, line)))
+    found = run_local("zeroth_workers:add", {"rounds": 3}, 2, on_output=lambda rank, line: lines.append((rank, line)))
     expected = [[[number / 8, 2.0], [1 + number / 8, 2.0]] for number in range(3)]
     assert [one.value["rounds"] for one in found] == [expected, expected]
     assert [one.value["rank"] for one in found] == [0, 1]
@@ -306,7 +306,7 @@ def test_the_worker_that_failed_is_named_and_none_is_left(
     monkeypatch.setattr("agentopt.weights.zeroth._executor.GRACE_SECONDS", 0.5)
     spec = {"folder": str(tmp_path), "who": who, "how": how}
     with pytest.raises(kind, match=message) as found:
-        run_local("workers:fail", spec, 2, timeout=0.5 if how == "hang" else 60)
+        run_local("zeroth_workers:fail", spec, 2, timeout=0.5 if how == "hang" else 60)
     assert type(found.value) is kind
     assert not alive(tmp_path)
 
@@ -314,12 +314,12 @@ def test_the_worker_that_failed_is_named_and_none_is_left(
 @pytest.mark.usefixtures("here")
 def test_what_no_worker_can_run_is_told() -> None:
     for target, spec, world, message in (
-        ("workers", {}, 1, "expected module:function"),
-        ("workers:add", {"rounds": (1, 2)}, 1, "JSON does not keep"),
-        ("workers:add", {}, 0, "expected at least 1"),
-        ("workers:none", {}, 1, "module workers has no function none"),
+        ("zeroth_workers", {}, 1, "expected module:function"),
+        ("zeroth_workers:add", {"rounds": (1, 2)}, 1, "JSON does not keep"),
+        ("zeroth_workers:add", {}, 0, "expected at least 1"),
+        ("zeroth_workers:none", {}, 1, "module zeroth_workers has no function none"),
         ("not_a_module:run", {}, 1, "there is no module 'not_a_module'"),
-        ("workers:bad_result", {}, 1, "gave a result that JSON does not hold"),
+        ("zeroth_workers:bad_result", {}, 1, "gave a result that JSON does not hold"),
     ):
         with pytest.raises(UserError, match=message):
             run_local(target, spec, world)
@@ -333,7 +333,7 @@ import signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background starts its children without it
 from agentopt.weights.zeroth._executor import run_local
-run_local("workers:wait", {{"folder": {str(tmp_path)!r}}}, 2)
+run_local("zeroth_workers:wait", {{"folder": {str(tmp_path)!r}}}, 2)
 """
     starter = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
     until(lambda: len([path for path in tmp_path.glob("pid-*") if path.read_text()]) == 2)
@@ -349,19 +349,3 @@ def until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < end
         time.sleep(0.02)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("here")
-def test_the_same_functions_run_in_ray_actors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray")
-    from agentopt.weights.zeroth._executor_ray import run_ray
-
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    found = run_ray("workers:add", {"rounds": 2}, 2)
-    assert (
-        found[0].value["rounds"] == found[1].value["rounds"] == [[[0.0, 2.0], [1.0, 2.0]], [[0.125, 2.0], [1.125, 2.0]]]
-    )
-    assert found[0].value["pid"] != found[1].value["pid"]
-    with pytest.raises(RunError, match="worker 1 of 2 failed: its process or node died"):
-        run_ray("workers:fail", {"folder": str(tmp_path), "who": 1, "how": "kill"}, 2)

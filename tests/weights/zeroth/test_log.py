@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentopt.errors import RunError, UserError
@@ -110,6 +110,7 @@ def test_zeros_where_a_power_cut_took_the_last_steps_are_cut_off(written: Path, 
     assert written.read_bytes() == whole
 
 
+@settings(max_examples=40)
 @given(data=st.data())
 def test_any_changed_bit_is_found_and_told_with_its_byte(tmp_path_factory: Any, data: st.DataObject) -> None:
     path = tmp_path_factory.mktemp("log") / "steps.zo"
