@@ -110,10 +110,6 @@ class Prefix(nn.Module):
         """Layers of the model that hold keys and values."""
         return int(self.model.config.get_text_config().num_hidden_layers)
 
-    def parameters_by_name(self) -> dict[str, nn.Parameter]:
-        """What is trained."""
-        return {"prefix": self.prefix}
-
     def save(self, folder: str | Path) -> Path:
         """Write the prefix in the prefix-tuning format of peft."""
         config = {
