@@ -7,6 +7,8 @@ of this file, so that the interpreter also ends as it always does.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import io
 import json
@@ -93,12 +95,23 @@ def become(asked: dict[str, object]) -> None:
     sys.argv = ["agentopt", *asked["arguments"]]  # pyright: ignore[reportGeneralTypeIssues]
 
 
+def import_everything() -> None:
+    """What commands import: most of it by one that runs here, as the command line imports nothing before it must."""
+    app = importlib.import_module("agentopt.cli._app").app
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    with tempfile.NamedTemporaryFile() as text, contextlib.redirect_stdout(stdout):
+        text.write(b"Something to count, so that the default vocabulary is loaded.")
+        text.flush()
+        app(args=["capsule", text.name, "-b", "20", "-q"], standalone_mode=False)
+    for name in ("_doctor", "_evaluate", "_runs", "_trace", "_tune"):
+        importlib.import_module(f"agentopt.cli.{name}")
+    gc.collect()
+    gc.freeze()  # forks need not look at all of it again
+
+
 if __name__ == "__main__":
-    from agentopt._api import capsule
-    from agentopt.capsules import TokenBudget
     from agentopt.cli import main
 
-    importlib.import_module("agentopt.cli._app")
-    capsule("Loads the default vocabulary.", budget=TokenBudget(20))
+    import_everything()
     if serve():
         main()
