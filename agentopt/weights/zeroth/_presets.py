@@ -28,6 +28,9 @@ _LR = _table(1e-6, 1e-4, 1e-2)
 _LR_UNIT = _table(3e-5, 1e-3, 1e-2)
 """For normalised steps, whose rate is the length of the expected step: about MeZO's rates times its usual slopes."""
 
+_ONE_BLOCK = 1e-3
+"""A share of the blocks that rounds to none: then one block moves per step."""
+
 
 @dataclass(frozen=True, slots=True)
 class Preset:
@@ -40,7 +43,7 @@ class Preset:
         probe: how it measures.
         method: update rule, or the way to estimate that brings one.
         mask: which weights it trains.
-        density: share of the weights that the mask trains.
+        density: share of the weights that the mask trains; for "block" of the blocks, at least one.
         mask_update: whether the mask is kept from the start or follows the weights.
         lr: recommended rate by what is trained.
         eps: recommended length of a shift by what is trained.
@@ -163,6 +166,7 @@ _ALL = (
         "MeZO on one block of layers per step, in turn",
         "arXiv 2501.19099",
         mask="block",
+        density=_ONE_BLOCK,
     ),
     Preset(
         "fzoo",

@@ -45,7 +45,7 @@ def estimate(probe: Probe, eps: float, seeds: list[int], loss: Any = quadratic) 
 @pytest.mark.parametrize("population", [1, 3])
 def test_the_estimate_is_the_gradient_on_average(kind: Any, sides: Any, population: int) -> None:
     probe = Probe(kind=kind, sides=sides, population=population)
-    steps = 1200
+    steps = 600
     drawn = np.array(
         [estimate(probe, 1e-4, [step * population + k for k in range(population)]) for step in range(steps)]
     )

@@ -11,6 +11,7 @@ import torch
 from agentopt.errors import RunError, UserError
 from agentopt.weights.zeroth import _estimators as estimators
 from agentopt.weights.zeroth._lr_range import LrTrial, Snapshot, grid, lr_range
+from agentopt.weights.zeroth._optimizer import ZerothOrder
 from agentopt.weights.zeroth._types import Probe, StepResult
 
 SIZE = 20
@@ -184,3 +185,23 @@ def test_a_grid_is_geometric_and_centred() -> None:
 
 def test_a_snapshot_says_its_size() -> None:
     assert Snapshot([torch.zeros(10), torch.zeros(6, dtype=torch.bfloat16)]).bytes == 52
+
+
+def test_it_works_on_the_optimizer_itself() -> None:
+    model = torch.nn.Linear(SIZE, 1, bias=False)
+    model.weight.detach().zero_()
+    rows, wanted = torch.from_numpy(ROWS).float(), torch.from_numpy(LABELS).float()
+
+    def losses(net: Any, chosen: slice) -> Any:
+        return (net(rows[chosen])[:, 0] - wanted[chosen]) ** 2
+
+    found = lr_range(
+        lambda lr: ZerothOrder.preset("mezo", model, lr=lr),
+        lambda step: lambda net: losses(net, slice(step % 4 * 8, step % 4 * 8 + 8)),
+        lambda: losses(model, slice(32, 64)).tolist(),
+        Snapshot(model.parameters()).restore,
+        rates=[1e-3, 1e-2, 1.0],
+    )
+    assert found.recommended in (1e-3, 1e-2)
+    assert not found.trials[-1].stable
+    assert not model.weight.detach().any()

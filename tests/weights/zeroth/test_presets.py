@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from agentopt.errors import UserError
 from agentopt.weights.zeroth import _estimators as estimators
+from agentopt.weights.zeroth._optimizer import ZerothOrder
 from agentopt.weights.zeroth._presets import PRESETS, Preset, preset
 
 
@@ -64,3 +66,50 @@ def test_unknown_names_are_refused() -> None:
         preset("adamw")
     with pytest.raises(UserError, match=r"'all'.*full, lora, prefix"):
         preset("mezo").settings("all")  # pyright: ignore[reportArgumentType]
+
+
+# The others are trained in test_optimizer.
+RATES = {
+    "sparse-mezo": 2e-2,
+    "zo-sgd-sign": 5e-3,
+    "zo-momentum": 2e-2,
+    "block-wise": 2e-2,
+    "hizoo": 2e-2,
+    "lowrank-population": 0.1,
+}
+
+
+@pytest.mark.parametrize(("name", "lr"), RATES.items())
+def test_a_method_trains_a_small_network(name: str, lr: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    for parameter in model.parameters():
+        parameter.detach().copy_(torch.randn(parameter.shape, generator=draw) * 0.3)
+    rows = torch.randn(16, 6, generator=draw)
+    wanted = rows[:, :1] - 0.5 * rows[:, 1:2]
+
+    def loss(net: Any) -> Any:
+        return ((net(rows) - wanted) ** 2).mean(1)
+
+    optimizer = ZerothOrder.preset(name, model, lr=lr, eps=1e-3)
+    steps = 5 if PRESETS[name].forwards > 5 else 30
+    results = [optimizer.step(loss) for _ in range(steps)]
+    assert results[0].forwards == PRESETS[name].forwards
+    assert results[-1].loss < 0.9 * results[0].loss
+
+
+def test_block_wise_moves_one_layer_a_step() -> None:
+    model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([torch.nn.Linear(4, 4) for _ in range(3)])})
+    layers: Any = model["layers"]
+
+    def loss(net: Any) -> Any:
+        x = torch.ones(2, 4)
+        for layer in layers:
+            x = layer(x)
+        return (x**2).mean(1)
+
+    before = [layer.weight.detach().clone() for layer in layers]
+    ZerothOrder.preset("block-wise", model, lr=1e-2).step(loss)
+    assert [torch.equal(layer.weight.detach(), old) for layer, old in zip(layers, before, strict=True)].count(
+        False
+    ) == 1
