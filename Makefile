@@ -50,7 +50,11 @@ format: $(VENV)/.test-ready ## let ruff rewrite what it can
 bench: $(VENV)/.test-ready ## every benchmark in its quick form; prints the rows that miss their goal
 	@$(RUN) python benchmarks/run_all.py --quick
 
+bench-gpu: ## the GPU benchmarks of the weights rooms, under 10 minutes; needs torch with CUDA, triton, transformers, peft
+	@python=$(BIN)/python; test -x $$python && $$python -c 'import torch' 2>/dev/null || python=python3; \
+	  PYTHONPATH=. $$python benchmarks/gpu/run_all.py
+
 clean: ## remove the environments and caches
 	rm -rf .venv .venv-peers .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info
 
-.PHONY: help tune setup test lint format bench clean
+.PHONY: help tune setup test lint format bench bench-gpu clean

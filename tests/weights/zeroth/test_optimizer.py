@@ -146,7 +146,7 @@ def test_two_copies_in_one_pass_are_two_passes():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_steps_without_learning_leave_every_bit(dtype):
-    """Nothing is perturbed in place, so nothing drifts (MeZO's own form loses bits in every format); benchmarks/zeroth_precision.py does 1,000."""
+    """Nothing is perturbed in place, so nothing drifts; benchmarks/zeroth_precision.py does 1,000 steps."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = torch.nn.Sequential(torch.nn.Embedding(50, 24), torch.nn.LayerNorm(24), torch.nn.Linear(24, 7))
