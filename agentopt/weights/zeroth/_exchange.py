@@ -63,7 +63,7 @@ class SocketExchange(ABC):
         rank: this worker's number; rank 0 is the one that the others connect to.
         world: number of workers.
         rounds: exchanges so far.
-        address: `HOST:PORT` of rank 0.
+        address: `HOST:PORT` of rank 0; where it listens on every address, with its machine's name.
     """
 
     def __init__(self, rank: int, world: int, address: str, timeout: float) -> None:

@@ -25,6 +25,9 @@ class HostExchange(SocketExchange):
     def __init__(self, world: int, listener: socket.socket, token: str, timeout: float) -> None:
         """Use `SocketExchange.host`."""
         host, port = listener.getsockname()[:2]
+        host = (
+            socket.gethostname() if host in ("0.0.0.0", "::") else host
+        )  # every address: give one that can be dialled
         super().__init__(0, world, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", timeout)
         self.token = token
         self.refused = 0

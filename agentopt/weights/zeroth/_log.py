@@ -20,6 +20,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2s
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -52,13 +53,14 @@ def rounded(values: Sequence[float]) -> tuple[float, ...]:
 class Log:
     """An append-only file of steps; one process at a time may have it open for writing."""
 
-    def __init__(self, path: Path, header: Header, descriptor: int, start: int, *, writable: bool) -> None:
+    def __init__(self, path: Path, header: Header, file: FileIO, start: int, *, writable: bool) -> None:
         """Use `create`, `open`, `resume` or `read`."""
         self.path = path
         self.header = header
         self.torn = 0
         """Bytes of a last record that was being written when its process died; they are not part of the log."""
-        self._descriptor = descriptor
+        self._file = file  # closes, and gives up its lock, with this object at the latest
+        self._descriptor = file.fileno()
         self._start = start
         self._size = _RECORD.size + 4 * header.k
         self._key = blake2s(pack_header(header), digest_size=32).digest()
@@ -82,7 +84,8 @@ class Log:
             RunError: the disk is full.
         """
         path = Path(path)
-        descriptor = _open(path, os.O_RDWR | os.O_CREAT)
+        file = _open(path, os.O_RDWR | os.O_CREAT)
+        descriptor = file.fileno()
         try:
             _lock(descriptor, path)
             data = pack_header(header)
@@ -95,13 +98,13 @@ class Log:
                     "another path for a new one."
                 )
             os.ftruncate(descriptor, 0)
-            log = cls(path, header, descriptor, len(data), writable=True)
+            log = cls(path, header, file, len(data), writable=True)
             log._sync_every = sync_every
             log._write(data, 0, "its header")
             os.fsync(descriptor)
             _sync_folder(path)
         except BaseException:
-            os.close(descriptor)
+            file.close()
             raise
         return log
 
@@ -144,17 +147,17 @@ class Log:
 
     @classmethod
     def _existing(cls, path: Path, mode: int, expect: Header | None, ignore: Sequence[str] = ()) -> Self:
-        descriptor = _open(path, mode)
+        file = _open(path, mode)
         try:
             if mode == os.O_RDWR:
-                _lock(descriptor, path)
-            header, start = read_header(descriptor, path)
+                _lock(file.fileno(), path)
+            header, start = read_header(file.fileno(), path)
             if expect is not None:
                 header.check(expect, path, ignore)
-            log = cls(path, header, descriptor, start, writable=mode == os.O_RDWR)
+            log = cls(path, header, file, start, writable=mode == os.O_RDWR)
             log._scan()
         except BaseException:
-            os.close(descriptor)
+            file.close()
             raise
         return log
 
@@ -217,12 +220,10 @@ class Log:
 
     def close(self) -> None:
         """Give the file free."""
-        if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1
-            if self._writable:
-                with contextlib.suppress(OSError):
-                    os.fsync(descriptor)
-            os.close(descriptor)
+        if self._writable and not self._file.closed:
+            with contextlib.suppress(OSError):
+                os.fsync(self._descriptor)
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -242,7 +243,7 @@ class Log:
         return int.from_bytes(digest.digest(), "little")
 
     def _check(self, step: int, seed: int, k: int) -> None:
-        if not self._writable or self._descriptor < 0:
+        if not self._writable or self._file.closed:
             raise UserError(f"{self.path}: the log is not open for writing; use Log.open.")
         if self._broken:
             raise RunError(f"{self.path}: an earlier write failed and could not be taken back; open the log again.")
@@ -318,14 +319,19 @@ class Log:
             ) from error
 
 
-def _open(path: Path, mode: int) -> int:
+def _open(path: Path, mode: int) -> FileIO:
     try:
         if mode & os.O_CREAT:
             path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, mode | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, mode | os.O_CLOEXEC, 0o644)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such log; give the path of a steps.zo that a run has written.") from error
     except OSError as error:
+        raise UserError(f"{path}: cannot be opened as a log: {error.strerror or error}.") from error
+    try:
+        return FileIO(descriptor, "r+" if mode & os.O_RDWR else "r")
+    except OSError as error:  # a folder
+        os.close(descriptor)
         raise UserError(f"{path}: cannot be opened as a log: {error.strerror or error}.") from error
 
 

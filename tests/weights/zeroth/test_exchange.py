@@ -246,6 +246,9 @@ def test_what_is_no_place_or_no_rank_is_told(stack: ExitStack) -> None:
         SocketExchange.host(1)
     with pytest.raises(UserError, match=r"port: found 70000, expected 0 to 65535"):
         SocketExchange.host(2, 70000)
+    everywhere = SocketExchange.host(2, bind="0.0.0.0")
+    stack.callback(everywhere.close)
+    assert everywhere.address.startswith(f"{socket.gethostname()}:")
     listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
     place = f"127.0.0.1:{listener.getsockname()[1]}"
 

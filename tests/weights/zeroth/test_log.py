@@ -220,7 +220,8 @@ with Log.read({str(written)!r}) as log:
     assert [line.partition(": ")[2] for line in told[1:]] == [
         "another run is writing this log; wait until it ends, or give another path."
     ] * 3
-    assert len(Log.open(written, HEADER)) == 5
+    with Log.open(written, HEADER) as log:
+        assert len(log) == 5
 
 
 def refuse(after: int) -> Callable[[int, bytes, int], int]:
