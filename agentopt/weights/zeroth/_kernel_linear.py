@@ -1,13 +1,12 @@
 """Triton kernel for a linear layer at shifted weights: the shift is added to a tile just before it is multiplied.
 
-The shifted weight exists nowhere in memory. For a pair of opposite shifts the tile is read, its noise drawn and its mask
-decided once for both. Every tile of tokens draws the noise again, so this serves passes of few tokens, whose time is
-that of reading the weights; for many tokens `_kernels.linear` builds the shifted weight slice by slice instead.
+The shifted weight exists nowhere in memory. For a pair of opposite shifts the tile is read, its noise drawn and its
+mask decided once for both. Every tile of tokens draws the noise again, so this serves passes of few tokens, whose time
+is that of reading the weights; for many tokens `_kernels.linear` builds the shifted weight slice by slice instead.
 """
 # A kernel is written in Triton's language, whose values have no Python types.
 # pyright: reportMissingParameterType=false, reportUnknownParameterType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUntypedFunctionDecorator=false
-# ruff: noqa: ANN001, ANN201, ANN202
 
 from __future__ import annotations
 
@@ -84,16 +83,11 @@ def linear_kernel(
     sum_two = tl.zeros((OUT, TOKENS), tl.float32)
     for block in range(0, width // 128):
         w0, w1, w2, w3 = tl.philox(seed, (start // 128 + block).to(tl.int32), tensor_id, 0, 0)
-        for half in tl.static_range(2):
+        for half in tl.static_range(2):  # pyright: ignore[reportGeneralTypeIssues]
             column = block * 128 + half * HALF
-            tile = tl.load(
-                weight + start[:, None] + (column + lane)[None, :], mask=(outs < height)[:, None], other=0.0
-            )
+            tile = tl.load(weight + start[:, None] + (column + lane)[None, :], mask=(outs < height)[:, None], other=0.0)
             wide = tile.to(tl.float32)
-            if half == 0:
-                noise = _tile_noise(w0, w1, scale, HALF)
-            else:
-                noise = _tile_noise(w2, w3, scale, HALF)
+            noise = _tile_noise(w0, w1, scale, HALF) if half == 0 else _tile_noise(w2, w3, scale, HALF)
             noise = _masked(noise, wide, tl.load(seeds), tensor_id, start + column, threshold, limit, MASK, HALF)
             where = x + place[None, :] + (column + lane)[:, None]
             inside = (rows < tokens)[None, :]

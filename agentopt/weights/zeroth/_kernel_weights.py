@@ -4,21 +4,19 @@ Noise is drawn where it is used: a row of 32 weights shares one word of signs, s
 thread. The arithmetic is that of the torch code in `_update`, operation by operation, and must be compiled without
 fused multiply-adds to give the same bits.
 
-Weights of 16 bits come in as integers and are widened by hand (bfloat16 is the upper half of a float32), so that
-Triton's interpreter, which does not know bfloat16 well, runs the same code on a CPU.
+Weights of 16 bits come in as integers: rounded at random they leave as integers, too.
 """
 # A kernel is written in Triton's language, whose values have no Python types.
 # pyright: reportMissingParameterType=false, reportUnknownParameterType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUntypedFunctionDecorator=false
-# ruff: noqa: ANN001, ANN201, ANN202
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-ROWS = 64
-"""Rows of 32 weights per program."""
+ROWS = 128
+"""Rows of 32 weights per program: one per thread, so that no two threads draw the same random bits for rounding."""
 
 
 @triton.jit
@@ -58,9 +56,7 @@ def widen(bits, FORMAT: tl.constexpr):
 def narrow(value, FORMAT: tl.constexpr):
     """To nearest, ties to even; the opposite of `widen`."""
     if FORMAT == 1:
-        bits = value.to(tl.int32, bitcast=True)
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        return tl.where(value == value, rounded, 0x7FC0).to(tl.int16)
+        return value.to(tl.bfloat16).to(tl.int16, bitcast=True)
     elif FORMAT == 2:
         return value.to(tl.float16).to(tl.int16, bitcast=True)
     else:
@@ -113,7 +109,8 @@ def signed(word, size):
     return tl.where(plus, size, -size)
 
 
-@triton.jit(do_not_specialize=["count", "size", "tensor_id", "limit"])
+# Sizes and starts are specialised: a multiple of 16 lets loads and stores take 16 bytes at a time.
+@triton.jit(do_not_specialize=["count", "tensor_id", "limit"])
 def update_kernel(
     weight,
     seeds,
@@ -162,7 +159,7 @@ def update_kernel(
         tl.store(weight + place, round_at_random(new, random, FORMAT), mask=inside)
 
 
-@triton.jit(do_not_specialize=["start", "size", "tensor_id", "limit"])
+@triton.jit(do_not_specialize=["tensor_id", "limit"])
 def shift_kernel(
     weight,
     plus,

@@ -1,12 +1,13 @@
 """Weights on a GPU: one pass to move them, and linear layers at shifted weights that are nowhere stored whole.
 
-Both need Triton and Rademacher noise, and give what the torch code in `_update` and `_probing` gives: the update bit for
-bit, the layer up to the order of its additions. Importing this loads neither torch nor Triton.
+Both need Triton and Rademacher noise, and give what the torch code in `_update` and `_probing` gives: the update bit
+for bit, the layer up to the order of its additions. Importing this loads neither torch nor Triton.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ _BLOCK = 128
 FUSED_TOKENS = 256
 """Tokens per copy up to which the shift is added inside the multiplication (see `linear`)."""
 
-SLICE_BYTES = 8 << 20
-"""Size of one shifted slice of a weight: a pair of them, and what they are multiplied with, fit a GPU's cache."""
+SLICE_BYTES = 16 << 20
+"""Size of one shifted slice of a weight: a pair of them fits a GPU's cache, and is enough work for all its units."""
 
 
 @functools.cache
@@ -32,6 +33,11 @@ def _triton() -> bool:
     except ImportError:
         return False
     return True
+
+
+def _compiled(module: str) -> Any:
+    """A module of kernels; what Triton makes of a function has no useful type."""
+    return importlib.import_module(f"agentopt.weights.zeroth.{module}")
 
 
 def usable(tensor: Any) -> bool:
@@ -73,8 +79,7 @@ def update_(
         clamp: hold the weights that move on their side of the threshold.
         round_seed: of the stochastic rounding of 16-bit weights.
     """
-    from agentopt.weights.zeroth import _kernel_weights as kernels
-
+    kernels = _compiled("_kernel_weights")
     torch = need("torch")
     numbers, sizes = _numbers((mask_seed, round_seed, *seeds), tuple(steps), str(weight.device))
     form = _format(torch, weight)
@@ -155,7 +160,16 @@ def linear(
     run = _fused if _fuses(torch, flat, weight) else _sliced
     for group, pair in ((pairs, True), (singles, False)):
         if group:
-            run(torch, flat, weight, out, [(first, seeds[first], scales[first]) for first in group], tensor_id, rule, pair)
+            run(
+                torch,
+                flat,
+                weight,
+                out,
+                [(first, seeds[first], scales[first]) for first in group],
+                tensor_id,
+                rule,
+                pair,
+            )
     out = out.view(*x.shape[:-1], weight.shape[0])
     return out if bias is None else out.add_(bias)
 
@@ -195,8 +209,7 @@ def _fused(
     mask: _Mask,
     pair: bool,
 ) -> None:
-    from agentopt.weights.zeroth import _kernel_linear as kernels
-
+    kernels = _compiled("_kernel_linear")
     tokens, height, width = flat.shape[1], weight.shape[0], weight.shape[1]
     numbers, sizes = _numbers(
         (mask.seed, *(seed for _, seed, _ in group)), tuple(scale for _, _, scale in group), str(flat.device)
@@ -224,7 +237,8 @@ def _fused(
         TOKENS=tile,
         HALF=kernels.HALF,
         num_warps=4,
-        num_stages=3,
+        num_stages=2,
+        enable_fp_fusion=False,
     )
 
 
@@ -238,12 +252,11 @@ def _sliced(
     mask: _Mask,
     pair: bool,
 ) -> None:
-    from agentopt.weights.zeroth import _kernel_weights as kernels
-
+    kernels = _compiled("_kernel_weights")
     height, width = weight.shape
     form = _format(torch, weight)
     bits = weight.view(torch.int16) if form else weight
-    step = min(height, max(1, SLICE_BYTES // (width * weight.element_size())))
+    step = _slice_rows(height, width * weight.element_size())
     scratch = torch.empty((2 if pair else 1, step, width), dtype=weight.dtype, device=weight.device)
     written = scratch.view(torch.int16) if form else scratch
     for copy, seed, scale in group:
@@ -270,12 +283,17 @@ def _sliced(
                 ROWS=kernels.ROWS,
                 enable_fp_fusion=False,
             )
-            for place in range(1 + pair):
-                shifted = scratch[place, :rows].t()
-                if rows == height:
-                    torch.mm(flat[copy + place], shifted, out=out[copy + place])
-                else:
-                    out[copy + place, :, low : low + rows] = flat[copy + place] @ shifted
+            shifted = scratch[:, :rows].transpose(1, 2)
+            if rows == height:
+                torch.bmm(flat[copy : copy + 1 + pair], shifted, out=out[copy : copy + 1 + pair])
+            else:
+                out[copy : copy + 1 + pair, :, low : low + rows] = torch.bmm(flat[copy : copy + 1 + pair], shifted)
+
+
+def _slice_rows(height: int, row_bytes: int) -> int:
+    """Rows of a slice; many of them are a multiple of the tiles that matrices are multiplied in."""
+    rows = max(1, SLICE_BYTES // row_bytes)
+    return min(height, rows // _BLOCK * _BLOCK or rows)
 
 
 @functools.lru_cache(maxsize=64)
