@@ -10,6 +10,7 @@ trained and then compared with what it was. No engine is started.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -161,8 +162,15 @@ def _quiet(transformers: Any) -> Generator[None]:
     logging = transformers.utils.logging
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
+    # The reader of GGUF files has a bar of its own, which that switch does not reach.
+    gguf: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+    bar = getattr(gguf, "tqdm", None)
+    if bar is not None:
+        gguf.tqdm = functools.partial(bar, disable=True)
     try:
         yield
     finally:
+        if bar is not None:
+            gguf.tqdm = bar
         if shown:
             logging.enable_progress_bar()

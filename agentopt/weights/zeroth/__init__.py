@@ -15,15 +15,17 @@ from agentopt.weights.zeroth._exchange import Alone, SocketExchange
 from agentopt.weights.zeroth._fingerprint import fingerprint
 from agentopt.weights.zeroth._log import Log
 from agentopt.weights.zeroth._log_header import Header
-from agentopt.weights.zeroth._lr_range import LrRange, lr_range
+from agentopt.weights.zeroth._lr_range import LrRange, LrTrial, Snapshot, grid, lr_range
 from agentopt.weights.zeroth._optimizer import NonFiniteLoss, ZerothOrder
 from agentopt.weights.zeroth._philox import probe_seed
-from agentopt.weights.zeroth._presets import PRESETS, Preset
+from agentopt.weights.zeroth._presets import PRESETS, Preset, preset
 from agentopt.weights.zeroth._replay import replay
+from agentopt.weights.zeroth._rules import METHODS
 from agentopt.weights.zeroth._schedule import Schedule
 from agentopt.weights.zeroth._types import Exchange, Objective, Probe, Shift, StepResult, Variant
 
 __all__ = [
+    "METHODS",
     "PRESETS",
     "Alone",
     "Coefficients",
@@ -31,18 +33,22 @@ __all__ = [
     "Header",
     "Log",
     "LrRange",
+    "LrTrial",
     "NonFiniteLoss",
     "Objective",
     "Preset",
     "Probe",
     "Schedule",
     "Shift",
+    "Snapshot",
     "SocketExchange",
     "StepResult",
     "Variant",
     "ZerothOrder",
     "fingerprint",
+    "grid",
     "lr_range",
+    "preset",
     "probe_seed",
     "replay",
 ]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -125,17 +125,20 @@ class ZerothOrder:
     # --- public -------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def preset(cls, name: str, model: Any, **settings: Any) -> ZerothOrder:
+    def preset(
+        cls, name: str, model: Any, *, tune: Literal["full", "lora", "prefix"] = "full", **settings: Any
+    ) -> ZerothOrder:
         """A published method by name (`agentopt.weights.zeroth.PRESETS`); `settings` override its own.
 
         Args:
             name: such as "mezo", "sparse-mezo" or "fzoo".
             model: a torch module.
-            settings: arguments of `ZerothOrder`; `lr` is required unless the preset recommends one.
+            tune: what is tuned, for the learning rate and eps that the preset recommends.
+            settings: arguments of `ZerothOrder`.
         """
         from agentopt.weights.zeroth._presets import preset
 
-        return cls(model, **{**preset(name).settings(), **settings})
+        return cls(model, **{**preset(name).settings(tune), **settings})
 
     @property
     def parameters(self) -> list[str]:
