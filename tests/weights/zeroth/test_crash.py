@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from agentopt.errors import RunError, UserError
-from agentopt.weights.zeroth._exchange import Alone
+from agentopt.weights.zeroth._exchange import Alone, SocketExchange, WorkerLost
 from agentopt.weights.zeroth._executor import run_local
 from agentopt.weights.zeroth._log import Log
 from agentopt.weights.zeroth._log_header import header_of
@@ -125,3 +126,50 @@ def test_a_full_disk_leaves_weights_and_log_at_the_same_step(
     other = workers.optimizer_of("float32")
     with Log.read(tmp_path / "steps.zo", header_of(other)) as log:
         assert len(log) == 2
+
+
+def test_workers_of_which_one_died_a_step_behind_go_on_together(
+    workers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*record: Any) -> None:
+        raise KeyboardInterrupt
+
+    def run(until: int, die_at: int | None = None) -> list[Any]:
+        host = SocketExchange.host(2, timeout=60)
+        optimizers = [workers.optimizer_of("bfloat16") for _ in range(2)]
+        found: list[Any] = [None, None]
+
+        def work(rank: int) -> None:
+            exchange: Any = host
+            if rank:
+                exchange = SocketExchange.join(host.address, rank, host.token, world=2, timeout=60)
+            zo = optimizers[rank]
+            zo.exchange = exchange
+            try:
+                resumed = log_to(zo, tmp_path / f"{rank}.zo")
+                while zo.step_number < until:
+                    if rank and zo.step_number == die_at:
+                        monkeypatch.setattr(zo.log, "append", die)
+                    zo.step(workers.Losses(zo.step_number, rank, 2))
+                found[rank] = resumed, workers.weights_of(zo)
+            except (RunError, KeyboardInterrupt) as error:
+                found[rank] = error
+            finally:
+                exchange.close()
+                zo.log.close()
+
+        threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        return found
+
+    lost, died = run(6, die_at=3)
+    assert isinstance(lost, WorkerLost)
+    assert isinstance(died, KeyboardInterrupt)
+    sizes = [(tmp_path / f"{rank}.zo").stat().st_size for rank in range(2)]
+    assert sizes[0] - sizes[1] == 20  # rank 0 has logged the step that rank 1 has not
+    whole = workers.train({"settings": ["bfloat16"], "steps": 6}, Alone())["bfloat16"]["weights"]
+    assert run(6) == [(3, whole), (3, whole)]
+    assert (tmp_path / "0.zo").read_bytes() == (tmp_path / "1.zo").read_bytes()
