@@ -55,6 +55,7 @@ def model(name_or_path: str | Path, *, dtype: Any = None, device: Any = None) ->
     return loaded.to(where).eval(), tokenizer
 
 
+@functools.cache
 def need(module: str) -> Any:
     """Import one of the packages of the extra `weights`; UserError names the extra when it is not installed."""
     try:

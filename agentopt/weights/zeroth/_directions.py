@@ -11,6 +11,8 @@ from agentopt.weights.zeroth._sites import Site
 from agentopt.weights.zeroth._types import Kind, Shift
 
 _SIGNS, _NORMALS = 0, 1
+_SMALL = 1 << 17
+"""Weights of a tensor whose signs are kept, packed, from a step's probes to its update. (A tile holds more.)"""
 
 
 @dataclass(slots=True)
@@ -28,6 +30,8 @@ class Directions:
     rank: int = 1
     _factors: dict[tuple[int, int, int], tuple[Any, Any]] = field(default_factory=dict[tuple[int, int, int], Any])
 
+    _words: dict[tuple[int, int], Any] = field(default_factory=dict[tuple[int, int], Any])
+
     def fill(self, site: Site, shift: Shift, start: int, scale: float, out: Any) -> None:
         """Write `scale` times the direction's entries from flat index `start` on into `out`.
 
@@ -43,6 +47,8 @@ class Directions:
             out.copy_(self._product(site, shift, start, stop)).mul_(scale)
         elif self.kind == "normal":
             _noise.fill_normals(shift.seed, site.id, start, stop, scale, out)
+        elif site.size <= _SMALL:
+            _noise.fill_signs(self._words_of(site, shift), scale, out)
         else:
             _noise.fill_sign_range(shift.seed, site.id, start, stop, scale, out)
 
@@ -81,8 +87,18 @@ class Directions:
         return found
 
     def forget(self) -> None:
-        """Drop the factors of the last step."""
+        """Drop what was kept for the last step."""
         self._factors.clear()
+        self._words.clear()
+
+    def _words_of(self, site: Site, shift: Shift) -> Any:
+        """The packed signs of a small tensor, kept for the step: its probes and its update need the same."""
+        key = (shift.seed, site.id)
+        found = self._words.get(key)
+        if found is None:
+            found = _noise.sign_words(shift.seed, site.id, 0, site.size, site.tensor.device)
+            self._words[key] = found
+        return found
 
     def _product(self, site: Site, shift: Shift, start: int, stop: int) -> Any:
         left, right = self.factors(site, shift)
