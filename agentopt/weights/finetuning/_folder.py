@@ -6,6 +6,7 @@ cannot write one folder: a lock is held on it.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -147,7 +148,17 @@ class RunFolder:
         for file in (self._events, self._lock):
             if file is not None:
                 file.close()
+        if self._lock is not None and not (self.path / RUN).exists():
+            self._remove_traces()
         self._events = self._lock = None
+
+    def _remove_traces(self) -> None:
+        """Of a run that never began: a mistyped option leaves no folder behind."""
+        with contextlib.suppress(OSError):
+            if not (self.path / EVENTS).stat().st_size:
+                (self.path / EVENTS).unlink()
+            (self.path / ".lock").unlink()
+            self.path.rmdir()
 
     def __enter__(self) -> RunFolder:
         return self

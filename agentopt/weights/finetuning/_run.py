@@ -218,7 +218,7 @@ class Run:
         for step in range(trainer.begin + 1, options.steps + 1) if self._patient() else ():
             self._step(trainer, watch, step, subject, material)
             if step % options.eval_every == 0 or step == options.steps:
-                best = self._validate(trainer, step, subject, material)
+                best = self._validate(watch, step, subject, material)
                 trainer.keep(best=best)
                 if not trainer.agree(self._patient()):
                     break
@@ -259,12 +259,14 @@ class Run:
         if warning:
             self.warn(warning)
 
-    def _validate(self, trainer: Trainer, step: int, subject: Subject, material: Material) -> bool:
+    def _validate(self, watch: Watch, step: int, subject: Subject, material: Material) -> bool:
         known = self.course.validated.get(step)
         if known is None:
             self.working(f"validating after step {step}")
             known = material.validate(subject.model)
             best = self.course.judge(step, *known)
+            if self.course.validated and known == list(self.course.validated.values())[-1]:
+                watch.nothing_moved()
             self.course.validated[step] = known
             self.tell(events.Validated(step, *known, best))
             return best

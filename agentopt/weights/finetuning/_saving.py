@@ -112,7 +112,16 @@ def check(folder: Path, options: FinetuneOptions, expected: Sequence[float], bef
             f"{folder}: what was saved loads back with other answers (a log-probability differs by {gap:.3g}); keep "
             "the folder: its log still holds the run."
         )
+    if options.merge:
+        merged, _ = load.model(folder / MERGED, dtype=options.dtype, device=options.device)
+        gap = max(gap, *(abs(one - two) for one, two in zip(expected, scores(merged), strict=True)))
+        if not gap <= TOLERANCE[options.dtype]:
+            raise RunError(
+                f"{folder / MERGED}: the merged model gives other answers (a log-probability differs by {gap:.3g}); "
+                f"use the adapter in {folder}."
+            )
     how = "transformers, all weights bit for bit" if before is not None else "peft"
+    how += ", and merged with transformers" if options.merge else ""
     return f"loaded back with {how}; log-probabilities differ by up to {gap:.2g}"
 
 

@@ -43,6 +43,7 @@ class Trainer(Protocol):
     cost: int
     """Forward passes over a batch per step."""
     eps: float | None
+    lr: float
 
     def open(self) -> int:
         """Take the files; the steps that they hold."""
@@ -187,6 +188,7 @@ class WithGradients:
     def __init__(self, subject: Subject, options: FinetuneOptions, folder: Path) -> None:
         self.first = FirstOrder(subject, options, schedule_of(options), folder)
         self.begin = 0
+        self.lr = self.first.lr
 
     def open(self) -> int:
         """Go on from the checkpoint."""

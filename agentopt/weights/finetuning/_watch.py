@@ -58,9 +58,23 @@ class Watch:
             f"{self.lr / 10:g}){eps}{half}. The log and the last good weights are kept."
         )
 
+    def nothing_moved(self) -> None:
+        """Two validations agree in every bit, so what was done between them is lost.
+
+        Raises:
+            RunError: with the likely cause; not at a rate of 0, which asks for it.
+        """
+        if self.lr > 0:
+            raise RunError(self.why_flat(equal=self.flat > 0))
+
     def why_flat(self, *, equal: bool) -> str:
         """The likely cause of a loss that never moves."""
-        head = f"the loss has not moved in {self.flat} steps"
+        head = f"the loss has not moved in {self.flat} steps" if self.flat else "validation has not moved at all"
+        if self.options.objective == "loss" and 0 < self.flat < len(self.losses):
+            return (
+                f"{head}: the first steps left the model with the same answer to everything; the rate of {self.lr:g} "
+                f"is too large, give a tenth (--lr {self.lr / 10:g}), or --lr auto."
+            )
         if self.labels_in_train == 1:
             return f"{head}: all training rows have the same label, so there is nothing to learn; add rows of another."
         if not equal:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agentopt.errors import UserError
+from agentopt.evaluation import resolve_metric
 from agentopt.weights.finetuning._options import FinetuneOptions
 from agentopt.weights.finetuning._subject import Subject
 from agentopt.weights.zeroth._log import Log, Record
@@ -41,9 +42,23 @@ def chosen(options: FinetuneOptions) -> Preset:
         raise UserError(f"--density does nothing with --method {found.name}, which masks nothing; leave it out.")
     if found.estimator == "jvp" and options.objective != "loss":
         raise UserError(f"--method {found.name} differentiates, and --objective {options.objective} has no derivative.")
+    if options.objective not in ("loss", "accuracy"):
+        check_metric(options.objective)
     if found.estimator == "jvp" and options.eps is not None:
         raise UserError(f"--eps does nothing with --method {found.name}, whose derivatives are exact; leave it out.")
     return found
+
+
+def check_metric(name: str) -> None:
+    """Refuse an objective that no rows could be judged by.
+
+    Raises:
+        UserError: there is no such metric.
+    """
+    try:
+        resolve_metric(name)
+    except UserError as error:
+        raise UserError(f"--objective {name}: expected loss, accuracy or a metric; {error}") from error
 
 
 def settings(options: FinetuneOptions) -> dict[str, Any]:
