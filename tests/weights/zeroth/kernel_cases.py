@@ -54,7 +54,7 @@ def linear_cases() -> Iterator[tuple[str, float]]:
             weight = (torch.randn(height, width) * 0.05).to(DTYPES[name])
             x = torch.randn(10, 3, width).to(DTYPES[name])
             seeds, scales = [SEEDS[0], SEEDS[0], 7, 8, 8], [1e-2, -1e-2, 2e-2, 0.0, -1e-2]
-            kept = {
+            kept: dict[str, Any] = {
                 "mask": mask,
                 "threshold": float(weight.abs().float().median()),
                 "mask_seed": 1 << 63 | 9,
