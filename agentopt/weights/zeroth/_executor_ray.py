@@ -6,13 +6,18 @@ import importlib
 import json
 import secrets
 import socket
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
+
+import anyio.to_thread
 
 from agentopt.errors import UserError
 from agentopt.evaluation._ray_cluster import Cluster, join
-from agentopt.models._background import run_sync
+from agentopt.models._background import submit
 from agentopt.weights.zeroth import _worker
 from agentopt.weights.zeroth._executor import GRACE_SECONDS, WorkerResult, check, import_path, results
 
@@ -65,7 +70,43 @@ def run_ray(
         RunError: a worker failed, died or hung; the message names it.
     """
     check(target, spec, world)
-    cluster = run_sync(lambda: join(executor, world))
+    with _joined(executor, world) as cluster:
+        return _run(cluster, target, spec, world, gpus, timeout)
+
+
+@contextmanager
+def _joined(executor: str, world: int) -> Generator[Cluster]:
+    """A cluster for the length of the block.
+
+    Ray's own processes end with the thread that started them, and the event loop's threads end with their task: so the
+    task that joins stays until the block ends, its thread waiting.
+    """
+    release, ready = threading.Event(), Future[Cluster]()
+
+    async def hold() -> None:
+        try:
+            cluster = await join(executor, world)
+        except BaseException as error:
+            ready.set_exception(error)
+            raise
+        ready.set_result(cluster)
+        await anyio.to_thread.run_sync(release.wait)
+        await anyio.to_thread.run_sync(cluster.close)
+
+    held = submit(hold)
+    try:
+        yield ready.result()
+    finally:
+        release.set()
+        if not ready.done():  # interrupted while it joined
+            held.cancel()
+        elif ready.exception() is None:
+            held.result()
+
+
+def _run(
+    cluster: Cluster, target: str, spec: Mapping[str, Any], world: int, gpus: float, timeout: float
+) -> list[WorkerResult]:
     actors: list[Any] = []
     try:
         if world > cluster.cpus:
@@ -86,7 +127,6 @@ def run_ray(
     finally:  # also when interrupted
         for actor in actors:
             cluster.ray.kill(actor)
-        cluster.close()
 
 
 def _collect(cluster: Cluster, running: Mapping[Any, int]) -> dict[int, dict[str, Any]]:
