@@ -49,10 +49,23 @@ def model(name_or_path: str | Path, *, dtype: Any = None, device: Any = None) ->
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **arguments)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
             raise UserError(_explain(str(name_or_path), source, error)) from error
+    if "gguf_file" in arguments:
+        _forget_packing(loaded)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     return loaded.to(where).eval(), tokenizer
+
+
+def _forget_packing(loaded: Any) -> None:
+    """A GGUF file is unpacked into ordinary weights; transformers would refuse to save them, as if they were packed."""
+    for name in ("hf_quantizer", "quantization_method"):
+        if hasattr(loaded, name):
+            delattr(loaded, name)
+    if hasattr(loaded, "is_quantized"):
+        loaded.is_quantized = False
+    if hasattr(loaded.config, "quantization_config"):
+        del loaded.config.quantization_config
 
 
 @functools.cache

@@ -84,13 +84,14 @@ def test_unknown_dtype_and_device(tmp_path: Path) -> None:
 
 
 def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    load.need.cache_clear()
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match=r"agentopt\[weights\]"):
         load.model("embedded")
 
 
 @pytest.mark.slow
-def test_the_embedded_weights_write_text() -> None:
+def test_the_embedded_weights_write_text_and_are_saved_as_any_others(tmp_path: Path) -> None:
     if packaged_file() is None:
         pytest.skip("the weights package is not installed")
     import torch
@@ -102,3 +103,6 @@ def test_the_embedded_weights_write_text() -> None:
     ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     reply = model.generate(**ids, max_new_tokens=8, do_sample=False)
     assert "Paris" in tokenizer.decode(reply[0, ids["input_ids"].shape[1] :])
+    model.save_pretrained(tmp_path / "saved")
+    assert "quantization_config" not in (tmp_path / "saved" / "config.json").read_text(encoding="utf-8")
+    assert (tmp_path / "saved" / "model.safetensors").stat().st_size > 4 * 134_515_008
