@@ -11,15 +11,16 @@ Importing this loads no torch.
 from __future__ import annotations
 
 from agentopt.weights.zeroth._estimators import Coefficients
-from agentopt.weights.zeroth._exchange import Alone, SocketExchange
+from agentopt.weights.zeroth._exchange import Alone, SocketExchange, WorkerLost, verify
+from agentopt.weights.zeroth._executor import run_local
 from agentopt.weights.zeroth._fingerprint import fingerprint
 from agentopt.weights.zeroth._log import Log
-from agentopt.weights.zeroth._log_header import Header
+from agentopt.weights.zeroth._log_header import Header, header_of
 from agentopt.weights.zeroth._lr_range import LrRange, LrTrial, Snapshot, grid, lr_range
 from agentopt.weights.zeroth._optimizer import NonFiniteLoss, ZerothOrder
 from agentopt.weights.zeroth._philox import probe_seed
 from agentopt.weights.zeroth._presets import PRESETS, Preset, preset
-from agentopt.weights.zeroth._replay import replay
+from agentopt.weights.zeroth._replay import log_to, replay, resume
 from agentopt.weights.zeroth._rules import METHODS
 from agentopt.weights.zeroth._schedule import Schedule
 from agentopt.weights.zeroth._types import Exchange, Objective, Probe, Shift, StepResult, Variant
@@ -44,11 +45,17 @@ __all__ = [
     "SocketExchange",
     "StepResult",
     "Variant",
+    "WorkerLost",
     "ZerothOrder",
     "fingerprint",
     "grid",
+    "header_of",
+    "log_to",
     "lr_range",
     "preset",
     "probe_seed",
     "replay",
+    "resume",
+    "run_local",
+    "verify",
 ]
