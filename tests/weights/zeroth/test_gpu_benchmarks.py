@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -33,13 +34,18 @@ def test_the_real_shapes_are_not_tried_on_a_cpu() -> None:
     assert "--tiny" in done.stderr
 
 
-@pytest.mark.slow
-def test_every_case_runs_at_a_tiny_size(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore")  # peft and transformers deprecate each other
+@pytest.mark.parametrize("name", ["zeroth_cost", "zeroth_quality"])
+def test_every_case_runs_at_a_tiny_size(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("peft")
-    done = run("--device", "cpu", "--tiny", "--out", str(tmp_path))
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.iterdir()}
-    cost, quality = found["zeroth_cost.gpu.quick.json"], found["zeroth_quality.gpu.quick.json"]
-    assert len([row for row in cost["rows"] if row["name"].endswith(": time")]) == 24 - 1
-    assert any(row["name"].startswith("small - all") for row in quality["rows"])
-    assert cost["left_out"] == quality["left_out"] == []
+    script = FOLDER / f"{name}.py"
+    monkeypatch.setattr(sys, "argv", [str(script), "--device", "cpu", "--tiny", "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "path", [str(FOLDER), str(FOLDER.parent), *sys.path])
+    runpy.run_path(str(script), run_name="__main__")
+    found = json.loads((tmp_path / f"{name}.gpu.quick.json").read_text(encoding="utf-8"))
+    assert found["left_out"] == []
+    names = [row["name"] for row in found["rows"]]
+    if name == "zeroth_cost":
+        assert len([row for row in names if row.endswith(": time")]) == 23
+    else:
+        assert any(row.startswith("small - all") for row in names)
