@@ -131,4 +131,4 @@ def check(model: Any, member: Member, seed: int, losses: Callable[[int], Callabl
         together.step(losses(step))
         zo.step(losses(step))
     mine = dict(together.member(0).named_parameters())
-    return max(float((mine[name] - weight).abs().max()) for name, weight in alone.named_parameters())
+    return max(float((mine[name] - weight).detach().abs().max()) for name, weight in alone.named_parameters())

@@ -125,7 +125,7 @@ class FullAdam:
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
         self.optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
 
 class LoraAdam(FullAdam):
