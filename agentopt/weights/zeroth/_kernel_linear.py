@@ -36,7 +36,7 @@ def _masked(noise, wide, seed, tensor_id, start, threshold, limit, MASK: tl.cons
     elif MASK == 2:
         return tl.where(tl.abs(wide) >= threshold, noise, 0.0)
     elif MASK == 3:
-        block = start[:, None] // 4 + tl.arange(0, HALF // 4)[None, :]
+        block = (start[:, None] >> 2) + tl.arange(0, HALF // 4)[None, :]
         return tl.where(kept(seed, tensor_id, block, limit), noise, 0.0)
     else:
         return noise
@@ -82,7 +82,7 @@ def linear_kernel(
     sum_one = tl.zeros((OUT, TOKENS), tl.float32)
     sum_two = tl.zeros((OUT, TOKENS), tl.float32)
     for block in range(0, width // 128):
-        w0, w1, w2, w3 = tl.philox(seed, (start // 128 + block).to(tl.int32), tensor_id, 0, 0)
+        w0, w1, w2, w3 = tl.philox(seed, ((start >> 7) + block).to(tl.int32), tensor_id, 0, 0)
         for half in tl.static_range(2):  # pyright: ignore[reportGeneralTypeIssues]
             column = block * 128 + half * HALF
             tile = tl.load(weight + start[:, None] + (column + lane)[None, :], mask=(outs < height)[:, None], other=0.0)

@@ -22,8 +22,8 @@ ROWS = 128
 @triton.jit
 def sign_rows(seed, tensor_id, row):
     """The word of 32 signs of each row (int64 row numbers, one dimension)."""
-    w0, w1, w2, w3 = tl.philox(seed, (row // 4).to(tl.int32), tensor_id, 0, 0)
-    place = row % 4
+    w0, w1, w2, w3 = tl.philox(seed, (row >> 2).to(tl.int32), tensor_id, 0, 0)
+    place = row & 3
     return tl.where(place == 0, w0, tl.where(place == 1, w1, tl.where(place == 2, w2, w3)))
 
 
@@ -136,9 +136,8 @@ def update_kernel(
     for k in range(1, count):
         move = move + signed(sign_rows(tl.load(seeds + 2 + k), tensor_id, row), tl.load(steps + k))
     moves = moving(wide, tl.load(seeds), tensor_id, row, threshold, limit, MASK, ROWS)
-    # By multiplication, as the torch code: a masked step is a signed zero.
     if MASK != 0:
-        move = move * moves.to(tl.float32)
+        move = tl.where(moves, move, 0.0)
     new = wide
     if DECAY:
         new = tl.where(moves, wide * decay, wide)
@@ -183,7 +182,7 @@ def shift_kernel(
     wide = widen(tl.load(weight + place, mask=inside, other=0), FORMAT)
     noise = signed(sign_rows(tl.load(seeds + 1), tensor_id, row), scale)
     if MASK != 0:
-        noise = noise * moving(wide, tl.load(seeds), tensor_id, row, threshold, limit, MASK, ROWS).to(tl.float32)
+        noise = tl.where(moving(wide, tl.load(seeds), tensor_id, row, threshold, limit, MASK, ROWS), noise, 0.0)
     tl.store(plus + (place - start), narrow(wide + noise, FORMAT), mask=inside)
     if PAIR:
         tl.store(minus + (place - start), narrow(wide - noise, FORMAT), mask=inside)

@@ -99,11 +99,7 @@ class MaskRule:
         if not self.applies(site):
             return
         if self.kind == "random":
-            noise.mul_(
-                _noise.random_mask(
-                    self.mask_seed(step), site.id, start, start + noise.numel(), self.density, noise.device
-                )
-            )
+            self._draw_(site, noise, start, step)
         else:
             _keep(noise, weight, site.threshold or 0.0, small=self.kind == "small")
 
@@ -114,21 +110,35 @@ class MaskRule:
         if self.kind == "random":
             width = noise.shape[1]
             for place, row in enumerate(rows.tolist()):
-                start = row * width
-                noise[place].mul_(
-                    _noise.random_mask(self.mask_seed(step), site.id, start, start + width, self.density, noise.device)
-                )
+                self._draw_(site, noise[place], row * width, step)
         else:
             self.apply_(site, weight, noise, 0, step)
 
-    def hold_(self, site: Site, old: Any, new: Any, moves: Any) -> None:
+    def _draw_(self, site: Site, noise: Any, start: int, step: int) -> None:
+        import torch
+
+        kept = _noise.random_mask(
+            self.mask_seed(step), site.id, start, start + noise.numel(), self.density, noise.device
+        )
+        noise.view(torch.int32).bitwise_and_(kept.int().neg_())
+
+    def moves(self, site: Site, weight: Any, start: int, step: int) -> Any:
+        """Which weights of a tile move: int32, all bits set where they do; None when all do."""
+        import torch
+
+        if not self.applies(site):
+            return None
+        everything = torch.full((weight.numel(),), -1, dtype=torch.int32, device=weight.device)
+        self.apply_(site, weight, everything.view(torch.float32), start, step)
+        return everything
+
+    def hold_(self, site: Site, old: Any, new: Any) -> None:
         """For a fixed mask by magnitude: hold the weights that moved on their side of the threshold.
 
         Args:
             site: the tensor.
-            old: float32 tile before the update.
+            old: tile before the update, in any floating point format.
             new: float32 tile after it; changed in place.
-            moves: bool tile, which weights may move.
         """
         import torch
 
@@ -136,24 +146,39 @@ class MaskRule:
             return
         bound = site.threshold
         if self.kind == "small":
-            new.copy_(torch.where(moves, new.clamp(-bound, bound), new))
+            held, wrong = new.clamp(-bound, bound), _at_most(old, bound)
         else:
-            inside = moves & (new.abs() < bound)
-            new.copy_(torch.where(inside, torch.copysign(torch.full_like(new, bound), old), new))
+            held = torch.copysign(torch.full_like(new, bound), old.float())
+            wrong = _at_least(old, bound).bitwise_and_(_at_least(new, bound).bitwise_not_())
+        choose_(new, held, wrong)
+
+
+def choose_(target: Any, other: Any, where: Any) -> None:
+    """Take `other` over `target` (both float32) where the int32 mask has its bits set; in place, no branches."""
+    bits = target.view(where.dtype)
+    bits.bitwise_xor_((bits ^ other.view(where.dtype)).bitwise_and_(where))
 
 
 def _keep(noise: Any, weight: Any, threshold: float, *, small: bool) -> None:
-    """Zero the noise where |w| > threshold (small) or |w| < threshold, in whole words: six times a comparison's speed.
+    """Zero the noise where |w| > threshold (small) or |w| < threshold.
 
-    The order of magnitudes is that of their bits, so the sign of a difference, spread over a word, is a mask for the
-    noise's own bits. What is masked out becomes +0.0, which changes no weight, not even -0.0.
+    What is masked out becomes +0.0, which changes no weight, not even -0.0.
     """
-    bits = _magnitude_bits(weight)
-    bound = _bits_of(threshold)
-    if small:
-        noise.view(bits.dtype).bitwise_and_(bits.sub_(bound + 1).bitwise_right_shift_(31))
-    else:
-        noise.view(bits.dtype).bitwise_and_(bits.sub_(bound).bitwise_right_shift_(31).bitwise_not_())
+    kept = _at_most(weight, threshold) if small else _at_least(weight, threshold)
+    noise.view(kept.dtype).bitwise_and_(kept)
+
+
+def _at_most(weight: Any, threshold: float) -> Any:
+    """All bits where |w| <= threshold, as int32.
+
+    Magnitudes are ordered as their bits are, so the sign of a difference, spread over the word, is a mask for the bits
+    of a float: six times the speed of a comparison and a selection.
+    """
+    return _magnitude_bits(weight).sub_(_bits_of(threshold) + 1).bitwise_right_shift_(31)
+
+
+def _at_least(weight: Any, threshold: float) -> Any:
+    return _magnitude_bits(weight).sub_(_bits_of(threshold)).bitwise_right_shift_(31).bitwise_not_()
 
 
 def _bits_of(value: float) -> int:

@@ -27,6 +27,8 @@ from agentopt.weights.zeroth._types import Exchange, Mask, MaskUpdate, Probe, Sh
 
 _RIGHT = 1 << 22
 """Number, past any population, of the seeds of right factors."""
+_FEW = 10_000_000
+"""Tuned weights below which a pass on a CPU carries both sides of a probe."""
 
 
 class NonFiniteLoss(RunError):
@@ -63,7 +65,8 @@ class ZerothOrder:
         seed: every direction and every random bit is a function of it.
         weight_decay: of the matrices; norm scales and biases never decay.
         trainable: which parameter names to tune; None for those that require a gradient.
-        copies: variants measured in one forward pass when the loss can (see `Objective`); 1 measures one by one.
+        copies: variants measured in one forward pass when the loss can (see `Objective`); 1 measures one by one. None
+            for 2 on a GPU and for few tuned weights, where passes cost more than what they compute, else 1.
         exchange: connection to workers that hold the same weights and measure other examples of the same batch.
         log: takes a record per step before the weights move.
         kernels: use the Triton kernels on CUDA.
@@ -88,7 +91,7 @@ class ZerothOrder:
         seed: int = 0,
         weight_decay: float = 0.0,
         trainable: Callable[[str], bool] | None = None,
-        copies: int = 2,
+        copies: int | None = None,
         exchange: Exchange | None = None,
         log: Any = None,
         kernels: bool = True,
@@ -108,11 +111,13 @@ class ZerothOrder:
         self.method, self.estimator, self.rule = method, estimator(method), rule(method, hyper)
         self.mask = MaskRule(mask, density, mask_update, self.seed)
         self.weight_decay = _positive("weight_decay", weight_decay, zero=True)
-        self.copies = copies
+        self.copies = 1 if copies is None else copies
         self.exchange, self.log = exchange, log
         self.step_number = 0
         self._check()
         self.sites = find_sites(model, trainable)
+        if copies is None and (self.sites[0].tensor.is_cuda or sum(site.size for site in self.sites) < _FEW):
+            self.copies = 2
         self.mask.prepare(self.sites)
         self._directions = Directions(self.probe.kind, self.probe.rank)
         prober = ExampleProber if self.probe.per_example else Prober

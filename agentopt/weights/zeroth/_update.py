@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from agentopt.weights.zeroth._directions import Directions
-from agentopt.weights.zeroth._masks import MaskRule
+from agentopt.weights.zeroth._masks import MaskRule, choose_
 from agentopt.weights.zeroth._philox import probe_seed
 from agentopt.weights.zeroth._probing import TILE
 from agentopt.weights.zeroth._rounding import round_
@@ -117,13 +117,11 @@ class Updater:
         if decay == 1.0 and old.dtype == torch.float32 and not self._holds(site):
             return old.sub_(noise)
         spare.copy_(old)
-        if decay == 1.0 and not self._holds(site):
-            return spare.sub_(noise)
-        moves = self._moves(site, old, step, start)
         if decay != 1.0:
-            spare.copy_(torch.where(moves, spare * decay, spare))
+            moves = self.mask.moves(site, old, start, step)
+            spare.mul_(decay) if moves is None else choose_(spare, spare * decay, moves)
         spare.sub_(noise)
-        self.mask.hold_(site, old.float(), spare, moves)
+        self.mask.hold_(site, old, spare)
         return spare
 
     def _ruled(
@@ -137,24 +135,15 @@ class Updater:
         step: int,
         start: int,
     ) -> Any:
-        import torch
-
         wide = old.float()
         decay = self.weight_decay if site.is_matrix else 0.0
-        moved = self.rule.apply(wide, noise, tiles, lr, decay, step, scalars)
+        new = self.rule.apply(wide, noise, tiles, lr, decay, step, scalars)
         # A rule may move a weight whose estimate is zero (momentum): those outside the mask stay.
-        moves = self._moves(site, old, step, start)
-        new = torch.where(moves, moved, wide)
-        self.mask.hold_(site, wide, new, moves)
+        moves = self.mask.moves(site, old, start, step)
+        if moves is not None:
+            choose_(new, wide, moves.bitwise_not_())
+        self.mask.hold_(site, old, new)
         return new
-
-    def _moves(self, site: Site, old: Any, step: int, start: int) -> Any:
-        """Which weights of the tile may move, as bools."""
-        import torch
-
-        moves = torch.ones(old.numel(), device=old.device)
-        self.mask.apply_(site, old, moves, start, step)
-        return moves.bool()
 
     def _holds(self, site: Site) -> bool:
         return self.mask.update == "fixed" and self.mask.applies(site) and site.threshold is not None
