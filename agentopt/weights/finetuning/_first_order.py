@@ -32,7 +32,7 @@ class FirstOrder:
         self.subject, self.options, self.schedule, self.folder = subject, options, schedule, folder
         self.weights = subject.trained()
         self.lr = options.lr if isinstance(options.lr, float) else FIRST_ORDER_RATES[options.weights]
-        self.optimizer = self.torch.optim.AdamW(
+        self.optimizer: Any = self.torch.optim.AdamW(
             list(self.weights.values()), lr=self.lr, weight_decay=options.weight_decay
         )
         self.done = 0
@@ -118,6 +118,11 @@ class FirstOrder:
             return need("safetensors.torch").load_file(str(path)), int(state["step"])
         except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             raise UserError(f"{path}: cannot be read ({error}); delete the folder and start anew.") from error
+
+    def release(self) -> None:
+        """Let go of weights and moments."""
+        self.weights, self.optimizer = {}, None
+        self.subject.release()
 
     def clean(self) -> None:
         """Delete what only a resume needs."""

@@ -6,7 +6,6 @@ validated before is read from events.jsonl. So a resumed run takes the same deci
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Callable
@@ -297,7 +296,7 @@ class Run:
             with self._explained("testing", subject, material):
                 scores = material.scores(subject.model)
             claim = make_claim(scores, baselines.to_beat(), unit=material.metric, seed=options.seed)
-            checked = self._save(subject, material)
+            checked = self._save(trainer, subject, material)
             usage = saving.usage(path, options)
             validation = {**baselines.validation, "tuned": tuned}
             test = {**_means(baselines.test), "tuned": sum(scores) / len(scores)}
@@ -344,7 +343,7 @@ class Run:
             subject = trainer.at_best(best)
         return subject, self.course.validated[best][0]
 
-    def _save(self, subject: Subject, material: Material) -> str:
+    def _save(self, trainer: Trainer, subject: Subject, material: Material) -> str:
         """Write the model, let go of it, load it back; what was compared."""
         options, path = self.options, self.folder.path
         self.working("writing the model")
@@ -353,8 +352,7 @@ class Run:
         saving.save(subject, path)
         if options.merge:
             saving.save_merged(subject, path)
-        subject.release()
-        gc.collect()
+        trainer.release()
         self.working("loading it back")
         return saving.check(path, options, expected, digest, material.sample)
 

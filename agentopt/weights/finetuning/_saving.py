@@ -7,7 +7,6 @@ OUT/merged/      with --merge: the base with the adapter added into its weights
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
 import warnings
 from collections.abc import Callable, Generator, Sequence
@@ -97,7 +96,6 @@ def check(folder: Path, options: FinetuneOptions, expected: Sequence[float], bef
     Raises:
         RunError: what is loaded is not what was saved.
     """
-    gc.collect()
     model, _ = _loaded(folder, options, options.device)
     if before is not None:
         found = fingerprint(model.named_parameters())

@@ -18,6 +18,9 @@ from agentopt.weights.finetuning._options import FinetuneOptions
 from agentopt.weights.load import need
 from agentopt.weights.zeroth._fingerprint import fingerprint
 
+_WORTH_COLLECTING = 1 << 26
+"""Bytes from which on it pays to look for what nobody holds any more: that takes half a second."""
+
 
 @dataclass
 class Subject:
@@ -54,7 +57,8 @@ class Subject:
     def release(self) -> None:
         """Let go of the model, so that another can be loaded in its place."""
         self.model = self.inner = self.handle = None
-        gc.collect()
+        if self.weight_bytes > _WORTH_COLLECTING:
+            gc.collect()
 
     def put(self, state: Mapping[str, Any]) -> None:
         """Set the trained tensors."""

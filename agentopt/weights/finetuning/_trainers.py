@@ -73,6 +73,10 @@ class Trainer(Protocol):
         """Give the files free."""
         ...
 
+    def release(self) -> None:
+        """Hold the model no longer: another is about to be loaded."""
+        ...
+
     def clean(self) -> None:
         """Delete what only a resume needs; the run is done."""
         ...
@@ -164,16 +168,21 @@ class WithoutGradients:
 
     def at_best(self, step: int) -> Subject:
         """The base again, and the log's first records on it."""
-        self.close()
-        self.subject.release()
+        self.release()
         self.subject = prepare(self.options)
-        self.zeroth = Zeroth(self.subject, self.options, self.path, lr=self.lr, data=self.data)
-        self.zeroth.replay(step)
+        zeroth = Zeroth(self.subject, self.options, self.path, lr=self.lr, data=self.data)
+        zeroth.replay(step)
         return self.subject
 
     def close(self) -> None:
         """Give the log free."""
         self.zeroth.close()
+
+    def release(self) -> None:
+        """Drop the optimizer, which knows every layer."""
+        if hasattr(self, "zeroth"):
+            del self.zeroth
+        self.subject.release()
 
     def clean(self) -> None:
         """The log stays: it is the run."""
@@ -220,6 +229,10 @@ class WithGradients:
 
     def close(self) -> None:
         """No file is held open."""
+
+    def release(self) -> None:
+        """Drop the optimizer with its moments."""
+        self.first.release()
 
     def clean(self) -> None:
         """Checkpoints are as large as the weights."""

@@ -29,7 +29,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return moods(tmp_path_factory.mktemp("moods") / "project")
+    return moods(tmp_path_factory.mktemp("moods") / "project", 64)
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return moods(tmp_path_factory.mktemp("larger") / "project", 160)
 
 
 def values(project: Path, **changes: Any) -> dict[str, Any]:
@@ -74,8 +79,8 @@ class StopAt:
 # --- methods and what they write -------------------------------------------------------------------------------------
 
 
-def test_gradients_learn_the_task_and_the_claim_says_so(project: Path) -> None:
-    result = run(project, "out", method="lora", lr=2e-2, steps=30, eval_every=10)
+def test_gradients_learn_the_task_and_the_claim_says_so(larger: Path) -> None:
+    result = run(larger, "out", method="lora", lr=2e-2, steps=30, eval_every=10)
     assert result.claim.status == "improved"
     assert result.claim.text.startswith("Improved: accuracy 0.")
     assert result.test["tuned"] > 0.9 > result.test["majority"]
@@ -89,18 +94,18 @@ def test_gradients_learn_the_task_and_the_claim_says_so(project: Path) -> None:
     assert logits[great] > logits[terrible]
 
 
-def test_zeroth_order_goes_back_to_its_best_step_by_the_log(project: Path) -> None:
-    result = run(project, "out", method="fzoo", lr=1e-2, steps=16, batch=16, eval_every=8)
+def test_zeroth_order_goes_back_to_its_best_step_by_the_log(larger: Path) -> None:
+    result = run(larger, "out", method="fzoo", lr=1e-2, steps=16, batch=16, eval_every=8)
     best = max(result.curve, key=lambda point: (point["score"], -point["loss"]))
     assert 0 < result.best_step == best["step"] < result.steps_done
     assert result.validation["tuned"] == best["score"]
-    shorter = run(project, "shorter", method="fzoo", lr=1e-2, steps=result.best_step, batch=16, eval_every=8)
+    shorter = run(larger, "shorter", method="fzoo", lr=1e-2, steps=result.best_step, batch=16, eval_every=8)
     assert shorter.best_step == result.best_step
     assert equal(weights(Path("out")), weights(Path("shorter")))
     assert FinetuneResult.from_dict(json.loads(Path("out", "result.json").read_text("utf-8"))) == result
 
 
-@pytest.mark.parametrize("method", ["sparse-mezo", "zo-adam", "grzo", "lozo", "forward-gradient", "adamw"])
+@pytest.mark.parametrize("method", ["sparse-mezo", "zo-adam", "grzo", "lozo", "adamw"])
 def test_an_interrupted_run_goes_on_bit_for_bit(project: Path, method: str) -> None:
     changes: dict[str, Any] = {"method": method, "lr": 1e-3, "steps": 6, "eval_every": 3, "schedule": "linear"}
     options = make_options(values(project, **changes))
@@ -265,7 +270,7 @@ def test_a_loss_that_never_moves_has_a_cause(project: Path, changes: dict[str, A
     assert Path("out", "steps.zo").exists()
 
 
-def test_a_loss_that_is_no_number_names_the_step(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_no_number_names_the_step(project: Path) -> None:
     from agentopt.weights.finetuning._material import Material
 
     original = Material.objective
@@ -273,10 +278,10 @@ def test_a_loss_that_is_no_number_names_the_step(project: Path, monkeypatch: pyt
     def broken(self: Material, step: int, rank: int, world: int) -> Any:
         return original(self, step, rank, world) if step < 3 else lambda _model: float("nan")
 
-    monkeypatch.setattr(Material, "objective", broken)
-    with pytest.raises(RunError, match=r"step 4: the loss is nan.*--lr 0\.0003"):
-        run(project, "out")
-    monkeypatch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Material, "objective", broken)
+        with pytest.raises(RunError, match=r"step 4: the loss is nan.*--lr 0\.0003"):
+            run(project, "out")
     assert run(project, "out").steps_done == 8
     run(project, "whole")
     assert Path("out", "steps.zo").read_bytes() == Path("whole", "steps.zo").read_bytes()
