@@ -126,7 +126,7 @@ def batches(bench: Bench, shape: Shape) -> Iterator[tuple[int, Any]]:
     """The numbers of tokens that are measured, the one with goals first, each with its loss."""
     from _methods import LastToken
 
-    sizes = ((8, 4), (16, 4)) if bench.tiny else ((1024, ROW_TOKENS), (256, ROW_TOKENS), (4096, ROW_TOKENS))
+    sizes = ((8, 4),) if bench.tiny else ((1024, ROW_TOKENS), (256, ROW_TOKENS), (4096, ROW_TOKENS))
     for tokens, row in sizes:
         yield tokens, LastToken(shape.vocabulary, tokens // row, row, bench.device)
 
