@@ -20,10 +20,19 @@ from agentopt.weights.zeroth import Shift, ZerothOrder, probe_seed
 
 @dataclass(frozen=True)
 class Member:
-    """One run: what ZerothOrder is given."""
+    """One run: what ZerothOrder is given.
+
+    `stored` keeps a mask by magnitude as it was at the start, as a bool per weight would, and lets the weights cross
+    the threshold; `ZerothOrder` stores no mask and holds the weights on their side.
+    """
 
     settings: tuple[tuple[str, Any], ...]
     lr: float
+    stored: bool = False
+
+    @property
+    def dynamic(self) -> bool:
+        return dict(self.settings).get("mask_update") == "dynamic"
 
 
 class Ensemble:
@@ -46,6 +55,8 @@ class Ensemble:
         }
         self.masks: dict[str, Any] = {}
         self.limits: dict[str, tuple[Any, Any]] = {}
+        self.follow: dict[str, list[tuple[int, bool, float]]] = {}
+        """Members whose masks follow the weights: number, whether small, threshold."""
         self.failed: list[int | None] = [None] * len(members)
         self.step_number = 0
         self._prepare()
@@ -61,11 +72,17 @@ class Ensemble:
             masks = [self._mask(kinds[member.settings], site.name) for member in self.members]
             self.masks[site.name] = torch.stack(masks)
             low, high = torch.zeros(len(masks)), torch.full((len(masks),), torch.inf)
+            self.follow[site.name] = []
             for number, member in enumerate(self.members):
                 zo = kinds[member.settings]
                 mine = next((one for one in zo.sites if one.name == site.name), None)
-                if mine is not None and mine.threshold is not None and mine.is_matrix:
-                    (high if zo.mask.kind == "small" else low)[number] = mine.threshold
+                if mine is None or mine.threshold is None or not mine.is_matrix or member.stored:
+                    continue
+                small = zo.mask.kind == "small"
+                if member.dynamic:
+                    self.follow[site.name].append((number, small, mine.threshold))
+                else:
+                    (high if small else low)[number] = mine.threshold
             shape = (len(masks), *[1] * site.tensor.dim())
             self.limits[site.name] = (low.view(shape), high.view(shape))
 
@@ -85,6 +102,9 @@ class Ensemble:
         shift = Shift(probe_seed(self.seed, self.step_number, 0), 1.0)
         moves: dict[str, Any] = {}
         for site in self.source.sites:
+            for number, small, threshold in self.follow[site.name]:
+                size = self.weights[site.name][number].abs()
+                self.masks[site.name][number] = size <= threshold if small else size >= threshold
             signs = torch.empty(site.size)
             self.source._directions.fill(site, shift, 0, 1.0, signs)
             moves[site.name] = signs.view_as(site.tensor) * self.masks[site.name]

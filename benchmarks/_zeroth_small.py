@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from _zeroth_ensemble import Ensemble, Member
+from _zeroth_ensemble import Ensemble, Member, check
 from _zeroth_peers import InPlace, LoraAdam
 from _zeroth_runs import RATES, Cell
 from _zeroth_toy import CrossEntropy, Errors, Task, TinyGPT, accuracy, make_task, pretrained
@@ -38,6 +38,7 @@ class Method:
     kind: str = "zo"
     group: str = "main"
     aligned: bool = True
+    stored: bool = False
 
     def make(self, model: Any, lr: float, seed: int) -> Any:
         """An optimizer with `.step(loss_fn)`."""
@@ -67,6 +68,14 @@ MAIN = (
     Method("large 25 %", _full(mask="large", density=0.25)),
     Method("last block", _full(trainable=_last_block)),
 )
+KEPT = (
+    Method("small 50 %, mask follows the weights", _full(mask="small", mask_update="dynamic"), group="kept"),
+    Method("small 50 %, stored mask", _full(mask="small"), stored=True, group="kept"),
+    Method("small 25 %, stored mask", _full(mask="small", density=0.25), stored=True, group="kept"),
+    Method("small 75 %, stored mask", _full(mask="small", density=0.75), stored=True, group="kept"),
+    Method("large 25 %, stored mask", _full(mask="large", density=0.25), stored=True, group="kept"),
+)
+"""Added after the first runs: do masks lose because of which weights they choose, or of how they are kept?"""
 UNALIGNED = tuple(
     replace(method, aligned=False, group="unaligned") for method in MAIN if method.name in ("full", "small 50 %")
 )
@@ -89,15 +98,15 @@ OTHERS = (
     Method("hizoo", {"eps": 1e-3}, "hizoo", 3, group="other", rates=RATES[1:4]),
     Method("zo-conservative", {"eps": 1e-3}, "zo-conservative", 5, group="other", rates=RATES[1:4]),
 )
-METHODS = {f"{one.group}: {one.name}": one for one in (*MAIN, *UNALIGNED, *ERRORS, *BOUNDS, *OTHERS)}
-TOGETHER = ("main", "unaligned", "errors")
+METHODS = {f"{one.group}: {one.name}": one for one in (*MAIN, *KEPT, *UNALIGNED, *ERRORS, *BOUNDS, *OTHERS)}
+TOGETHER = ("main", "kept", "unaligned", "errors")
 """Groups whose runs of one seed go side by side (`_zeroth_ensemble.py`)."""
 
 
 def units(seeds: int) -> list[list[Cell]]:
     """Every run, the most important first; runs that go side by side are one unit."""
     found: list[list[Cell]] = []
-    for group in ("main", "errors", "bound", "unaligned", "other"):
+    for group in ("main", "errors", "kept", "bound", "unaligned", "other"):
         names = [name for name, method in METHODS.items() if method.group == group]
         for seed in range(seeds):
             runs = [Cell("a", name, lr, seed) for name in names for lr in METHODS[name].rates]
@@ -135,10 +144,30 @@ def run(unit: Sequence[Cell], folder: Path, forwards: int = FORWARDS, pretrainin
     ]
 
 
+def compare(folder: Path, pretraining: int) -> None:
+    """Hold the runs that go side by side against ZerothOrder itself; the quick form does this.
+
+    Raises:
+        AssertionError: they differ by more than rounding.
+    """
+    start, task = _start(0, folder, pretraining)[0], make_task(0, True)
+
+    def loss(step: int) -> CrossEntropy:
+        return CrossEntropy(task.batch(step), task.candidates)
+
+    for method in (*MAIN, *KEPT):
+        if method.stored:
+            continue
+        difference = check(start, Member(tuple(method.settings.items()), 1e-3), 5, loss, 4)
+        assert difference < 1e-5, f"{method.name}: weights differ by {difference:g} from those of ZerothOrder"
+
+
 def _side_by_side(
     start: TinyGPT, unit: Sequence[Cell], task: Task, forwards: int
 ) -> list[tuple[Any, list[float], int | None]]:
-    members = [Member(tuple(METHODS[cell.method].settings.items()), cell.lr) for cell in unit]
+    members = [
+        Member(tuple(METHODS[cell.method].settings.items()), cell.lr, METHODS[cell.method].stored) for cell in unit
+    ]
     ensemble = Ensemble(start, members, unit[0].seed)
     steps = forwards // 2
     curves: list[list[float]] = [[] for _ in members]

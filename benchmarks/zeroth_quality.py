@@ -58,7 +58,9 @@ def go_on(runs: Runs, work: Path, options: argparse.Namespace) -> None:
 
         forwards, pretraining = (24, 60) if options.quick else (_zeroth_small.FORWARDS, 1500)
         units = _zeroth_small.units(1 if options.quick else options.seeds)
-        units = [units[0][:3], units[1][:1], *units[2:5]] if options.quick else units
+        if options.quick:
+            units = [units[0][:3], units[1][:1], units[2][:1], *units[3:6]]
+            _zeroth_small.compare(work, pretraining)
         left = runs.go_on(units, lambda unit: _zeroth_small.run(unit, work, forwards, pretraining), options)
         print(f"part a: {left} units of runs are missing" if left else "part a: complete")
     if "b" in options.part and not options.quick:
@@ -122,8 +124,8 @@ def differences(label: str, found: dict[str, Best]) -> list[Row]:
     rows: list[Row] = []
     for method, at in found.items():
         group, _, name = method.partition(": ")
-        base = found.get(f"{group}: full")
-        if base is None or name == "full" or group not in ("main", "unaligned"):
+        base = found.get("main: full" if group == "kept" else f"{group}: full" if group != method else "full")
+        if base is None or name == "full" or method == "full" or group not in ("main", "kept", "unaligned", method):
             continue
         other = dict(zip(base.seeds, base.tests, strict=True))
         gaps = [test - other[seed] for seed, test in zip(at.seeds, at.tests, strict=True) if seed in other]
@@ -143,7 +145,7 @@ def differences(label: str, found: dict[str, Best]) -> list[Row]:
 def title(method: str) -> str:
     """A method's name as a reader knows it."""
     group, _, name = method.partition(": ")
-    return f"{name}, other label words" if group == "unaligned" else name
+    return f"{name}, other label words" if group == "unaligned" else name or method
 
 
 def extra(runs: Runs) -> dict[str, Any]:
