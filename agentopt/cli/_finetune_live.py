@@ -44,7 +44,7 @@ class LiveFinetune:
         self.quiet = quiet
         self.progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=12),
+            BarColumn(bar_width=8),
             TextColumn("{task.fields[note]}"),
             console=self.console,
             transient=True,
@@ -56,6 +56,7 @@ class LiveFinetune:
         self.begun: tuple[int, float] | None = None
         self.spent = 0.0
         self.metric = "accuracy"
+        self.score: float | None = None
 
     def __enter__(self) -> LiveFinetune:
         self.progress.start()
@@ -113,6 +114,7 @@ class LiveFinetune:
             self.say((("" if place else name).ljust(WIDTH), "bold"), (piece, style))
 
     def on_baselines_done(self, event: Any) -> None:
+        self.score = event.validation["zero-shot"]
         shown = ", ".join(f"{name} {value:.3f}" for name, value in event.validation.items())
         self.line("baselines", f"on validation: {shown}")
 
@@ -130,14 +132,16 @@ class LiveFinetune:
         self.spent += event.seconds
         pace = (event.step - self.begun[0]) / max(self.spent, 1e-9)
         left = (time.monotonic() - self.begun[1]) / (event.step - self.begun[0]) * (self.steps - event.step)
+        score = "" if self.score is None else f"{self.metric[:3]} {self.score:.3f} "
         note = (
-            f"{event.step}/{self.steps}  loss {sum(self.losses) / len(self.losses):.3f}  {_pace(pace)}  "
-            f"{size(event.memory)}  {duration(left)} left"
+            f"loss {sum(self.losses) / len(self.losses):.3f} {score}{_pace(pace)} {size(event.memory)} "
+            f"{duration(left)} left"
         )
-        self.show("training", done=event.step, total=self.steps, note=note)
+        self.show(f"step {event.step}/{self.steps}", done=event.step, total=self.steps, note=note)
 
     def on_validated(self, event: Any) -> None:
         loss = sum(self.losses) / len(self.losses) if self.losses else None
+        self.score = event.score
         train = "" if loss is None else f"train loss {loss:.3f}, "
         parts: list[str | tuple[str, str]] = [
             (f"step {event.step}".ljust(WIDTH), "bold"),
