@@ -18,6 +18,8 @@ from agentopt.weights.load import need
 MOST_TOKENS = 512
 HELD_OUT = 32
 """Validation rows that the learning-rate test looks at."""
+PRIOR_ROWS = 256
+"""Training rows from which the labels' prior is matched."""
 SAMPLE = 8
 """Test rows whose log-probabilities are compared after loading back."""
 NAMES = {"zero_shot": "zero-shot", "majority": "majority", "calibrated": "calibrated", "prior": "prior-matched"}
@@ -234,6 +236,7 @@ class Material:
             tokenizer=self.tokenizer,
             metric=self.metric if self.train.kind == "generation" else "exact_match",
             max_tokens=self.options.new_tokens,
+            rows=PRIOR_ROWS,
             seed=self.options.seed,
         )
         border = len(val)

@@ -16,8 +16,9 @@ from typing import Any
 from agentopt.weights.finetuning import _events as events
 from agentopt.weights.finetuning import _saving as saving
 from agentopt.weights.finetuning._claim import FinetuneClaim, make_claim
+from agentopt.weights.finetuning._counting import counted
 from agentopt.weights.finetuning._folder import BASELINES, LOG, REPORT, RESULT, RunFolder, read_json, write_json
-from agentopt.weights.finetuning._material import Baselines, Material
+from agentopt.weights.finetuning._material import PRIOR_ROWS, Baselines, Material
 from agentopt.weights.finetuning._memory import explained, peak_memory
 from agentopt.weights.finetuning._options import FIRST_ORDER, FinetuneOptions, portable
 from agentopt.weights.finetuning._rate import find_rate
@@ -187,8 +188,9 @@ class Run:
         path = self.folder.path / BASELINES
         saved = read_json(path)
         if saved is None:
-            self.working("baselines: zero-shot, majority, calibrated")
-            found = material.baselines(subject.model)
+            total = len(material.val) + len(material.test) + min(PRIOR_ROWS, len(material.train))
+            with counted(subject.model, self.working, "measuring baselines", total):
+                found = material.baselines(subject.model)
             write_json(path, found.to_dict())
         else:
             found = Baselines.from_dict(saved)
@@ -261,8 +263,8 @@ class Run:
     def _validate(self, watch: Watch, step: int, subject: Subject, material: Material) -> bool:
         known = self.course.validated.get(step)
         if known is None:
-            self.working(f"validating after step {step}")
-            known = material.validate(subject.model)
+            with counted(subject.model, self.working, f"validating after step {step}", len(material.val)):
+                known = material.validate(subject.model)
             best = self.course.judge(step, *known)
             if self.course.validated and known == list(self.course.validated.values())[-1]:
                 watch.nothing_moved()
@@ -292,8 +294,8 @@ class Run:
         checked = usage = ""
         if best:
             subject, tuned = self._best(trainer, subject, material, rate, steps)
-            self.working("testing the best model, once")
-            with self._explained("testing", subject, material):
+            count = counted(subject.model, self.working, "testing the best model", len(material.test))
+            with self._explained("testing", subject, material), count:
                 scores = material.scores(subject.model)
             claim = make_claim(scores, baselines.to_beat(), unit=material.metric, seed=options.seed)
             checked = self._save(trainer, subject, material)
