@@ -81,6 +81,8 @@ def _options(table: dict[str, Any], given: dict[str, Any]) -> FinetuneOptions:
         given["labels"] = labels_of(given["labels"])
     if "lr" in given:
         given["lr"] = _rate(given["lr"])
+    if "prompt" in given:  # a shell hands "\\n" on as two characters
+        given["prompt"] = given["prompt"].replace("\\n", "\n").replace("\\t", "\t")
     return make_options({**table, **given}, "finetune" if table else "command line")
 
 

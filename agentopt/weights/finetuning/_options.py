@@ -200,8 +200,7 @@ def portable(options: FinetuneOptions) -> dict[str, Any]:
 
 def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """The name of the first field that differs, as the command line writes it."""
-    ignored = {"device", "merge"}
     for name in FinetuneOptions.model_fields:
-        if name not in ignored and before.get(name) != now.get(name):
+        if name != "device" and before.get(name) != now.get(name):
             return name
     return None
