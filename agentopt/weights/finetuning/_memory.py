@@ -37,6 +37,23 @@ def available(device: Any) -> int | None:
     return None if found is None else int(found.split()[1]) * 1024
 
 
+def check_room(options: FinetuneOptions, device: Any, *, trained: int, weight_bytes: int) -> None:
+    """Refuse what cannot fit before the system ends the process for it: gradients and two moments per trained weight.
+
+    Raises:
+        RunError: less memory is free than that.
+    """
+    free = available(device)
+    needed = 12 * trained if options.first_order else 0
+    if free is None or needed <= free:
+        return
+    advice = what_fits(options, doing="training", weight_bytes=weight_bytes, longest=0)
+    raise RunError(
+        f"--method {options.method} needs {size(needed)} for gradients and moments beside the weights and {size(free)} "
+        f"are free: {advice}."
+    )
+
+
 def size(number: float) -> str:
     """Bytes as a person reads them."""
     for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
@@ -86,7 +103,7 @@ def what_fits(options: FinetuneOptions, *, doing: str, weight_bytes: int, longes
     if options.weights == "full":
         advice.append("--tune lora")
     if options.quantize_base is None:
-        quarter = f" (weights of {size(weight_bytes / 4)} instead of {size(weight_bytes)})" if weight_bytes else ""
+        quarter = f" (weights of about {size(weight_bytes / 4)}, not {size(weight_bytes)})" if weight_bytes else ""
         with_lora = "--tune lora --quantize-base int8" if options.weights == "full" else "--quantize-base int8"
         advice.append(f"{with_lora}{quarter}")
     if options.dtype == "float32" and not options.first_order:

@@ -19,7 +19,7 @@ from agentopt.weights.finetuning._claim import FinetuneClaim, make_claim
 from agentopt.weights.finetuning._counting import counted
 from agentopt.weights.finetuning._folder import BASELINES, LOG, REPORT, RESULT, RunFolder, read_json, write_json
 from agentopt.weights.finetuning._material import PRIOR_ROWS, Baselines, Material
-from agentopt.weights.finetuning._memory import explained, peak_memory
+from agentopt.weights.finetuning._memory import check_room, explained, peak_memory
 from agentopt.weights.finetuning._options import FIRST_ORDER, FinetuneOptions, portable
 from agentopt.weights.finetuning._rate import find_rate
 from agentopt.weights.finetuning._report import render
@@ -136,6 +136,7 @@ class Run:
         self.tell(self._plan(subject, material, rate))
         for message in material.notes:
             self.warn(message)
+        check_room(options, subject.device, trained=subject.trained_count(), weight_bytes=subject.weight_bytes)
         with self._explained("measuring the baselines", subject, material):
             baselines = self._baselines(subject, material)
         self.course.judge(0, baselines.validation["zero-shot"], baselines.loss)

@@ -303,6 +303,13 @@ def test_out_of_memory_says_what_needs_less(project: Path, monkeypatch: pytest.M
     assert ("2.00 GiB" in said) == isinstance(error, torch.OutOfMemoryError)
 
 
+def test_what_cannot_fit_is_refused_before_training(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentopt.weights.finetuning._memory.available", lambda _device: 1000)
+    with pytest.raises(RunError, match=r"--method adamw needs 2\d\d kB for gradients and moments .* 1\.0 kB are free"):
+        run(project, "out", method="adamw")
+    assert run(project, "out2", steps=2).steps_done == 2
+
+
 def test_rows_that_are_in_train_and_test_are_told(project: Path) -> None:
     data = str(project / "rows.jsonl")
     result = run(project, "out", val=data, test=data, steps=4)
