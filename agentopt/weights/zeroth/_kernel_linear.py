@@ -13,10 +13,22 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from agentopt.weights.zeroth._kernel_weights import kept
-
 HALF = 64
 """Weights of a row multiplied at a time: half of what one call of the generator gives."""
+
+
+@triton.jit
+def _interleave(w0, w1, w2, w3):
+    """Four words per block (any two dimensions) as one row, in the order of the words."""
+    pairs = tl.join(tl.join(w0, w2), tl.join(w1, w3))
+    return tl.reshape(pairs, (w0.shape[0], 4 * w0.shape[1]))
+
+
+@triton.jit
+def _kept(seed, tensor_id, block, limit):
+    """Where a random mask keeps the weights of blocks of four (int64, two dimensions): a word below the limit."""
+    w0, w1, w2, w3 = tl.philox(seed, block.to(tl.int32), tensor_id, 3, 0)
+    return _interleave(w0, w1, w2, w3).to(tl.int64) < limit
 
 
 @triton.jit
@@ -37,7 +49,7 @@ def _masked(noise, wide, seed, tensor_id, start, threshold, limit, MASK: tl.cons
         return tl.where(tl.abs(wide) >= threshold, noise, 0.0)
     elif MASK == 3:
         block = (start[:, None] >> 2) + tl.arange(0, HALF // 4)[None, :]
-        return tl.where(kept(seed, tensor_id, block, limit), noise, 0.0)
+        return tl.where(_kept(seed, tensor_id, block, limit), noise, 0.0)
     else:
         return noise
 

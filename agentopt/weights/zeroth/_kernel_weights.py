@@ -1,8 +1,9 @@
 """Triton kernels that go over a weight once: move it, or build what it is at one or two shifts.
 
-Noise is drawn where it is used: a row of 32 weights shares one word of signs, so the generator runs once per row and
-thread. The arithmetic is that of the torch code in `_update`, operation by operation, and must be compiled without
-fused multiply-adds to give the same bits.
+Noise is drawn where it is used. A tile has rows of 8 weights, which is what a thread loads at once in 16 bit: all that
+is drawn for them comes from one call of the generator (two for a random mask), and no thread needs another's. The
+arithmetic is that of the torch code in `_update`, operation by operation, and must be compiled without fused
+multiply-adds to give the same bits.
 
 Weights of 16 bits come in as integers: rounded at random they leave as integers, too.
 """
@@ -15,30 +16,24 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-ROWS = 128
-"""Rows of 32 weights per program: one per thread, so that no two threads draw the same random bits for rounding."""
+ROWS = 256
+"""Rows of 8 weights per program."""
 
 
 @triton.jit
 def sign_rows(seed, tensor_id, row):
-    """The word of 32 signs of each row (int64 row numbers, one dimension)."""
-    w0, w1, w2, w3 = tl.philox(seed, (row >> 2).to(tl.int32), tensor_id, 0, 0)
-    place = row & 3
-    return tl.where(place == 0, w0, tl.where(place == 1, w1, tl.where(place == 2, w2, w3)))
+    """The signs of each row of 8 weights (int64 row numbers, one dimension), as the lowest bits of a word."""
+    w0, w1, w2, w3 = tl.philox(seed, (row >> 4).to(tl.int32), tensor_id, 0, 0)
+    place = (row >> 2) & 3
+    word = tl.where(place == 0, w0, tl.where(place == 1, w1, tl.where(place == 2, w2, w3)))
+    return word >> ((row & 3) * 8).to(tl.uint32)
 
 
 @triton.jit
-def interleave(w0, w1, w2, w3):
-    """Four words per block (any two dimensions) as one row, in the order of the words."""
-    pairs = tl.join(tl.join(w0, w2), tl.join(w1, w3))
-    return tl.reshape(pairs, (w0.shape[0], 4 * w0.shape[1]))
-
-
-@triton.jit
-def kept(seed, tensor_id, block, limit):
-    """Where a random mask keeps the weights of blocks of four (int64, two dimensions): a word below the limit."""
-    w0, w1, w2, w3 = tl.philox(seed, block.to(tl.int32), tensor_id, 3, 0)
-    return interleave(w0, w1, w2, w3).to(tl.int64) < limit
+def by_column(column, w0, w1, w2, w3):
+    """Of the words of each row the one with the number that stands in `column` (0 to 3)."""
+    low = tl.where(column == 0, w0[:, None], w1[:, None])
+    return tl.where(column < 2, low, tl.where(column == 2, w2[:, None], w3[:, None]))
 
 
 @triton.jit
@@ -90,50 +85,54 @@ def round_at_random(value, random, FORMAT: tl.constexpr):
 
 @triton.jit
 def moving(wide, seed, tensor_id, row, threshold, limit, MASK: tl.constexpr, ROWS: tl.constexpr):
-    """Which weights of the tile move: 0 all, 1 small, 2 large, 3 random."""
+    """Which weights of the tile move: 0 all, 1 small, 2 large, 3 random (a word below the limit)."""
     if MASK == 1:
         return tl.abs(wide) <= threshold
     elif MASK == 2:
         return tl.abs(wide) >= threshold
     elif MASK == 3:
-        return kept(seed, tensor_id, row[:, None] * 8 + tl.arange(0, 8)[None, :], limit)
+        a0, a1, a2, a3 = tl.philox(seed, (row * 2).to(tl.int32), tensor_id, 3, 0)
+        b0, b1, b2, b3 = tl.philox(seed, (row * 2 + 1).to(tl.int32), tensor_id, 3, 0)
+        column = tl.arange(0, 8)[None, :]
+        first, second = by_column(column & 3, a0, a1, a2, a3), by_column(column & 3, b0, b1, b2, b3)
+        return tl.where(column < 4, first, second).to(tl.int64) < limit
     else:
-        return tl.full((ROWS, 32), 1, tl.int1)
+        return tl.full((ROWS, 8), 1, tl.int1)
 
 
 @triton.jit
 def signed(word, size):
-    """`size` or `-size` for each of the 32 bits of every row's word."""
-    lane = tl.arange(0, 32).to(tl.uint32)
+    """`size` or `-size` for each of the 8 lowest bits of every row's word."""
+    lane = tl.arange(0, 8).to(tl.uint32)
     plus = ((word[:, None] >> lane[None, :]) & 1) != 0
     return tl.where(plus, size, -size)
 
 
 # Sizes and starts are specialised: a multiple of 16 lets loads and stores take 16 bytes at a time.
-@triton.jit(do_not_specialize=["count", "tensor_id", "limit"])
+@triton.jit(do_not_specialize=["tensor_id", "limit"])
 def update_kernel(
     weight,
     seeds,
     steps,
-    count,
     size,
     tensor_id,
     threshold,
     limit,
     decay,
+    COUNT: tl.constexpr,
     MASK: tl.constexpr,
     CLAMP: tl.constexpr,
     DECAY: tl.constexpr,
     FORMAT: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Move a weight along `count` directions; `seeds` has those of the mask and of the rounding first."""
+    """Move a weight along `COUNT` directions; `seeds` has those of the mask and of the rounding first."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    place = row[:, None] * 32 + tl.arange(0, 32)[None, :]
+    place = row[:, None] * 8 + tl.arange(0, 8)[None, :]
     inside = place < size
     wide = widen(tl.load(weight + place, mask=inside, other=0), FORMAT)
     move = signed(sign_rows(tl.load(seeds + 2), tensor_id, row), tl.load(steps))
-    for k in range(1, count):
+    for k in tl.static_range(1, COUNT):  # pyright: ignore[reportGeneralTypeIssues]
         move = move + signed(sign_rows(tl.load(seeds + 2 + k), tensor_id, row), tl.load(steps + k))
     moves = moving(wide, tl.load(seeds), tensor_id, row, threshold, limit, MASK, ROWS)
     if MASK != 0:
@@ -151,10 +150,10 @@ def update_kernel(
     if FORMAT == 0:
         tl.store(weight + place, new, mask=inside)
     else:
-        block = row[:, None] * 4 + tl.arange(0, 4)[None, :]
-        w0, w1, w2, w3 = tl.philox(tl.load(seeds + 1), block.to(tl.int32), tensor_id, 2, 0)
-        word = interleave(w0, w1, w2, w3)
-        random = tl.reshape(tl.join((word << 16) | (word >> 16), word), (ROWS, 32))
+        w0, w1, w2, w3 = tl.philox(tl.load(seeds + 1), row.to(tl.int32), tensor_id, 2, 0)
+        column = tl.arange(0, 8)[None, :]
+        word = by_column(column >> 1, w0, w1, w2, w3)
+        random = tl.where((column & 1) == 0, (word << 16) | (word >> 16), word)
         tl.store(weight + place, round_at_random(new, random, FORMAT), mask=inside)
 
 
@@ -176,8 +175,8 @@ def shift_kernel(
     ROWS: tl.constexpr,
 ):
     """The weights `start` to `start + size` at plus (and minus) `scale` times a direction, from one reading of them."""
-    row = start // 32 + tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    place = row[:, None] * 32 + tl.arange(0, 32)[None, :]
+    row = start // 8 + tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    place = row[:, None] * 8 + tl.arange(0, 8)[None, :]
     inside = (place >= start) & (place < start + size)
     wide = widen(tl.load(weight + place, mask=inside, other=0), FORMAT)
     noise = signed(sign_rows(tl.load(seeds + 1), tensor_id, row), scale)

@@ -84,16 +84,16 @@ def update_(
     numbers, sizes = _numbers((mask_seed, round_seed, *seeds), tuple(steps), str(weight.device))
     form = _format(torch, weight)
     bits = weight.view(torch.int16) if form else weight
-    kernels.update_kernel[(-(-weight.numel() // (32 * kernels.ROWS)),)](
+    kernels.update_kernel[(-(-weight.numel() // (8 * kernels.ROWS)),)](
         bits,
         numbers,
         sizes,
-        len(seeds),
         weight.numel(),
         _signed(tensor_id),
         threshold,
         mask_limit(density),
         decay,
+        COUNT=len(seeds),
         MASK=_MASKS[mask],
         CLAMP=clamp,
         DECAY=decay != 1.0,
@@ -264,8 +264,8 @@ def _sliced(
         for low in range(0, height, step):
             rows = min(step, height - low)
             start = low * width
-            # A slice may begin within a row of 32 signs: one more row then.
-            programs = -(-(start % 32 + rows * width) // (32 * kernels.ROWS))
+            # A slice may begin within a row of 8 weights: one more row then.
+            programs = -(-(start % 8 + rows * width) // (8 * kernels.ROWS))
             kernels.shift_kernel[(programs,)](
                 bits,
                 written[0],
