@@ -54,6 +54,7 @@ class Course:
     stepped: dict[int, dict[str, Any]] = field(default_factory=dict[int, dict[str, Any]])
     rate: float | None = None
     memory: int = 0
+    warnings: list[str] = field(default_factory=list[str])
 
     @classmethod
     def read(cls, folder: RunFolder) -> Course:
@@ -67,6 +68,8 @@ class Course:
                 course.memory = max(course.memory, event["memory"])
             elif event["kind"] == "rate_found":
                 course.rate = event["lr"]
+            elif event["kind"] == "warned":
+                course.warnings.append(event["message"])
         return course
 
     def judge(self, step: int, score: float, loss: float) -> bool:
@@ -100,7 +103,7 @@ class Run:
         self.options, self.folder, self.stop, self.exchange = options, folder, stop, exchange
         self._on_event = on_event
         self.course = Course.read(folder)
-        self.warnings: list[str] = []
+        self.warnings = self.course.warnings
 
     # --- telling -----------------------------------------------------------------------------------------------------
 

@@ -27,6 +27,11 @@ class Watch:
     flat: int = 0
     warned: bool = False
 
+    @property
+    def limit(self) -> int:
+        """Steps without any difference that are too many."""
+        return FLAT_LOSS if self.options.objective == "loss" else FLAT_SCORE
+
     def see(self, loss: float, *, equal: bool, moved: bool, step: int) -> str | None:
         """Take one step's loss; a warning to show, if any.
 
@@ -42,8 +47,7 @@ class Watch:
         self.check_finite(loss, step)
         self.losses.append(loss)
         self.flat = self.flat + 1 if (equal or not moved) else 0
-        limit = FLAT_LOSS if self.options.objective == "loss" else FLAT_SCORE
-        if self.flat >= limit and self.lr > 0:
+        if self.flat >= self.limit and self.lr > 0:
             raise RunError(self.why_flat(equal=equal))
         return self._stuck()
 
@@ -64,7 +68,8 @@ class Watch:
         Raises:
             RunError: with the likely cause; not at a rate of 0, which asks for it.
         """
-        if self.lr > 0:
+        waiting = 0 < self.flat < self.limit and self.options.objective != "loss"  # for the first score that differs
+        if self.lr > 0 and not waiting:
             raise RunError(self.why_flat(equal=self.flat > 0))
 
     def why_flat(self, *, equal: bool) -> str:

@@ -132,6 +132,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(project: Path, method: str) -> N
         {"dtype": "bfloat16", "method": "mezo", "lr": 1e-2},
         {"schedule": "cosine", "warmup": 2, "micro_batch": 3, "weight_decay": 0.1},
         {"objective": "accuracy", "eps": 0.05, "lr": 1e-3},
+        {"objective": "reward.py:score", "eps": 0.1, "new_tokens": 1},
         {
             "kind": "generation",
             "prompt": None,
@@ -153,6 +154,7 @@ def test_what_is_trained_loads_back(project: Path, changes: dict[str, Any]) -> N
             {"question": f"{row['text']} It was", "choices": words, "answer": row["label"]} for row in texts
         ],
     }
+    Path("reward.py").write_text("def score(output, expected, example):\n    return len(output) / 10\n", "utf-8")
     for name, rows in made.items():
         Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     result = run(project, "out", **changes)
@@ -263,7 +265,10 @@ def test_a_torn_line_of_events_is_left_out(project: Path) -> None:
         ({"eps": 1e-9, "objective": "accuracy"}, "no answer changed at eps 1e-09"),
     ],
 )
-def test_a_loss_that_never_moves_has_a_cause(project: Path, changes: dict[str, Any], said: str) -> None:
+def test_a_loss_that_never_moves_has_a_cause(
+    project: Path, changes: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentopt.weights.finetuning._watch.FLAT_SCORE", 6)
     with pytest.raises(RunError, match="has not moved") as caught:
         run(project, "out", **changes)
     assert said in str(caught.value)
