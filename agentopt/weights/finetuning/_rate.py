@@ -21,7 +21,7 @@ def find_rate(
     subject: Subject, material: Material, options: FinetuneOptions, working: Callable[[str, int, int | None], None]
 ) -> LrRange:
     """Try rates around the method's own; the weights are afterwards what they were, bit for bit."""
-    given: dict[str, Any] = settings(options)
+    given: dict[str, Any] = settings(options, subject.trained_count())
     rates = grid(float(given["lr"]))
     snapshot = Snapshot(subject.trained().values())
     done: list[LrTrial] = []

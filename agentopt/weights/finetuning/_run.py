@@ -135,7 +135,7 @@ class Run:
             subject = prepare(options)
         material.encode(subject.tokenizer, context_of(subject))
         self.folder.describe(options, base=subject.base_hash, data=material.identity, threads=threads())
-        rate = self.course.rate or rate_of(options)
+        rate = self.course.rate or rate_of(options, subject.trained_count())
         self.tell(self._plan(subject, material, rate))
         for message in material.notes:
             self.warn(message)

@@ -91,13 +91,13 @@ def make_trainer(
     return WithoutGradients(subject, options, folder, lr=lr, data=data, exchange=exchange)
 
 
-def rate_of(options: FinetuneOptions) -> float | None:
-    """The learning rate as far as it is known before measuring one."""
+def rate_of(options: FinetuneOptions, weights: int) -> float | None:
+    """The learning rate for so many trained weights, as far as it is known before measuring one."""
     if options.lr == "auto":
         return None
     if isinstance(options.lr, float):
         return options.lr
-    return FIRST_ORDER_RATES[options.weights] if options.first_order else float(settings(options)["lr"])
+    return FIRST_ORDER_RATES[options.weights] if options.first_order else float(settings(options, weights)["lr"])
 
 
 class WithoutGradients:

@@ -61,9 +61,9 @@ def check_metric(name: str) -> None:
         raise UserError(f"--objective {name}: expected loss, accuracy or a metric; {error}") from error
 
 
-def settings(options: FinetuneOptions) -> dict[str, Any]:
-    """The arguments of `ZerothOrder`: the preset's, with what the options override."""
-    found = chosen(options).settings(options.weights)
+def settings(options: FinetuneOptions, weights: int | None = None) -> dict[str, Any]:
+    """The arguments of `ZerothOrder`: the preset's for so many trained weights, with what the options override."""
+    found = chosen(options).settings(options.weights, weights)
     if options.eps is not None:
         found["eps"] = options.eps
     if options.density is not None:

@@ -143,7 +143,8 @@ class ZerothOrder:
         """
         from agentopt.weights.zeroth._presets import preset
 
-        return cls(model, **{**preset(name).settings(tune), **settings})
+        weights = sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad)
+        return cls(model, **{**preset(name).settings(tune, weights), **settings})
 
     @property
     def parameters(self) -> list[str]:

@@ -113,3 +113,10 @@ def test_block_wise_moves_one_layer_a_step() -> None:
     assert [torch.equal(layer.weight.detach(), old) for layer, old in zip(layers, before, strict=True)].count(
         False
     ) == 1
+
+
+def test_rates_for_full_weights_grow_with_the_root_of_what_a_model_is_smaller() -> None:
+    mezo = PRESETS["mezo"]
+    assert mezo.settings("full", 13_000_000_000)["lr"] == mezo.settings("full", 70_000_000_000)["lr"] == 1e-6
+    assert mezo.settings("full", 130_000_000)["lr"] == 1e-5
+    assert mezo.settings("lora", 1_000_000)["lr"] == mezo.settings("lora")["lr"]
