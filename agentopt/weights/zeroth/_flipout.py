@@ -16,8 +16,10 @@ from typing import Any
 from agentopt.errors import UserError
 from agentopt.weights.load import need
 from agentopt.weights.zeroth import _noise
+from agentopt.weights.zeroth._direct import swapped
 from agentopt.weights.zeroth._directions import Directions
-from agentopt.weights.zeroth._probing import Plan, Prober, batch_rows, join, part_of, split_rows, tile_rows
+from agentopt.weights.zeroth._probing import Plan, Prober, tile_rows
+from agentopt.weights.zeroth._rows import Again, Indivisible, batch_rows, can_part, join, part_of, per_row, split_rows
 from agentopt.weights.zeroth._sites import Site
 from agentopt.weights.zeroth._types import Shift, Variant
 
@@ -41,7 +43,8 @@ class Flips:
         found = self._known.get(key)
         if found is None:
             tensor = site.tensor
-            size = tensor.shape[0] if axis == 0 else tensor.numel() // tensor.shape[0]
+            rows = tensor.shape[0] if tensor.dim() else 1
+            size = rows if axis == 0 else tensor.numel() // rows
             found = _noise.example_signs(shift.seed, site.id, axis, self.examples, size, tensor.device)
             self._known[key] = found
         return found
@@ -89,31 +92,37 @@ class ExampleProber(Prober):
             rank: which of them this is.
         """
         self._sizes, self._world, self._rank, self._passes = sizes, world, rank, 0
+        self._here = None
         self._flips = None if sizes is None else Flips(self.directions, sum(sizes) * world)
 
     @contextlib.contextmanager
     def at(self, variants: Sequence[Variant], step: int, active: Sequence[Site]) -> Generator[None]:
         """As `Prober.at`; each pass first finds out which examples it carries."""
-        with super().at(variants, step, active):
-            if all(not variant for variant in variants):
+        if any(site.id in self.direct for site in active):
+            raise UserError(
+                f"per_example: {self._direct_names()} is read past its own module, where the rows of a batch cannot be "
+                "told apart; leave it out with trainable=, or probe without per_example."
+            )
+        try:
+            with super().at(variants, step, active):
                 yield
-                return
-            original = self.model.forward
-            own = "forward" in vars(self.model)
-            self.model.forward = functools.partial(self._enter, len(variants), original)
-            try:
-                yield
-            finally:
-                if own:
-                    self.model.forward = original
-                else:
-                    del self.model.forward
+        except Again as again:
+            if self.direct:
+                raise
+            raise UserError(
+                "per_example: a module of this model is given something else than the rows of the batch along the "
+                "first axis (a cache, say); leave its weights out with trainable=, or probe without per_example."
+            ) from again
 
-    def _enter(self, copies: int, original: Any, *args: Any, **kwargs: Any) -> Any:
-        """The forward pass of the whole model, after its rows were told apart."""
+    def _direct_names(self) -> str:
+        return ", ".join(site.name for site in self.sites if site.id in self.direct)
+
+    def _enter(self, plan: Plan, _model: Any, args: Any, kwargs: Any) -> None:
+        """The rows of a pass are told apart."""
         import torch
 
-        rows = split_rows(batch_rows((args, kwargs)), copies)
+        super()._enter(plan, _model, args, kwargs)
+        rows = split_rows(plan.rows or 0, len(plan.variants))
         if self._sizes is None and self._passes == 0:
             self._flips = Flips(self.directions, rows * self._world)
             first, count = rows * self._rank, rows
@@ -133,18 +142,29 @@ class ExampleProber(Prober):
         self._passes += 1
         device = self.sites[0].tensor.device
         self._here = torch.arange(first, first + count, device=device).repeat_interleave(rows // count)
-        return original(*args, **kwargs)
 
-    def _signs(self, site: Site, shift: Shift, axis: int) -> Any:
-        """Signs of each row of a copy."""
+    def _share(self, plan: Plan, rows: int) -> int:
+        if self._here is None or self._flips is None:
+            raise UserError(
+                "per_example: the loss calls parts of the model, expected it to call the model itself, whose rows tell "
+                "the examples apart."
+            )
+        each, left = divmod(rows, len(plan.variants) * len(self._here))
+        if not each or left:
+            raise Indivisible
+        return each * len(self._here)
+
+    def _signs(self, site: Site, shift: Shift, axis: int, rows: int | None = None) -> Any:
+        """Signs of each row of a copy; where tokens were made rows, of each of those."""
         assert self._flips is not None
-        return self._flips.of(site, shift, axis)[self._here]
+        here = self._here if rows is None else self._here.repeat_interleave(rows // len(self._here))
+        return self._flips.of(site, shift, axis)[here]
 
     def _linear(self, plan: Plan, module: Any, sites: Mapping[str, Site], x: Any) -> Any:
         import torch
 
         copies = len(plan.variants)
-        rows = split_rows(x.shape[0], copies)
+        rows = self._share(plan, x.shape[0])
         parts = x.reshape(copies, rows, -1, x.shape[-1])
         out = torch.matmul(parts, module.weight.t())
         if module.bias is not None:
@@ -155,13 +175,13 @@ class ExampleProber(Prober):
                     self._shifted(plan, site, shift, parts[copy], out[copy])
                 if (site := sites.get("bias")) is not None:
                     noise = self._whole_noise(plan, site, shift)
-                    out[copy] += (self._signs(site, shift, 0) * noise).unsqueeze(1).to(out.dtype)
+                    out[copy] += (self._signs(site, shift, 0, rows) * noise).unsqueeze(1).to(out.dtype)
         return out.reshape(*x.shape[:-1], module.weight.shape[0])
 
     def _shifted(self, plan: Plan, site: Site, shift: Shift, x: Any, out: Any) -> None:
         height, width = site.tensor.shape
-        left = self._signs(site, shift, 0).unsqueeze(1).to(x.dtype)
-        turned = x * self._signs(site, shift, 1).unsqueeze(1).to(x.dtype)
+        left = self._signs(site, shift, 0, len(x)).unsqueeze(1).to(x.dtype)
+        turned = x * self._signs(site, shift, 1, len(x)).unsqueeze(1).to(x.dtype)
         step = tile_rows(height, width)
         flat = site.tensor.detach().view(-1)
         for first in range(0, height, step):
@@ -175,7 +195,8 @@ class ExampleProber(Prober):
         torch: Any = need("torch")
 
         copies = len(plan.variants)
-        split_rows(ids.shape[0], copies)
+        ids = per_row(ids, plan.rows, copies)
+        rows = self._share(plan, ids.shape[0])
         out: list[Any] = []
         for variant, part in zip(plan.variants, ids.reshape(copies, -1, *ids.shape[1:]), strict=True):
             values = module.weight[part].float()
@@ -183,8 +204,8 @@ class ExampleProber(Prober):
             for shift in variant:
                 noise = self.directions.rows(site, shift, unique, shift.scale)
                 self.mask.apply_rows_(site, module.weight[unique], noise, unique, plan.step)
-                left = self._signs(site, shift, 0).gather(1, part.reshape(part.shape[0], -1)).reshape(part.shape)
-                right = self._signs(site, shift, 1)
+                left = self._signs(site, shift, 0, rows).gather(1, part.reshape(part.shape[0], -1)).reshape(part.shape)
+                right = self._signs(site, shift, 1, rows)
                 right = right.reshape(part.shape[0], *[1] * (part.dim() - 1), -1)
                 values = values + noise[where] * left.unsqueeze(-1) * right
             out.append(values.to(module.weight.dtype))
@@ -193,6 +214,7 @@ class ExampleProber(Prober):
     def _adapter(self, plan: Plan, module: Any, sites: Mapping[str, Site], x: Any) -> Any:
         import torch
 
+        times = self._share(plan, x.shape[0]) // len(self._here)
         stacks: list[Any] = []
         for name in ("lora_A", "lora_B"):
             tensor, site = getattr(module, name), sites.get(name)
@@ -205,14 +227,14 @@ class ExampleProber(Prober):
                         values = values + self._flipped(plan, site, shift).reshape(values.shape)
                 rows.append(values)
             stacks.append(torch.cat(rows))
-        return module.functional(x, stacks[0], stacks[1], torch.arange(x.shape[0], device=x.device))
+        return module.functional(x, stacks[0], stacks[1], torch.arange(x.shape[0] // times, device=x.device))
 
     def _flipped(self, plan: Plan, site: Site, shift: Shift) -> Any:
         """The shift of every row of a copy: (rows, *shape), for tensors that are small."""
         noise = self._whole_noise(plan, site, shift)
         left = self._signs(site, shift, 0)
         if not site.is_matrix:
-            return left * noise
+            return (left * noise).view(len(left), *site.tensor.shape)
         shape = (len(left), *site.tensor.shape)
         right = self._signs(site, shift, 1)
         return (noise.view(left.shape[1], -1) * left.unsqueeze(2) * right.unsqueeze(1)).view(shape)
@@ -228,6 +250,10 @@ class ExampleProber(Prober):
         """Any other module: once per row, with that row's tensors. Meant for norms, which are cheap."""
         import torch
 
+        total = batch_rows((args, kwargs))
+        rows = self._share(plan, total)
+        if not can_part((args, kwargs)):
+            raise Indivisible
         here = self._here
         moved: dict[str, list[Any]] = {}
         for name, site in sites.items():
@@ -237,42 +263,34 @@ class ExampleProber(Prober):
                 for shift in variant:
                     total = total + self._flipped(plan, site, shift)
                 moved[name].append(total.to(site.tensor.dtype))
-        if type(module).__name__.endswith("RMSNorm") and type(module) is not torch.nn.RMSNorm and args:
+        norm = type(module).__name__.endswith("RMSNorm") and type(module) is not torch.nn.RMSNorm
+        if norm and args and rows == len(here):
             return self._broadcast(module, original, args, kwargs, moved)
-        rows = [(copy, row) for copy in range(len(plan.variants)) for row in range(len(here))]
-        return self._each(module, original, args, kwargs, rows, moved)
+        return self._one_by_one(plan, module, original, args, kwargs, moved)
 
     def _broadcast(self, module: Any, original: Any, args: Any, kwargs: Any, moved: Mapping[str, Sequence[Any]]) -> Any:
         """A norm written in plain multiplications takes a weight per row, in one call."""
         import torch
 
-        before = {name: module._parameters[name] for name in moved}
         middle = [1] * (args[0].dim() - 2)
-        try:
-            for name, values in moved.items():
-                stacked = torch.cat(list(values))
-                module._parameters[name] = stacked.view(stacked.shape[0], *middle, *stacked.shape[1:])
+        stacked = {name: torch.cat(list(values)) for name, values in moved.items()}
+        with swapped({(module, name): one.view(len(one), *middle, *one.shape[1:]) for name, one in stacked.items()}):
             return original(*args, **kwargs)
-        finally:
-            module._parameters.update(before)
 
-    def _each(
-        self,
-        module: Any,
-        original: Any,
-        args: Any,
-        kwargs: Any,
-        rows: Sequence[tuple[int, int]],
-        moved: Mapping[str, Sequence[Any]],
+    def _one_by_one(
+        self, plan: Plan, module: Any, original: Any, args: Any, kwargs: Any, moved: Mapping[str, Sequence[Any]]
     ) -> Any:
-        before = {name: module._parameters[name] for name in moved}
+        variants, here, rows = plan.variants, self._here, plan.rows
+        total, count = batch_rows((args, kwargs)), len(variants) * len(here)
         results: list[Any] = []
         try:
-            for number, (copy, row) in enumerate(rows):
-                for name, values in moved.items():
-                    module._parameters[name] = values[copy][row]
-                part = functools.partial(part_of, copy=number, copies=len(rows), total=len(rows))
-                results.append(original(*part(args), **part(kwargs)))
+            for number in range(count):
+                copy, row = divmod(number, len(here))
+                # Modules inside of this one see one row.
+                plan.variants, plan.rows, self._here = [variants[copy]], None, here[row : row + 1]
+                part = functools.partial(part_of, copy=number, copies=count, total=total)
+                with swapped({(module, name): values[copy][row] for name, values in moved.items()}):
+                    results.append(original(*part(args), **part(kwargs)))
         finally:
-            module._parameters.update(before)
+            plan.variants, plan.rows, self._here = variants, rows, here
         return join(results)

@@ -15,7 +15,8 @@ from typing import Any
 
 from agentopt.errors import UserError
 from agentopt.weights.load import need
-from agentopt.weights.zeroth._probing import Plan, Prober
+from agentopt.weights.zeroth._direct import swapped, unwatched
+from agentopt.weights.zeroth._probing import Plan, Prober, in_place
 from agentopt.weights.zeroth._sites import Site
 from agentopt.weights.zeroth._types import Shift
 
@@ -40,15 +41,15 @@ def derivative(prober: Prober, loss_fn: Any, shift: Shift, step: int, active: Se
     forward_ad: Any = need("torch.autograd.forward_ad")
     _load_rules()
     plan = Plan([(Shift(shift.seed, 1.0, shift.right_seed),)], step, *prober.scratch(prober.sites[0].tensor.device))
-    moving = {id(site) for site in active}
-    patched: list[Any] = []
+    dual = functools.partial(_dual, prober, plan)
+    whole = [site for site in active if site.id in prober.direct]
     try:
-        with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
-            for module, sites in prober.owners.items():
-                mine = {name: site for name, site in sites.items() if id(site) in moving}
-                if mine:
-                    module.forward = functools.partial(_forward, prober, plan, module, mine, module.forward)
-                    patched.append(module)
+        with (
+            forward_ad.dual_level(),
+            sdpa_kernel(SDPBackend.MATH),
+            prober.patched(active, functools.partial(_forward, dual)),
+            swapped(in_place(whole, dual)),
+        ):
             found = loss_fn(prober.model)
             loss, slope = forward_ad.unpack_dual(found) if isinstance(found, torch.Tensor) else (None, None)
             if loss is None or slope is None:
@@ -62,9 +63,6 @@ def derivative(prober: Prober, loss_fn: Any, shift: Shift, step: int, active: Se
             raise
         first = str(error).splitlines()[0]
         raise UserError(f"method jvp: an operation of this model has no forward-mode derivative: {first}") from error
-    finally:
-        for module in patched:
-            del module.forward
 
 
 @functools.cache
@@ -76,19 +74,17 @@ def _load_rules() -> None:
             importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 
-def _forward(
-    prober: Prober, plan: Plan, module: Any, sites: Mapping[str, Site], original: Any, *args: Any, **kwargs: Any
-) -> Any:
-    """The module's own forward pass with weights that carry the direction as their tangent."""
+def _dual(prober: Prober, plan: Plan, site: Site) -> Any:
+    """A tensor that carries the direction as its tangent."""
     import torch
 
     forward_ad: Any = need("torch.autograd.forward_ad")
-    before = {name: module._parameters[name] for name in sites}
-    try:
-        for name, site in sites.items():
-            tangent = torch.empty_like(site.tensor)
-            prober.fill_direction(plan, site, plan.variants[0][0], tangent.view(-1))
-            module._parameters[name] = forward_ad.make_dual(site.tensor.detach(), tangent)
+    tangent = torch.empty_like(site.tensor)
+    prober.fill_direction(plan, site, plan.variants[0][0], tangent.view(-1))
+    return forward_ad.make_dual(site.tensor.detach(), tangent)
+
+
+def _forward(dual: Any, module: Any, sites: Mapping[str, Site], original: Any, *args: Any, **kwargs: Any) -> Any:
+    """The module's own forward pass with such weights."""
+    with unwatched(module), swapped({(module, name): dual(site) for name, site in sites.items()}):
         return original(*args, **kwargs)
-    finally:
-        module._parameters.update(before)

@@ -3,7 +3,7 @@
 "small" and "large" compare the unperturbed weight with one number per tensor, its magnitude quantile at the start. A
 dynamic mask does that anew each step: a weight that grows past the threshold stops (Sparse-MeZO, arXiv 2402.15751). A
 fixed mask keeps the set of the start without a stored bit: weights that move are held on their side of the threshold.
-Norm scales and biases always move.
+Norm scales and biases always move, and so does all of a matrix whose threshold would be zero.
 """
 
 from __future__ import annotations
@@ -61,9 +61,10 @@ class MaskRule:
         """
         for site in sites:
             site.threshold = None
-            if self.kind in ("small", "large") and site.is_matrix:
+            if self.kind in ("small", "large") and site.is_matrix and self.density < 1:
                 share = self.density if self.kind == "small" else 1 - self.density
-                site.threshold = magnitude_quantile(site.tensor, share)
+                # Zeros (the second factor of a fresh adapter) have no magnitudes to tell apart: all of them move.
+                site.threshold = magnitude_quantile(site.tensor, share) or None
 
     def active(self, sites: Sequence[Site], step: int) -> list[Site]:
         """The sites that move at a step: all of them, or those of the step's blocks."""
@@ -80,7 +81,9 @@ class MaskRule:
 
     def applies(self, site: Site) -> bool:
         """Whether some weights of the site do not move."""
-        return self.kind in ("small", "large", "random") and site.is_matrix
+        if self.kind == "random":
+            return site.is_matrix and self.density < 1
+        return site.threshold is not None
 
     def mask_seed(self, step: int) -> int:
         """Seed of a random mask at a step."""

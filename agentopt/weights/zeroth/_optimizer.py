@@ -11,6 +11,7 @@ of the log record, so the weights of any step can be made again from the first o
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -165,7 +166,8 @@ class ZerothOrder:
             loss_fn: `(model) -> float | Tensor`, lower is better: a number, or a tensor with one loss per example.
                 It must give the same examples each time it is called within a step. One that is an `Objective` is
                 measured for several variants in one forward pass. Any scalar serves: a cross-entropy, an error rate, an
-                agent's reward with its sign turned.
+                agent's reward with its sign turned. The model has its shifted weights in its forward passes only, and
+                wherever else the very first call read a tensor (`model.head.weight`); it is called once more then.
 
         Returns:
             What was measured. `moved` is false when all coefficients are zero.
@@ -300,7 +302,14 @@ class ZerothOrder:
         self, loss_fn: Any, variants: Sequence[Variant], step: int, active: Sequence[Any], *, finite: bool = True
     ) -> Any:
         """Losses (variants, examples) in float64, over the examples of all workers in the order of their ranks."""
-        together = self.copies if callable(getattr(loss_fn, "losses", None)) else 1
+        losses = _merge(self.exchange, self._retried(lambda: self._here(loss_fn, variants, step, active)))
+        if finite:
+            _check_finite(step, losses)
+        return losses
+
+    def _here(self, loss_fn: Any, variants: Sequence[Variant], step: int, active: Sequence[Any]) -> Any:
+        """Losses (variants, examples) of this worker's examples."""
+        together = self.copies if callable(getattr(loss_fn, "losses", None)) and not self._prober.alone else 1
         parts: list[Any] = []
         for first in range(0, len(variants), together):
             group = variants[first : first + together]
@@ -309,10 +318,17 @@ class ZerothOrder:
             with self._prober.at(group, step, active):
                 found = loss_fn.losses(self.model, len(group)) if together > 1 else loss_fn(self.model)
             parts.append(_as_rows(found, len(group), per_example=self.probe.per_example))
-        losses = _merge(self.exchange, np.concatenate(parts))
-        if finite:
-            _check_finite(step, losses)
-        return losses
+        return np.concatenate(parts)
+
+    def _retried(self, measure: Callable[[], Any]) -> Any:
+        """A measurement; made again, in another way, when the first pass shows that the model needs one."""
+        from agentopt.weights.zeroth._rows import Again
+
+        while True:
+            try:
+                return measure()
+            except Again:
+                continue
 
     def _derivatives(
         self, loss_fn: Any, step: int, shifts: Sequence[Shift], active: Sequence[Any]
@@ -321,7 +337,7 @@ class ZerothOrder:
 
         rows: list[Any] = []
         for shift in shifts:
-            rows += derivative(self._prober, loss_fn, shift, step, active)
+            rows += self._retried(functools.partial(derivative, self._prober, loss_fn, shift, step, active))
         table = _merge(self.exchange, np.stack(rows))
         _check_finite(step, table)
         return table[0::2], [math.fsum(row) / len(row) for row in table[1::2]]
@@ -347,10 +363,12 @@ def _as_rows(found: Any, copies: int, *, per_example: bool) -> Any:
     import torch
 
     values = found.detach().double().cpu().numpy() if isinstance(found, torch.Tensor) else np.asarray(found, float)
-    try:
-        table = values.reshape(copies, -1)
-    except ValueError as error:
-        raise UserError(f"loss: found shape {values.shape}, expected ({copies}, examples).") from error
+    if copies > 1 and (values.ndim != 2 or len(values) != copies):
+        raise UserError(
+            f"loss: losses(model, {copies}) gave the shape {values.shape}, expected ({copies}, examples): the batch "
+            "repeated copy by copy; give an objective that does so, or set copies=1."
+        )
+    table = values.reshape(copies, -1)
     if not table.size:
         raise UserError("loss: found no value, expected a number or one loss per example.")
     if per_example and table.shape[1] == 1:

@@ -11,12 +11,13 @@ import contextlib
 import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-from agentopt.errors import UserError
 from agentopt.weights.load import need
+from agentopt.weights.zeroth._direct import replaced, swapped, unwatched, watched
 from agentopt.weights.zeroth._directions import Directions
 from agentopt.weights.zeroth._masks import MaskRule
+from agentopt.weights.zeroth._rows import Again, Indivisible, batch_rows, can_part, join, part_of, per_row, split_rows
 from agentopt.weights.zeroth._sites import Site, owners_of
 from agentopt.weights.zeroth._types import Shift, Variant
 
@@ -37,6 +38,8 @@ class Plan:
     weight: Any
     held: tuple[object, ...] | None = None
     """What the noise tile holds now, so that the other sign of a pair need not make it again."""
+    rows: int | None = None
+    """Rows of the pass, all copies together; None where the loss calls parts of the model, not the model."""
 
 
 class Prober:
@@ -48,6 +51,10 @@ class Prober:
         directions: makes the noise.
         mask: which weights the noise reaches.
         kernels: use the Triton kernels where they can be used.
+
+    Attributes:
+        alone: whether a pass can carry only one variant, as its first pass showed.
+        direct: ids of the tensors that others than their own modules read (see `_direct`).
     """
 
     def __init__(
@@ -60,6 +67,9 @@ class Prober:
         self.scale: Scale | None = None
         self.kernels = kernels
         self.owners = owners_of(self.sites)
+        self.alone = False
+        self.direct: set[int] = set()
+        self._known = False
         self._scratch: dict[Any, tuple[Any, Any]] = {}
 
     def scratch(self, device: Any) -> tuple[Any, Any]:
@@ -81,45 +91,94 @@ class Prober:
             variants: one per copy; the rows of a batch are split into as many equal parts.
             step: number of the step, for the mask.
             active: the sites that move at this step.
+
+        Raises:
+            Again: this model cannot be measured like that, and `alone` or `direct` say so now.
         """
         if all(not variant for variant in variants):
             yield
             return
         plan = Plan(variants, step, *self.scratch(self.sites[0].tensor.device))
-        moving = {id(site) for site in active}
-        patched: list[Any] = []
+        whole = [site for site in active if site.id in self.direct]
+        if whole and len(variants) > 1:
+            raise self._again()
+        entering = self.model.register_forward_pre_hook(functools.partial(self._enter, plan), with_kwargs=True)
         try:
-            for module, sites in self.owners.items():
-                mine = {name: site for name, site in sites.items() if id(site) in moving}
-                if mine:
-                    module.forward = functools.partial(self._forward, plan, module, mine, module.forward)
-                    patched.append(module)
-            yield
+            with (
+                self.patched(active, functools.partial(self._forward, plan)),
+                swapped(in_place(whole, lambda site: self.whole(plan, site, variants[0]))),
+            ):
+                yield
         finally:
-            for module in patched:
-                del module.forward
+            entering.remove()
+
+    @contextlib.contextmanager
+    def patched(self, active: Sequence[Site], forward: Callable[..., Any]) -> Generator[None]:
+        """Inside, modules that own active sites run `forward(module, their sites, own forward, *args, **kwargs)`.
+
+        Args:
+            active: the sites that move.
+            forward: what they run.
+
+        Raises:
+            Again: in the first pass, when a tensor was read past its module.
+        """
+        moving = {site.id for site in active} - self.direct
+        forwards: dict[Any, Callable[..., Any]] = {}
+        for module, sites in self.owners.items():
+            mine = {name: site for name, site in sites.items() if site.id in moving}
+            if mine:
+                forwards[module] = functools.partial(forward, module, mine, module.forward)
+            elif not self._known:
+                forwards[module] = functools.partial(_plainly, module, module.forward)
+        used = set[int]()
+        try:
+            with replaced(forwards), contextlib.nullcontext() if self._known else watched(self.owners, used):
+                yield
+        except Indivisible as error:
+            raise self._again() from error
+        if not self._known:
+            self._known = True
+            if used:
+                self.direct = used
+                raise self._again()
+
+    def _again(self) -> Again:
+        self.alone = True
+        return Again()
 
     # --- one module ---------------------------------------------------------------------------------------------------
+
+    def _enter(self, plan: Plan, _model: Any, args: Any, kwargs: Any) -> None:
+        """Before each forward pass of the whole model: how many rows it has."""
+        plan.rows = batch_rows((args, kwargs)) or None
+        split_rows(plan.rows or 0, len(plan.variants))
 
     def _forward(
         self, plan: Plan, module: Any, sites: Mapping[str, Site], original: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        import torch
+        with unwatched(module):
+            if _runs(original, "Linear"):
+                return self._linear(plan, module, sites, *args, *kwargs.values())
+            if _runs(original, "Embedding") and module.max_norm is None:
+                return self._embedding(plan, module, sites["weight"], *args, *kwargs.values())
+            if hasattr(module, "functional") and {"lora_A", "lora_B"} >= set(sites):
+                return self._adapter(plan, module, sites, *args, **kwargs)
+            return self._any(plan, module, sites, original, args, kwargs)
 
-        if type(module) is torch.nn.Linear:
-            return self._linear(plan, module, sites, *args, **kwargs)
-        if type(module) is torch.nn.Embedding and module.max_norm is None:
-            return self._embedding(plan, module, sites["weight"], *args, **kwargs)
-        if hasattr(module, "functional") and {"lora_A", "lora_B"} >= set(sites):
-            return self._adapter(plan, module, sites, *args, **kwargs)
-        return self._any(plan, module, sites, original, args, kwargs)
+    def _share(self, plan: Plan, rows: int) -> int:
+        """Rows of each copy in the input of a module, whose first axis must be that of the batch."""
+        copies = len(plan.variants)
+        if copies > 1 and (not rows or rows % copies or (plan.rows is not None and rows % plan.rows)):
+            raise Indivisible
+        return rows // copies
 
     def _linear(self, plan: Plan, module: Any, sites: Mapping[str, Site], x: Any) -> Any:
         """One tile of rows of W at a time."""
         import torch
 
         weight, copies = module.weight, len(plan.variants)
-        rows = split_rows(x.shape[0], copies)
+        rows = self._share(plan, x.shape[0])
         site = sites.get("weight")
         biases = self._biases(plan, module, sites)
         if site is not None and self._fits_kernel(plan, weight, x):
@@ -172,7 +231,8 @@ class Prober:
         torch: Any = need("torch")
 
         copies = len(plan.variants)
-        split_rows(ids.shape[0], copies)
+        if copies > 1:
+            ids = per_row(ids, plan.rows, copies)
         unique, place = torch.unique(ids, return_inverse=True)
         table = module.weight[unique]
         noises: dict[int, Any] = {}
@@ -202,7 +262,7 @@ class Prober:
         import torch
 
         copies = len(plan.variants)
-        each = split_rows(x.shape[0], copies)
+        each = self._share(plan, x.shape[0])
         stacks: list[Any] = []
         for name in ("lora_A", "lora_B"):
             tensor, site = getattr(module, name), sites.get(name)
@@ -216,20 +276,21 @@ class Prober:
 
     def _any(self, plan: Plan, module: Any, sites: Mapping[str, Site], original: Any, args: Any, kwargs: Any) -> Any:
         """Any other module that owns tuned tensors: its forward pass, once per copy, with the tensors swapped."""
-        copies = len(plan.variants)
+        variants, copies = plan.variants, len(plan.variants)
         total = batch_rows((args, kwargs))
-        if copies > 1:
-            split_rows(total, copies)
-        before = {name: module._parameters[name] for name in sites}
+        if copies > 1 and (not can_part((args, kwargs)) or not self._share(plan, total)):
+            raise Indivisible
+        before = plan.rows
         results: list[Any] = []
         try:
-            for copy, variant in enumerate(plan.variants):
-                for name, site in sites.items():
-                    module._parameters[name] = self.whole(plan, site, variant)
+            for copy, variant in enumerate(variants):
+                # Modules inside of this one see one copy.
+                plan.variants, plan.rows = [variant], None
                 part = functools.partial(part_of, copy=copy, copies=copies, total=total)
-                results.append(original(*part(args), **part(kwargs)))
+                with swapped({(module, name): self.whole(plan, site, variant) for name, site in sites.items()}):
+                    results.append(original(*part(args), **part(kwargs)))
         finally:
-            module._parameters.update(before)
+            plan.variants, plan.rows = variants, before
         return results[0] if copies == 1 else join(results)
 
     # --- perturbed weights --------------------------------------------------------------------------------------------
@@ -333,60 +394,18 @@ def tile_rows(height: int, width: int) -> int:
     return rows
 
 
-def split_rows(rows: int, copies: int) -> int:
-    """Rows of each copy."""
-    if rows % copies:
-        raise UserError(
-            f"the batch has {rows} rows, which {copies} copies do not divide: repeat the whole batch per copy."
-        )
-    return rows // copies
+def in_place(sites: Sequence[Site], make: Callable[[Site], Any]) -> dict[tuple[Any, str], Any]:
+    """What `swapped` takes: for every place of a site one and the same tensor."""
+    return {owner: tensor for site in sites for tensor in [make(site)] for owner in site.owners}
 
 
-def batch_rows(values: Any) -> int:
-    """Rows of the batch: the largest first axis among the tensors of a call."""
-    if _is_tensor(values):
-        return int(values.shape[0]) if values.dim() else 0
-    inner: list[Any] = []
-    if isinstance(values, Mapping):
-        inner = list(cast("Mapping[str, Any]", values).values())
-    elif isinstance(values, list | tuple):
-        inner = list(cast("Sequence[Any]", values))
-    return max((batch_rows(value) for value in inner), default=0)
+def _plainly(module: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
+    with unwatched(module):
+        return original(*args, **kwargs)
 
 
-def part_of(values: Any, *, copy: int, copies: int, total: int) -> Any:
-    """The rows of one copy, in every tensor of a call that has all rows."""
-    if copies == 1:
-        return values
-    if _is_tensor(values):
-        if values.dim() == 0 or values.shape[0] != total:
-            return values
-        each = total // copies
-        return values[copy * each : (copy + 1) * each]
-    part = functools.partial(part_of, copy=copy, copies=copies, total=total)
-    if isinstance(values, dict):
-        return {name: part(value) for name, value in cast("dict[str, Any]", values).items()}
-    if type(values) in (list, tuple):
-        return type(values)(part(value) for value in values)
-    return values
-
-
-def join(results: Sequence[Any]) -> Any:
-    """Outputs of the copies, put together along the first axis."""
+def _runs(original: Any, name: str) -> bool:
+    """Whether a forward pass is that of `torch.nn.<name>`, with nobody's own in its place."""
     import torch
 
-    first = results[0]
-    if _is_tensor(first):
-        return torch.cat(list(results)) if first.dim() else torch.stack(list(results))
-    if isinstance(first, dict):
-        joined: dict[str, Any] = {name: join([result[name] for result in results]) for name in list(cast("Any", first))}
-        return joined if type(cast("Any", first)) is dict else type(cast("Any", first))(**joined)
-    if type(first) in (list, tuple):
-        return type(first)(join(list(group)) for group in zip(*results, strict=True))
-    return first
-
-
-def _is_tensor(value: Any) -> bool:
-    import torch
-
-    return isinstance(value, torch.Tensor)
+    return getattr(original, "__func__", None) is getattr(torch.nn, name).forward
