@@ -47,11 +47,13 @@ def finetune_command(
     if list_methods:
         return print_methods(as_json=as_json)
     given = {key: value for key, value in values.items() if value is not None}
-    table = {} if resume and not given else _table(config)
+    table = _table(config)
     folder = folder or table.pop("out", None)
     if folder is None:
         raise UserError("--out is missing: give the folder that the model and the report go to, e.g. --out tuned.")
-    options = options_of(folder) if resume and not given else _options(table, given)
+    if resume:  # what is given beside it must say the same, which the folder is asked about
+        table = options_of(folder).model_dump()
+    options = _options(table, given)
     stop = Stop()
     live = LiveFinetune(quiet=quiet or as_json)
     try:
@@ -187,8 +189,9 @@ def print_result(result: FinetuneResult, console: Console) -> None:
     console.print(_scores(result))
     console.print()
     console.print(
-        f"{result.steps_done} steps in {duration(result.seconds)}, best after {result.best_step}; "
-        f"{result.forwards:,} forward passes; peak memory {result.memory_text}"
+        f"{result.steps_done} steps in {duration(result.seconds)}, "
+        f"{f'best after {result.best_step}' if result.best_step else 'none better than the start'}; "
+        f"{result.work}; peak memory {result.memory_text}"
     )
     console.print(f"stopped: {result.stop_reason}", style="dim")
     for warning in result.warnings:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,8 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return moods(tmp_path_factory.mktemp("finetune") / "project")
 
 
-@pytest.fixture(scope="module")
-def run(warm: WarmCommands, folder: Path) -> Run:
+def command(warm: WarmCommands, folder: Path) -> Run:
     def finetune(*arguments: str) -> subprocess.CompletedProcess[str]:
         done = warm.run(["finetune", *arguments], folder, ENVIRONMENT, b"", timeout=240)
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
@@ -46,9 +45,24 @@ def run(warm: WarmCommands, folder: Path) -> Run:
 
 
 @pytest.fixture(scope="module")
-def tuned(run: Run, folder: Path) -> subprocess.CompletedProcess[str]:
+def run(warm: WarmCommands, folder: Path) -> Run:
+    """Commands that end before a model is needed."""
+    return command(warm, folder)
+
+
+@pytest.fixture(scope="module")
+def train(folder: Path) -> Iterator[Run]:
+    """Commands that train, with torch imported for all of them at once."""
+    warm = WarmCommands()
+    warm.import_once("transformers.models.llama.modeling_llama", "agentopt.weights.finetuning._run")
+    yield command(warm, folder)
+    warm.close()
+
+
+@pytest.fixture(scope="module")
+def tuned(train: Run) -> subprocess.CompletedProcess[str]:
     """A run that nothing interrupts, in `folder / "tuned"`."""
-    done = run(*TRAIN, "--out", "tuned")
+    done = train(*TRAIN, "--out", "tuned")
     assert done.returncode == 0, done.stderr
     return done
 
@@ -68,7 +82,10 @@ def test_a_run_shows_its_plan_its_validations_and_one_claim(
     result = json.loads((folder / "tuned" / "result.json").read_text(encoding="utf-8"))
     assert result["claim"]["status"] == "improved"
     assert result["test"]["tuned"] > result["test"]["zero-shot"]
-    assert result["claim"]["text"] in (folder / "tuned" / "report.md").read_text(encoding="utf-8")
+    report = (folder / "tuned" / "report.md").read_text(encoding="utf-8")
+    assert result["claim"]["text"] in report
+    assert "- rows: 80 train, 40 validation, 40 test" in report
+    assert "--labels 0=terrible,1=great --method zo-sgd-sign --steps 60 --lr 0.003" in report
     kinds = [
         json.loads(line)["kind"]
         for line in (folder / "tuned" / "events.jsonl").read_text(encoding="utf-8").splitlines()
@@ -106,7 +123,7 @@ def test_the_same_command_again_gives_the_same_result_at_once(
 
 
 def test_killed_then_interrupted_then_resumed_gives_the_same_weights(
-    tuned: subprocess.CompletedProcess[str], run: Run, folder: Path
+    tuned: subprocess.CompletedProcess[str], train: Run, folder: Path
 ) -> None:
     assert tuned.returncode == 0
     steps = folder / "again" / "steps.zo"
@@ -118,7 +135,7 @@ def test_killed_then_interrupted_then_resumed_gives_the_same_weights(
     assert "resumed" in stopped.stderr
     assert "go on with: agentopt finetune --resume --out again" in stopped.stderr
     assert size < steps.stat().st_size < (folder / "tuned" / "steps.zo").stat().st_size
-    done = run("--resume", "--out", "again")
+    done = train("--resume", "--out", "again")
     assert done.returncode == 0, done.stderr
     for name in ("steps.zo", "model.safetensors"):
         assert (folder / "again" / name).read_bytes() == (folder / "tuned" / name).read_bytes()
@@ -151,7 +168,7 @@ def until(
         (("--out", "x"), "MODEL is missing"),
         (("model", "--out", "x"), "--data is missing"),
         (("--resume", "--out", "nowhere"), "nowhere: found no run.json"),
-        (("model", "--data", "gone.jsonl", "--out", "x"), "gone.jsonl: no such file"),
+        (("model", "--data", "gone.jsonl", "--out", "x"), "--data 'gone.jsonl': no such file"),
         ((*TASK, "--out", "x", "--method", "mezzo"), "method: found 'mezzo', expected one of mezo, sparse-mezo"),
         ((*TASK, "--out", "x", "--lr", "quick"), "lr is 'quick', expected a number that is not negative, or auto"),
         ((*TASK, "--out", "x", "--steps", "0"), "steps is 0"),
@@ -166,6 +183,8 @@ def until(
         ((*TASK, "--out", "model"), "found config.json"),
         ((*TASK, "--out", "rows.jsonl"), "expected a folder"),
         ((*TASK, "--out", "x", "--val", "rows.jsonl"), "--val and --test belong together"),
+        ((*TASK, "--out", "x", "--val", "gone.jsonl", "--test", "rows.jsonl"), "--val 'gone.jsonl': no such file"),
+        ((*TASK, "--out", "x", "--val", "rows.jsonl", "--test", "model"), "--test 'model': found a folder"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(
@@ -184,6 +203,9 @@ def test_a_run_is_not_gone_on_with_under_other_options(tuned: subprocess.Complet
     done = run(*TRAIN, "--seed", "7", "--out", "tuned")
     assert done.returncode == 2
     assert "tuned: found a run with seed 0, now 7" in done.stderr
+    done = run("--resume", "--out", "tuned", "--steps", "61")
+    assert done.returncode == 2
+    assert "tuned: found a run with steps 60, now 61" in done.stderr
 
 
 def test_options_of_the_configuration_file(run: Run, folder: Path) -> None:
@@ -209,9 +231,9 @@ def test_methods_are_listed(run: Run) -> None:
 
 @pytest.mark.slow
 @pytest.mark.embedded
-def test_a_real_language_model(run: Run, folder: Path) -> None:
+def test_a_real_language_model(train: Run, folder: Path) -> None:
     write_rows(folder / "few.jsonl", 20)
-    done = run(
+    done = train(
         "embedded/smollm2-135m-instruct", "--data", "few.jsonl", "--prompt", "{text}. It was", "--labels",
         "0=terrible,1=great", "--steps", "2", "--batch", "4", "--eval-every", "2", "--out", "real", "--json",
     )  # fmt: skip

@@ -44,9 +44,20 @@ class WarmCommands:
             out, err = (Path(streams, name).read_bytes() for name in ("1", "2"))
         return subprocess.CompletedProcess(list(arguments), code, out, err)
 
+    def import_once(self, *modules: str) -> None:
+        """Have these imported before any command from now on, as long as that starts no thread: a fork has only one."""
+        self._code(json.dumps({"import": modules}).encode() + b"\n")
+
     def _code(self, line: bytes) -> int:
         if self._process is None:
-            environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "OPENBLAS_NUM_THREADS": "1"}
+            environment = {
+                **os.environ,
+                "COLUMNS": "80",
+                "NO_COLOR": "1",
+                "OPENBLAS_NUM_THREADS": "1",
+                "OMP_NUM_THREADS": "1",
+                "TOKENIZERS_PARALLELISM": "false",
+            }
             command = [sys.executable, __file__]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         process = self._process
@@ -70,9 +81,16 @@ class WarmCommands:
 def serve() -> bool:
     """Fork for every line on stdin; True in a fork, which goes on as the command, and False when there are no more."""
     for line in sys.stdin.buffer:
+        asked = json.loads(line)
+        if "import" in asked:
+            for module in asked["import"]:
+                importlib.import_module(module)
+            gc.collect()  # not frozen: Triton's bindings count what is left at the end, and frozen is left
+            print(0, flush=True)
+            continue
         child = os.fork()
         if child == 0:
-            become(json.loads(line))
+            become(asked)
             return True
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)

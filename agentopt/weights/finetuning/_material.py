@@ -74,9 +74,10 @@ class Material:
         Raises:
             UserError: the file, the row, what was found, what was expected.
         """
-        for path in (options.data, options.val, options.test):
+        for option, path in (("data", options.data), ("val", options.val), ("test", options.test)):
             if path is not None and not Path(path).is_file():
-                raise UserError(f"{path}: no such file; give a JSONL file of rows with --data (see docs/finetune.md).")
+                found = "found a folder" if path and Path(path).is_dir() else "no such file"
+                raise UserError(f"--{option} {path!r}: {found}; give a JSONL file of rows (see docs/finetune.md).")
         whole = tasks.load_task(options.data, kind=options.kind, prompt=options.prompt, labels=options.labels)
         if options.val is None or options.test is None:
             train, val, test = whole.split(seed=options.seed)
@@ -88,27 +89,54 @@ class Material:
                 for path in (options.val, options.test)
             )
             material = cls(options, whole, val, test)
-            material._look_for_leaks()
+            material._leave_leaks_out()
         material._check()
         return material
 
-    def _look_for_leaks(self) -> None:
-        parts = (("train and test", self.train, self.test), ("validation and test", self.val, self.test))
-        for name, one, other in parts:
-            shared = overlap(one.dataset, other.dataset)
-            if shared:
-                self.notes.append(
-                    f"{len(shared)} rows are in both {name}: the test scores are not those of unseen rows."
-                )
+    def _leave_leaks_out(self) -> None:
+        """A claim is about rows that nothing was chosen by: others are no test rows."""
+        shared = {*overlap(self.train.dataset, self.test.dataset), *overlap(self.val.dataset, self.test.dataset)}
+        kept = [number for number, row in enumerate(self.test.rows) if row.id not in shared]
+        if not kept:
+            raise UserError(
+                f"--test {self.options.test!r}: all of its rows are in --data or --val too; give rows that are in "
+                "neither, or leave --val and --test out and --data is split."
+            )
+        if shared:
+            gone = len(self.test) - len(kept)
+            self.notes.append(f"{gone} test rows are left out, because they are training or validation rows too.")
+            self.test = self.test.take(kept)
+        seen = overlap(self.train.dataset, self.val.dataset)
+        if seen:
+            self.notes.append(
+                f"{len(seen)} rows are in both train and validation: validation sees what was learned by heart as gain."
+            )
 
     def _check(self) -> None:
         options = self.options
+        if self.train.kind == "classification":
+            answers = {row.answer for row in self.train.rows}
+            absent = [label for number, label in enumerate(self.train.labels) if number not in answers]
+            if absent:
+                shown = ", ".join(map(repr, absent[:5])) + (", ..." if len(absent) > 5 else "")
+                self.notes.append(f"no training row has the label {shown}: its word is only trained against.")
+        texts = self.train.kind == "generation" or options.objective not in ("loss", "accuracy")
+        if not texts and options.new_tokens != FinetuneOptions.model_fields["new_tokens"].default:
+            raise UserError(
+                f"--new-tokens is for answers that the model writes; these rows are {self.train.kind} and the "
+                f"objective is {options.objective}; leave it out."
+            )
         if len(self.test) < MIN_TEST_ROWS:
             self.notes.append(
                 f"{len(self.test)} test rows are too few for a claim (at least {MIN_TEST_ROWS} are needed)."
             )
         if options.objective == "accuracy" and self.train.kind == "generation":
             self.notes.append("--objective accuracy on rows with free text: answers count when they match exactly.")
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """How many there are of each part."""
+        return {"train": len(self.train), "validation": len(self.val), "test": len(self.test)}
 
     # --- what the rows are -------------------------------------------------------------------------------------------
 

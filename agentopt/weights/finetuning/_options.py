@@ -162,11 +162,19 @@ def check_together(options: FinetuneOptions) -> None:
             f"batch is {options.batch}, expected a multiple of the {options.workers} workers that share it.",
         ),
     ]
+    idle = {"rank": ("lora", options.rank), "prefix_tokens": ("prefix", options.prefix_tokens)}
+    rules += [
+        (
+            tune != where and value != FinetuneOptions.model_fields[name].default,
+            f"--{name.replace('_', '-')} is for --tune {where}, found --tune {tune}; leave one of the two out.",
+        )
+        for name, (where, value) in idle.items()
+    ]
     if options.first_order:
-        idle = {"eps": options.eps, "density": options.density, "population": options.population}
+        unused = {"eps": options.eps, "density": options.density, "population": options.population}
         rules += [
             (value is not None, f"--{name} belongs to zeroth-order methods; --method {options.method} has gradients.")
-            for name, value in idle.items()
+            for name, value in unused.items()
         ]
         rules += [
             (options.workers > 1, "--workers shares a zeroth-order step; methods with gradients use one process."),

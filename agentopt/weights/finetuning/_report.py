@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 from collections.abc import Sequence
+from typing import cast
 
 from agentopt.weights.finetuning._memory import size
+from agentopt.weights.finetuning._options import FinetuneOptions
 from agentopt.weights.finetuning._result import FinetuneResult
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -34,7 +36,7 @@ def render(result: FinetuneResult) -> str:
         lines += ["", f"    {result.metric} {sparkline([point['score'] for point in result.curve])}"]
     if result.warnings:
         lines += ["", "## Warnings", "", *(f"- {_escaped(warning)}" for warning in result.warnings)]
-    lines += ["", "## How it was made", "", "```json", json.dumps(result.options, ensure_ascii=False, indent=1), "```"]
+    lines += ["", "## How it was made", "", "```console", f"$ {command(result)}", "```"]
     return "\n".join(lines) + "\n"
 
 
@@ -46,18 +48,23 @@ def _scores(result: FinetuneResult) -> list[str]:
     notes = [
         "",
         "*Zero-shot* is the model as it came; *majority* always says the most frequent training label; *calibrated* is "
-        "the untrained model with its label bias removed. Validation chose the step, so its scores are no claim.",
+        "the untrained model with its label bias removed by an empty text, *prior-matched* by the shares of the "
+        "training labels. Validation chose the step, so its scores are no claim.",
     ]
     return [*_table([result.metric, "validation", "test"], rows), *notes]
 
 
 def _training(result: FinetuneResult) -> list[str]:
     eps = "" if result.eps is None else f", eps {result.eps:g}"
+    what = {"full": "all weights", "lora": "a LoRA adapter", "prefix": "a prefix"}[result.tune]
+    best = f"best after step {result.best_step}" if result.best_step else "none better than the start"
     lines = [
-        f"- {result.method} on {result.tune} weights, learning rate {result.lr:g}{eps}",
-        f"- {result.steps_done} steps in {result.seconds:.0f} s, {result.forwards:,} forward passes over batches, peak "
-        f"memory {size(result.memory)}",
-        f"- stopped: {result.stop_reason}; best after step {result.best_step}",
+        f"- rows: {', '.join(f'{number:,} {name}' for name, number in result.rows.items())}",
+        f"- {result.method} on {what}, learning rate {result.lr:g}{eps}",
+        *([f"- the rate was measured: {_escaped(result.rate)}"] if result.rate else []),
+        f"- {result.steps_done} steps in {result.seconds:.{0 if result.seconds >= 10 else 1}f} s, {result.work} over "
+        f"batches, peak memory {size(result.memory)}; baselines, validations and tests come on top",
+        f"- stopped: {result.stop_reason}; {best}",
     ]
     if result.log_bytes:
         lines.append(f"- log steps.zo: {size(result.log_bytes)}, from which the weights of any step can be made again")
@@ -66,6 +73,21 @@ def _training(result: FinetuneResult) -> list[str]:
     if result.usage:
         lines += ["", "```python", result.usage, "```"]
     return lines
+
+
+def command(result: FinetuneResult) -> str:
+    """The command line that makes this run again, without what is the default."""
+    words = ["agentopt", "finetune", str(result.options.get("model", result.model))]
+    for name, field in FinetuneOptions.model_fields.items():
+        value = result.options.get(name)
+        if name == "model" or value is None or value == field.default:
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if isinstance(value, dict):
+            value = ",".join(f"{label}={word}" for label, word in cast("dict[str, str]", value).items())
+        if value is not True:
+            words.append(str(value).replace("\n", "\\n"))
+    return shlex.join([*words, "--out", result.folder])
 
 
 def sparkline(values: Sequence[float]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from agentopt.weights.finetuning._claim import FinetuneClaim
 from agentopt.weights.finetuning._memory import size
+from agentopt.weights.finetuning._options import FIRST_ORDER
 
 SAVED = {"full": "model", "lora": "PEFT adapter (LoRA)", "prefix": "PEFT adapter (prefix)"}
 
@@ -24,7 +25,7 @@ class FinetuneResult:
     """What the scores are: accuracy, or a metric's name."""
     claim: FinetuneClaim
     validation: dict[str, float]
-    """Score by name: tuned, zero-shot, majority, calibrated."""
+    """Score by name: tuned, zero-shot, majority, calibrated, prior-matched."""
     test: dict[str, float]
     lr: float
     eps: float | None
@@ -48,6 +49,16 @@ class FinetuneResult:
     """Validation score and loss by step."""
     warnings: list[str] = field(default_factory=list[str])
     options: dict[str, Any] = field(default_factory=dict[str, Any])
+    rows: dict[str, int] = field(default_factory=dict[str, int])
+    """How many there are to train, validate and test."""
+    rate: str = ""
+    """How `--lr auto` came to the rate; empty when it was given."""
+
+    @property
+    def work(self) -> str:
+        """The cost of the steps in words."""
+        passes = f"{self.forwards:,} forward passes"
+        return f"the work of {passes}" if self.method in FIRST_ORDER else passes
 
     @property
     def memory_text(self) -> str:

@@ -53,6 +53,8 @@ class Course:
     validated: dict[int, tuple[float, float]] = field(default_factory=dict[int, tuple[float, float]])
     stepped: dict[int, dict[str, Any]] = field(default_factory=dict[int, dict[str, Any]])
     rate: float | None = None
+    reason: str = ""
+    """Why this rate, when it was measured."""
     memory: int = 0
     warnings: list[str] = field(default_factory=list[str])
 
@@ -67,7 +69,7 @@ class Course:
                 course.stepped[event["step"]] = event
                 course.memory = max(course.memory, event["memory"])
             elif event["kind"] == "rate_found":
-                course.rate = event["lr"]
+                course.rate, course.reason = event["lr"], event["reason"]
             elif event["kind"] == "warned":
                 course.warnings.append(event["message"])
         return course
@@ -127,9 +129,9 @@ class Run:
     def go(self, *, resumed: bool) -> FinetuneResult:
         """From the rows to result.json."""
         options = self.options
-        threads((self.folder.saved() or {}).get("threads"))
         self.working("reading the rows")
-        material = Material.load(options)
+        material = Material.load(options)  # before torch is loaded: what is wrong with them is said at once
+        threads((self.folder.saved() or {}).get("threads"))
         self.working(f"loading {options.model}")
         with explained("loading the model", options):
             subject = prepare(options)
@@ -172,7 +174,7 @@ class Run:
             description=FIRST_ORDER[options.method] if first else chosen(options).summary,
             tune=options.weights,
             metric=material.metric,
-            rows={"train": len(material.train), "validation": len(material.val), "test": len(material.test)},
+            rows=material.rows,
             split=options.val is None,
             labels=material.labels,
             truncated=material.truncated,
@@ -204,6 +206,7 @@ class Run:
     def _find_rate(self, subject: Subject, material: Material) -> float:
         self.working("trying learning rates")
         found = find_rate(subject, material, self.options, self.working)
+        self.course.reason = found.reason
         self.tell(events.RateFound(found.recommended, found.reason, found.clear, found.table(), found.forwards))
         if not found.clear:
             self.warn(f"--lr auto: {found.reason}.")
@@ -332,6 +335,8 @@ class Run:
             curve=self.course.curve(baselines),
             warnings=self.warnings,
             options=portable(options),
+            rows=material.rows,
+            rate=self.course.reason,
         )
         (path / REPORT).write_text(render(result), encoding="utf-8")
         write_json(path / RESULT, result.to_dict())

@@ -126,7 +126,11 @@ def check(folder: Path, options: FinetuneOptions, expected: Sequence[float], bef
 def usage(folder: Path, options: FinetuneOptions) -> str:
     """Lines of Python that load what was written."""
     if options.weights == "full":
-        return f"AutoModelForCausalLM.from_pretrained({str(folder)!r})"
+        return (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+            f"model = AutoModelForCausalLM.from_pretrained({str(folder)!r})\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({str(folder)!r})"
+        )
     return f"from agentopt.weights.finetuning import load_finetuned\nmodel, tokenizer = load_finetuned({str(folder)!r})"
 
 

@@ -22,6 +22,7 @@ from agentopt.weights.finetuning import (
     methods,
     options_of,
 )
+from agentopt.weights.finetuning._material import Material
 from tests.weights.moods import LABELS, PROMPT, moods, write_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -55,6 +56,10 @@ def values(project: Path, **changes: Any) -> dict[str, Any]:
 
 def run(project: Path, out: Path | str, stop: Stop | None = None, **changes: Any) -> FinetuneResult:
     return finetune(make_options(values(project, **changes)), out=out, stop=stop)
+
+
+def notes(project: Path, **changes: Any) -> list[str]:
+    return Material.load(make_options(values(project, **changes))).notes
 
 
 def weights(folder: Path) -> dict[str, Any]:
@@ -169,7 +174,6 @@ def test_what_is_trained_loads_back(project: Path, changes: dict[str, Any]) -> N
 
 def test_a_prefix_is_written_as_peft_reads_it(project: Path) -> None:
     from agentopt.weights.finetuning import _saving as saving
-    from agentopt.weights.finetuning._material import Material
     from agentopt.weights.finetuning._subject import prepare
 
     options = make_options(values(project, tune="prefix", prefix_tokens=3))
@@ -276,8 +280,6 @@ def test_a_loss_that_never_moves_has_a_cause(
 
 
 def test_a_loss_that_is_no_number_names_the_step(project: Path) -> None:
-    from agentopt.weights.finetuning._material import Material
-
     original = Material.objective
 
     def broken(self: Material, step: int, rank: int, world: int) -> Any:
@@ -294,7 +296,6 @@ def test_a_loss_that_is_no_number_names_the_step(project: Path) -> None:
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("Tried to allocate 2.00 GiB")])
 def test_out_of_memory_says_what_needs_less(project: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    from agentopt.weights.finetuning._material import Material
 
     def full(*_arguments: Any) -> Any:
         raise error
@@ -317,8 +318,18 @@ def test_what_cannot_fit_is_refused_before_training(project: Path, monkeypatch: 
 
 def test_rows_that_are_in_train_and_test_are_told(project: Path) -> None:
     data = str(project / "rows.jsonl")
-    result = run(project, "out", val=data, test=data, steps=4)
-    assert any("rows are in both train and test" in warning for warning in result.warnings)
+    with pytest.raises(UserError, match=r"--test .*: all of its rows are in --data or --val too"):
+        run(project, "out", val=data, test=data)
+    assert not Path("out").exists()
+    both = write_rows(Path("both.jsonl"), 90)  # the first 64 are the project's
+    material = Material.load(make_options(values(project, val=data, test="both.jsonl")))
+    assert material.rows == {"train": 64, "validation": 64, "test": 26}
+    said = " ".join(material.notes)
+    assert "64 test rows are left out" in said
+    assert "64 rows are in both train and validation" in said
+    rows = [line for line in both.read_text("utf-8").splitlines() if '"label": 1' in line]
+    Path("one.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    assert any("no training row has the label '0'" in note for note in notes(project, data="one.jsonl"))
 
 
 def test_few_test_rows_make_no_claim(project: Path) -> None:
@@ -351,6 +362,9 @@ def test_every_method_is_described() -> None:
         {"method": "adamw", "lr": "auto"},
         {"method": "forward-gradient", "objective": "accuracy"},
         {"test": "rows.jsonl"},
+        {"rank": 4},
+        {"tune": "lora", "prefix_tokens": 3},
+        {"new_tokens": 4},
         {"colour": "red"},
     ],
     ids=str,
