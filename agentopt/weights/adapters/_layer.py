@@ -33,7 +33,7 @@ def lora_delta(x: Tensor, a: Tensor, b: Tensor, index: Tensor | None = None, sca
     b = b.unsqueeze(0) if b.dim() == 2 else b
     adapters = max(a.shape[0], b.shape[0])
     if adapters == 1:
-        return (x @ a[0].mT) @ b[0].mT * scale
+        return (x @ a[0].mT * scale) @ b[0].mT
     a, b = a.expand(adapters, -1, -1), b.expand(adapters, -1, -1)
     if index is not None:
         # The factors of a row are copied for it: small beside the row's activations unless tokens < rank.
@@ -43,7 +43,7 @@ def lora_delta(x: Tensor, a: Tensor, b: Tensor, index: Tensor | None = None, sca
         what = f"{adapters} adapters" if index is None else f"an index of {chunks} rows"
         raise UserError(f"adapters: found a batch of {x.shape[0]} rows for {what}; expected a multiple of {chunks}.")
     grouped = x.reshape(chunks, -1, x.shape[-1])
-    delta = torch.bmm(torch.bmm(grouped, a.mT), b.mT) * scale
+    delta = torch.bmm(torch.bmm(grouped, a.mT) * scale, b.mT)
     return delta.reshape(*x.shape[:-1], b.shape[1])
 
 
@@ -107,6 +107,8 @@ class LoraLinear(nn.Module):
         y = self.base(x)
         number = torch.promote_types(x.dtype, a.dtype)
         delta = lora_delta(self.dropout(x).to(number), a.to(number), b.to(number), index, self.scale)
+        if y.dtype == delta.dtype and not torch.is_grad_enabled():
+            return y.add_(delta)  # one activation less at the peak
         return (y + delta).to(y.dtype)
 
     def extra_repr(self) -> str:

@@ -262,7 +262,7 @@ class Prober:
         import torch
 
         copies = len(plan.variants)
-        each = self._share(plan, x.shape[0])
+        self._share(plan, x.shape[0])
         stacks: list[Any] = []
         for name in ("lora_A", "lora_B"):
             tensor, site = getattr(module, name), sites.get(name)
@@ -271,8 +271,7 @@ class Prober:
             else:
                 values = [self.whole(plan, site, variant) for variant in plan.variants]
             stacks.append(torch.stack([value.reshape(value.shape[-2:]) for value in values]))
-        index = torch.arange(copies, device=x.device).repeat_interleave(each)
-        return module.functional(x, stacks[0], stacks[1], index)
+        return module.functional(x, stacks[0], stacks[1], None)
 
     def _any(self, plan: Plan, module: Any, sites: Mapping[str, Site], original: Any, args: Any, kwargs: Any) -> Any:
         """Any other module that owns tuned tensors: its forward pass, once per copy, with the tensors swapped."""
