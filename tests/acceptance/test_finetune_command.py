@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,6 +27,7 @@ TASK = ("model", "--data", "rows.jsonl", "--prompt", "{text} It was", "--labels"
 TRAIN = (*TASK, "--method", "zo-sgd-sign", "--lr", "3e-3", "--steps", "60", "--eval-every", "20", "--patience", "0")
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+Send = tuple[signal.Signals, Callable[[], bool]]
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +36,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(warm: WarmCommands, folder: Path) -> Run:
-    def finetune(*arguments: str) -> subprocess.CompletedProcess[str]:
-        done = warm.run(["finetune", *arguments], folder, ENVIRONMENT, b"", timeout=240)
+    def finetune(*arguments: str, send: Send | None = None) -> subprocess.CompletedProcess[str]:
+        done = warm.run(["finetune", *arguments], folder, ENVIRONMENT, b"", 240, send)
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
     return finetune
@@ -127,10 +126,14 @@ def test_killed_then_interrupted_then_resumed_gives_the_same_weights(
 ) -> None:
     assert tuned.returncode == 0
     steps = folder / "again" / "steps.zo"
-    killed = until(folder, TRAIN, steps, 10, signal.SIGKILL)
+
+    def after(number: int) -> Callable[[], bool]:
+        return lambda: steps.exists() and steps.stat().st_size > 700 + number * (16 + 4)
+
+    killed = train(*TRAIN, "--out", "again", send=(signal.SIGKILL, after(10)))
     assert killed.returncode == -signal.SIGKILL
     size = steps.stat().st_size
-    stopped = until(folder, ("--resume",), steps, 30, signal.SIGINT)
+    stopped = train("--resume", "--out", "again", send=(signal.SIGINT, after(30)))
     assert stopped.returncode == 130
     assert "resumed" in stopped.stderr
     assert "go on with: agentopt finetune --resume --out again" in stopped.stderr
@@ -141,24 +144,6 @@ def test_killed_then_interrupted_then_resumed_gives_the_same_weights(
         assert (folder / "again" / name).read_bytes() == (folder / "tuned" / name).read_bytes()
     claims = [json.loads((folder / name / "result.json").read_text("utf-8"))["claim"] for name in ("again", "tuned")]
     assert claims[0] == claims[1]
-
-
-def until(
-    folder: Path, arguments: tuple[str, ...], log: Path, steps: int, number: signal.Signals
-) -> subprocess.CompletedProcess[str]:
-    """Run a command and send it a signal when its log holds so many steps."""
-    command = [sys.executable, "-m", "agentopt", "finetune", *arguments, "--out", log.parent.name]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True) as process:
-        deadline = time.monotonic() + 200
-        record = 16 + 4
-        while process.poll() is None and time.monotonic() < deadline:
-            if log.exists() and log.stat().st_size > 700 + steps * record:
-                process.send_signal(number)
-                break
-            time.sleep(0.01)
-        out, err = process.communicate(timeout=200)
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 @pytest.mark.parametrize(

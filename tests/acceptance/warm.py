@@ -17,7 +17,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 
@@ -28,9 +30,24 @@ class WarmCommands:
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(
-        self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], data: bytes, timeout: float
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        environment: Mapping[str, str],
+        data: bytes,
+        timeout: float,
+        send: tuple[signal.Signals, Callable[[], bool]] | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
-        """One command; after `timeout` seconds it is killed and its exit code is that of the signal."""
+        """One command; after `timeout` seconds it is killed and its exit code is that of the signal.
+
+        Args:
+            arguments: of the program.
+            folder: it runs in.
+            environment: all of it.
+            data: on its stdin.
+            timeout: in seconds.
+            send: a signal that it is sent as soon as something is true.
+        """
         with tempfile.TemporaryDirectory() as streams:
             Path(streams, "0").write_bytes(data)
             asked = {
@@ -40,6 +57,8 @@ class WarmCommands:
                 "streams": streams,
                 "timeout": round(timeout),
             }
+            if send is not None:
+                threading.Thread(target=send_when, args=(Path(streams, "pid"), *send, timeout), daemon=True).start()
             code = self._code(json.dumps(asked).encode() + b"\n")
             out, err = (Path(streams, name).read_bytes() for name in ("1", "2"))
         return subprocess.CompletedProcess(list(arguments), code, out, err)
@@ -78,6 +97,15 @@ class WarmCommands:
             self._process = None
 
 
+def send_when(file: Path, number: signal.Signals, ready: Callable[[], bool], timeout: float) -> None:
+    """Send a signal to the process whose id the file gets, when it is time."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end and not ready():
+        time.sleep(0.01)
+    with contextlib.suppress(OSError, ValueError):  # the command has ended before
+        os.kill(int(file.read_text(encoding="utf-8")), number)
+
+
 def serve() -> bool:
     """Fork for every line on stdin; True in a fork, which goes on as the command, and False when there are no more."""
     for line in sys.stdin.buffer:
@@ -100,6 +128,7 @@ def serve() -> bool:
 def become(asked: dict[str, object]) -> None:
     """Take the folder, environment, streams and arguments of the command that was asked for."""
     signal.alarm(int(str(asked["timeout"])))
+    Path(f"{asked['streams']}/pid").write_text(str(os.getpid()), encoding="utf-8")
     for number, flags in enumerate((os.O_RDONLY, os.O_WRONLY | os.O_CREAT, os.O_WRONLY | os.O_CREAT)):
         opened = os.open(f"{asked['streams']}/{number}", flags, 0o600)
         os.dup2(opened, number)
