@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, cast
 
@@ -89,18 +90,21 @@ def swapped(tensors: Mapping[tuple[Any, str], Any]) -> Generator[None]:
 def replaced(forwards: Mapping[Any, Callable[..., Any]]) -> Generator[None]:
     """Inside, modules have other forward passes; one that a module had been given before comes back afterwards.
 
-    Torch's fused encoder layers, which read the weights of their parts, are off.
+    Torch's fused encoder layers, which read the weights of their parts, are off, and compiled models run uncompiled:
+    every pass has other weights, so they would be compiled again for each.
     """
     import torch
 
     mha: Any = torch.backends.mha
     before: dict[Any, Any] = {module: module.__dict__.get("forward") for module in forwards}
     fast = mha.get_fastpath_enabled()
+    compiled = "torch._dynamo" in sys.modules
     try:
         mha.set_fastpath_enabled(False)
         for module, forward in forwards.items():
             module.forward = forward
-        yield
+        with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
+            yield
     finally:
         mha.set_fastpath_enabled(fast)
         for module, own in before.items():

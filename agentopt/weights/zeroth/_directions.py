@@ -111,7 +111,7 @@ def flat_index(rows: Any, width: int) -> Any:
     """Flat indices (rows, width) of whole rows."""
     import torch
 
-    return rows.unsqueeze(1) * width + torch.arange(width, device=rows.device)
+    return rows.long().unsqueeze(1) * width + torch.arange(width, device=rows.device)
 
 
 def words_at(seed: int, identity: int, stream: int, block: Any) -> Any:

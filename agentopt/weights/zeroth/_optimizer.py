@@ -302,7 +302,8 @@ class ZerothOrder:
         self, loss_fn: Any, variants: Sequence[Variant], step: int, active: Sequence[Any], *, finite: bool = True
     ) -> Any:
         """Losses (variants, examples) in float64, over the examples of all workers in the order of their ranks."""
-        losses = _merge(self.exchange, self._retried(lambda: self._here(loss_fn, variants, step, active)))
+        found = self._retried(lambda: self._here(loss_fn, variants, step, active))
+        losses = _merge(self.exchange, found, per_example=self.probe.per_example)
         if finite:
             _check_finite(step, losses)
         return losses
@@ -387,9 +388,14 @@ def _check_finite(step: int, losses: Any) -> None:
         )
 
 
-def _merge(exchange: Exchange | None, losses: Any) -> Any:
+def _merge(exchange: Exchange | None, losses: Any, *, per_example: bool = False) -> Any:
     """The examples of all workers side by side, in the order of ranks."""
     if exchange is None or exchange.world == 1:
         return losses
     shares = exchange.gather([float(value) for value in losses.reshape(-1)])
+    if per_example and len({len(share) for share in shares}) > 1:
+        counts = ", ".join(str(len(share) // len(losses)) for share in shares)
+        raise UserError(
+            f"per_example: workers measured {counts} examples, expected as many each; fit the batch to that."
+        )
     return np.concatenate([np.asarray(share, dtype=np.float64).reshape(len(losses), -1) for share in shares], axis=1)

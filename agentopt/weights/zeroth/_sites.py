@@ -10,6 +10,7 @@ from typing import Any
 from agentopt.errors import UserError
 from agentopt.weights.zeroth._noise import tensor_id
 
+_FORMATS = ("torch.float32", "torch.bfloat16", "torch.float16")
 _LAYER = re.compile(r"^(.*?\.\d+)\.")
 
 
@@ -52,19 +53,23 @@ def find_sites(model: Any, trainable: Callable[[str], bool] | None = None) -> li
         trainable: which names to tune; None for those that require a gradient.
 
     Raises:
-        UserError: nothing is left to tune, a tensor is no floating point tensor or not contiguous, or two names share
-            a tensor id.
+        UserError: nothing is left to tune, a tensor is not float32, bfloat16 or float16, or not contiguous, or two
+            names share a tensor id.
     """
     sites: list[Site] = []
     by_identity: dict[int, Site] = {}
     blocks: dict[str, int] = {}
     ids: dict[int, str] = {}
-    for name, tensor in model.named_parameters():
+    for found_name, tensor in model.named_parameters():
+        name = found_name.replace("_orig_mod.", "")  # what torch.compile() puts in
         wanted = tensor.requires_grad if trainable is None else trainable(name)
         if not wanted or tensor.numel() == 0:
             continue
-        if not tensor.is_floating_point():
-            raise UserError(f"{name}: found {tensor.dtype}, expected a floating point tensor; tune an adapter on top.")
+        if str(tensor.dtype) not in _FORMATS:
+            raise UserError(
+                f"{name}: found {tensor.dtype}, expected float32, bfloat16 or float16; convert the model, or tune an "
+                "adapter on top."
+            )
         if not tensor.is_contiguous():
             raise UserError(f"{name}: found a tensor that is not contiguous; give the model contiguous weights.")
         number = tensor_id(name)

@@ -176,3 +176,22 @@ def test_a_mask_of_all_weights_is_none():
     ZerothOrder(one, lr=0.1).step(NextWord())
     ZerothOrder(two, lr=0.1, mask="small", density=1.0).step(NextWord())
     assert all(torch.equal(left, right) for left, right in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_only_formats_that_updates_can_round_to_are_tuned():
+    with pytest.raises(UserError, match="float64, expected float32, bfloat16 or float16"):
+        ZerothOrder(made("a layer used twice").double(), lr=0.1)
+
+
+def test_workers_with_unlike_shares_cannot_have_a_direction_per_example():
+    class Other:
+        rank, world = 0, 2
+
+        def gather(self, values):
+            return [list(values), list(values)[: len(values) // 2]]
+
+        def close(self): ...
+
+    zo = ZerothOrder(made("a layer used twice"), lr=0.1, probe=Probe(per_example=True), exchange=Other())
+    with pytest.raises(UserError, match="4, 2 examples"):
+        zo.step(NextWord())
