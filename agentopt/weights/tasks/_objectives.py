@@ -76,9 +76,10 @@ class Accuracy(_Measured):
                 "accuracy: the rows have one candidate, expected labels or options; use Generated for text."
             )
         with torch.no_grad():
-            best = _scores(model, examples, copies, self.batch).argmax(2)
-        right = torch.tensor([example.answer for example in examples], device=best.device)
-        return (best != right).float()
+            scores = _scores(model, examples, copies, self.batch)
+        right = torch.tensor([example.answer for example in examples], device=scores.device)
+        # A score that is no number is the largest to argmax: a model that broke would pass for one that always errs.
+        return (scores.argmax(2) != right).float().masked_fill(scores.isnan().any(2), float("nan"))
 
 
 class LanguageModelLoss(_Measured):

@@ -195,7 +195,7 @@ class ExampleProber(Prober):
         torch: Any = need("torch")
 
         copies = len(plan.variants)
-        ids = per_row(ids, plan.rows, copies)
+        ids = per_row(ids, plan.rows, copies, same=plan.same)
         rows = self._share(plan, ids.shape[0])
         out: list[Any] = []
         for variant, part in zip(plan.variants, ids.reshape(copies, -1, *ids.shape[1:]), strict=True):

@@ -24,6 +24,7 @@ from agentopt.weights.zeroth import _estimators
 from agentopt.weights.zeroth._philox import probe_seed
 from agentopt.weights.zeroth._rules import estimator, rule
 from agentopt.weights.zeroth._schedule import Schedule
+from agentopt.weights.zeroth._sites import check_mode
 from agentopt.weights.zeroth._types import Exchange, Mask, MaskUpdate, Probe, Shift, StepResult, Variant
 
 _RIGHT = 1 << 22
@@ -174,8 +175,10 @@ class ZerothOrder:
 
         Raises:
             NonFiniteLoss: a loss is NaN or infinite; the weights are as before, and nothing was logged.
+            UserError: the model drops units or gathers statistics (training mode): its measurements would not compare.
         """
         step = self.step_number
+        check_mode(self.model)
         shifts = self._shifts(step)
         active = self.mask.active(self.sites, step)
         lr = self.schedule.lr(step, self.lr)

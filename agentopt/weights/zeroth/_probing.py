@@ -17,7 +17,17 @@ from agentopt.weights.load import need
 from agentopt.weights.zeroth._direct import replaced, swapped, unwatched, watched
 from agentopt.weights.zeroth._directions import Directions
 from agentopt.weights.zeroth._masks import MaskRule
-from agentopt.weights.zeroth._rows import Again, Indivisible, batch_rows, can_part, join, part_of, per_row, split_rows
+from agentopt.weights.zeroth._rows import (
+    Again,
+    Indivisible,
+    alike,
+    batch_rows,
+    can_part,
+    join,
+    part_of,
+    per_row,
+    split_rows,
+)
 from agentopt.weights.zeroth._sites import Site, owners_of
 from agentopt.weights.zeroth._types import Shift, Variant
 
@@ -40,6 +50,8 @@ class Plan:
     """What the noise tile holds now, so that the other sign of a pair need not make it again."""
     rows: int | None = None
     """Rows of the pass, all copies together; None where the loss calls parts of the model, not the model."""
+    same: bool = True
+    """Whether all copies were given the same token ids."""
 
 
 class Prober:
@@ -152,7 +164,9 @@ class Prober:
     def _enter(self, plan: Plan, _model: Any, args: Any, kwargs: Any) -> None:
         """Before each forward pass of the whole model: how many rows it has."""
         plan.rows = batch_rows((args, kwargs)) or None
-        split_rows(plan.rows or 0, len(plan.variants))
+        copies = len(plan.variants)
+        split_rows(plan.rows or 0, copies)
+        plan.same = copies == 1 or alike((args, kwargs), plan.rows or 0, copies)
 
     def _forward(
         self, plan: Plan, module: Any, sites: Mapping[str, Site], original: Any, *args: Any, **kwargs: Any
@@ -162,7 +176,7 @@ class Prober:
                 return self._linear(plan, module, sites, *args, *kwargs.values())
             if _runs(original, "Embedding") and module.max_norm is None:
                 return self._embedding(plan, module, sites["weight"], *args, *kwargs.values())
-            if hasattr(module, "functional") and {"lora_A", "lora_B"} >= set(sites):
+            if hasattr(module, "functional") and {"lora_A", "lora_B"} >= set(sites) and module.copies == 1:
                 return self._adapter(plan, module, sites, *args, **kwargs)
             return self._any(plan, module, sites, original, args, kwargs)
 
@@ -232,7 +246,7 @@ class Prober:
 
         copies = len(plan.variants)
         if copies > 1:
-            ids = per_row(ids, plan.rows, copies)
+            ids = per_row(ids, plan.rows, copies, same=plan.same)
         unique, place = torch.unique(ids, return_inverse=True)
         table = module.weight[unique]
         noises: dict[int, Any] = {}

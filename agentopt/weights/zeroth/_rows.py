@@ -44,27 +44,55 @@ def _first_axes(values: Any) -> list[tuple[int, int]]:
     return [size for value in inner for size in _first_axes(value)]
 
 
-def per_row(ids: Any, rows: int | None, copies: int) -> Any:
+def alike(values: Any, rows: int, copies: int) -> bool:
+    """Whether all copies were given the same indices (token ids); what each wrote itself while generating differs."""
+    if is_tensor(values):
+        if values.is_floating_point() or values.dim() < 2 or values.shape[0] != rows:
+            return True
+        parts = values.reshape(copies, -1)
+        return bool((parts == parts[0]).all())
+    if isinstance(values, Mapping):
+        values = list(cast("Mapping[str, Any]", values).values())
+    if isinstance(values, list | tuple):
+        return all(alike(value, rows, copies) for value in cast("Sequence[Any]", values))
+    return True
+
+
+def per_row(ids: Any, rows: int | None, copies: int, *, same: bool = True) -> Any:
     """Indices with the batch as their first axis: those that all rows share (positions) are repeated for each.
 
     Args:
         ids: (rows, ...), or shared: (1, n) or (n,).
         rows: rows of the pass, all copies together; None where that is not known.
         copies: copies among them.
+        same: whether the copies were given the same: then indices that differ between them belong to something else.
+
+    Raises:
+        Indivisible: they are neither (distances between tokens, say).
     """
     if rows is None:
         if ids.dim() and not ids.shape[0] % copies:
             return ids
         raise Indivisible
-    if ids.dim() > 1 and not ids.shape[0] % rows:
-        return ids
-    if ids.dim() == 1 and ids.numel() and not ids.numel() % rows:
-        parts = ids.view(copies, -1)
-        if bool((parts == parts[0]).all()):
-            return ids  # a batch that was made flat: its copies are the same
-    if ids.dim() == 1 or ids.shape[:1] == (1,):
-        return ids.expand(rows, *ids.shape[-1:]) if ids.dim() <= 2 else ids.expand(rows, *ids.shape[1:])
+    if ids.dim() == 1:
+        return ids if _is_flat_batch(ids, rows, copies) else ids.expand(rows, -1)
+    if ids.dim() and ids.numel() and not ids.shape[0] % rows:
+        parts = ids.reshape(copies, -1)
+        if not same or bool((parts == parts[0]).all()):
+            return ids
+    if ids.shape[:1] == (1,):
+        return ids.expand(rows, *ids.shape[1:])
     raise Indivisible
+
+
+def _is_flat_batch(ids: Any, rows: int, copies: int) -> bool:
+    """Whether indices of one axis are those of a batch: not steps of one, as positions are, nor all the same."""
+    if not ids.numel() or ids.numel() % rows or bool((ids.diff() == 1).all()):
+        return False
+    if ids.numel() == rows:
+        return True
+    parts = ids.view(copies, -1)
+    return copies > 1 and bool((parts == parts[0]).all()) and bool((ids != ids[0]).any())
 
 
 def part_of(values: Any, *, copy: int, copies: int, total: int) -> Any:

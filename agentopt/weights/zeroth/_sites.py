@@ -91,6 +91,24 @@ def find_sites(model: Any, trainable: Callable[[str], bool] | None = None) -> li
     return sites
 
 
+def check_mode(model: Any) -> None:
+    """Refuse a model of which two forward passes differ by themselves.
+
+    Raises:
+        UserError: dropout is on, or a batch norm is gathering statistics.
+    """
+    if not model.training:
+        return
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        drops = "Dropout" in kind and getattr(module, "p", 0)
+        if module.training and (drops or getattr(module, "track_running_stats", False)):
+            raise UserError(
+                f"{name}: found {kind} in training mode, which makes two measurements of the same weights differ; call "
+                "model.eval() first."
+            )
+
+
 def owners_of(sites: Sequence[Site]) -> dict[Any, dict[str, Site]]:
     """For every module that uses tuned tensors: attribute name to site."""
     modules: dict[Any, dict[str, Site]] = {}

@@ -86,7 +86,8 @@ class Objective(Protocol):
         """Losses of shape (copies, examples): the batch repeated `copies` times along its first axis, copy by copy.
 
         Row r of what is given to the model belongs to copy `r // rows per copy`; the model's forward pass perturbs each
-        copy in its own way.
+        copy in its own way. The batch has to be the first axis inside of the model as well: with a model that puts time
+        first, set `copies=1`.
         """
         ...
 

@@ -66,6 +66,10 @@ BODIES = {
         lambda self, x: x + self.places(torch.arange(x.shape[1])[None]), places=nn.Embedding(9, WIDTH)
     ),
     "what has no batch": lambda: Body(lambda self, x: x + self.a(torch.ones(2, WIDTH)).sum(0), a=linear()),
+    "distances between tokens": lambda: Body(
+        lambda self, x: x + self.a(torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1]) + 8).mean((0, 1)),
+        a=nn.Embedding(17, WIDTH),
+    ),
     "tokens as rows": lambda: Body(lambda self, x: self.a(x.flatten(0, 1)).view(x.shape), a=linear()),
     "a weight that a parent reads": lambda: Body(lambda self, x: F.linear(x, self.a.weight, self.a.bias), a=linear()),
     "a parameter above a layer": lambda: Body(
@@ -99,7 +103,7 @@ def made(name):
 @pytest.mark.parametrize("copies", [1, 2])
 @pytest.mark.parametrize("name", BODIES)
 def test_every_weight_is_measured_where_it_moves(name, copies):
-    model, loss = made(name), NextWord()
+    model, loss = made(name), NextWord(tokens=8 if name.startswith(("positions", "distances")) else 6)
     own = {module: vars(module).get("forward") for module in model.modules()}
     zo = ZerothOrder(model, lr=0.0, eps=0.05, mask="random", copies=copies)
     before = {site.name: site.tensor.detach().clone() for site in zo.sites}
@@ -114,12 +118,13 @@ def test_every_weight_is_measured_where_it_moves(name, copies):
             assert found == pytest.approx(float(loss(model).mean()), abs=2e-6)
 
 
+@pytest.mark.parametrize("copies", [1, 2])
 @pytest.mark.parametrize("name", ["positions that all rows share", "tokens as rows", "a parameter above a layer"])
-def test_every_example_has_a_direction_of_its_own_there_too(name):
+def test_every_example_has_a_direction_of_its_own_there_too(name, copies):
     from agentopt.weights.zeroth._flipout import Flips
 
-    model, loss = made(name), NextWord(examples=2)
-    zo = ZerothOrder(model, lr=0.0, eps=0.05, probe=Probe(per_example=True), copies=2)
+    model, loss = made(name), NextWord(examples=2)  # six tokens: positions could be taken for rows
+    zo = ZerothOrder(model, lr=0.0, eps=0.05, probe=Probe(per_example=True), copies=copies)
     scalars, shift = zo.step(loss).scalars, zo._shifts(0)[0]
     flips = Flips(zo._directions, 2)
     before = {site.name: site.tensor.detach().clone() for site in zo.sites}
@@ -135,6 +140,19 @@ def test_every_example_has_a_direction_of_its_own_there_too(name):
         for site in zo.sites:
             site.tensor.data = before[site.name]
         assert found == pytest.approx((losses[0] - losses[1]) / 0.1 / 2, abs=2e-5)
+
+
+def test_adapters_side_by_side_are_measured_too():
+    from agentopt.weights import adapters
+
+    model = made("a layer used twice")
+    held = adapters.attach(model, rank=2, copies=2)
+    for tensor in held.parameters().values():
+        nn.init.normal_(tensor, std=0.3, generator=torch.Generator().manual_seed(0))
+    one = ZerothOrder(model, lr=0.0, eps=0.05, copies=1).step(NextWord())
+    two = ZerothOrder(model, lr=0.0, eps=0.05, copies=2).step(NextWord())
+    assert one.losses == pytest.approx(two.losses, abs=1e-6)
+    assert one.losses[0] != one.losses[1]
 
 
 def test_a_derivative_reaches_weights_that_a_parent_reads():
@@ -195,3 +213,12 @@ def test_workers_with_unlike_shares_cannot_have_a_direction_per_example():
     zo = ZerothOrder(made("a layer used twice"), lr=0.1, probe=Probe(per_example=True), exchange=Other())
     with pytest.raises(UserError, match="4, 2 examples"):
         zo.step(NextWord())
+
+
+def test_dropout_would_drown_what_is_measured():
+    model = Model(nn.Dropout(0.1))
+    zo = ZerothOrder(model, lr=0.0)
+    with pytest.raises(UserError, match=r"body: found Dropout in training mode.*model\.eval\(\)"):
+        zo.step(NextWord())
+    model.eval()
+    zo.step(NextWord())
