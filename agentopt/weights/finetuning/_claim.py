@@ -80,6 +80,12 @@ def make_claim(
     return FinetuneClaim(status, text, main.n, main.mean_b, {name: result.to_dict() for name, result in tests.items()})
 
 
+def nothing_better(rows: int) -> FinetuneClaim:
+    """What is said when training found nothing: the test rows stay unused."""
+    text = "Nothing beat the untrained model on validation: no model was written, and the test rows were not used."
+    return FinetuneClaim("not_improved", text, rows, None, {})
+
+
 def against(name: str, result: TestResult) -> str:
     """One sentence about the stronger baseline."""
     status = decide(result)

@@ -198,14 +198,21 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file as a whole or not at all.
+    """Write a JSON file as a whole or not at all; see `write_text`."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all.
 
     Raises:
         RunError: it cannot be written.
     """
     temporary = path.with_name(path.name + ".new")
     try:
-        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror or error}).") from error
+        raise RunError(
+            f"{path}: cannot be written ({error.strerror or error}); make room and run the same command again."
+        ) from error

@@ -63,7 +63,8 @@ def _training(result: FinetuneResult) -> list[str]:
         f"- {result.method} on {what}, learning rate {result.lr:g}{eps}",
         *([f"- the rate was measured: {_escaped(result.rate)}"] if result.rate else []),
         f"- {result.steps_done} steps in {result.seconds:.{0 if result.seconds >= 10 else 1}f} s, {result.work} over "
-        f"batches, peak memory {size(result.memory)}; baselines, validations and tests come on top",
+        f"batches, peak memory {size(result.memory)}; {'the rate, ' if result.rate else ''}baselines, validations and "
+        "tests come on top",
         f"- stopped: {result.stop_reason}; {best}",
     ]
     if result.log_bytes:

@@ -15,9 +15,18 @@ from typing import Any
 
 from agentopt.weights.finetuning import _events as events
 from agentopt.weights.finetuning import _saving as saving
-from agentopt.weights.finetuning._claim import FinetuneClaim, make_claim
+from agentopt.weights.finetuning._claim import make_claim, nothing_better
 from agentopt.weights.finetuning._counting import counted
-from agentopt.weights.finetuning._folder import BASELINES, LOG, REPORT, RESULT, RunFolder, read_json, write_json
+from agentopt.weights.finetuning._folder import (
+    BASELINES,
+    LOG,
+    REPORT,
+    RESULT,
+    RunFolder,
+    read_json,
+    write_json,
+    write_text,
+)
 from agentopt.weights.finetuning._material import PRIOR_ROWS, Baselines, Material
 from agentopt.weights.finetuning._memory import check_room, explained, peak_memory
 from agentopt.weights.finetuning._options import FIRST_ORDER, FinetuneOptions, portable
@@ -27,6 +36,7 @@ from agentopt.weights.finetuning._result import FinetuneResult
 from agentopt.weights.finetuning._subject import Subject, prepare
 from agentopt.weights.finetuning._trainers import Trainer, make_trainer, rate_of
 from agentopt.weights.finetuning._watch import Watch
+from agentopt.weights.finetuning._zeroth import cautions
 from agentopt.weights.load import need
 from agentopt.weights.zeroth._types import Exchange
 
@@ -139,7 +149,7 @@ class Run:
         self.folder.describe(options, base=subject.base_hash, data=material.identity, threads=threads())
         rate = self.course.rate or rate_of(options, subject.trained_count())
         self.tell(self._plan(subject, material, rate))
-        for message in material.notes:
+        for message in (*material.notes, *cautions(options)):
             self.warn(message)
         check_room(options, subject.device, trained=subject.trained_count(), weight_bytes=subject.weight_bytes)
         with self._explained("measuring the baselines", subject, material):
@@ -338,7 +348,7 @@ class Run:
             rows=material.rows,
             rate=self.course.reason,
         )
-        (path / REPORT).write_text(render(result), encoding="utf-8")
+        write_text(path / REPORT, render(result))
         write_json(path / RESULT, result.to_dict())
         self.tell(events.Finished(claim.to_dict(), reason, best, self.warnings))
         trainer.clean()
@@ -380,12 +390,6 @@ def threads(wanted: int | None = None) -> int:
     if wanted is not None and wanted != torch.get_num_threads():
         torch.set_num_threads(wanted)
     return torch.get_num_threads()
-
-
-def nothing_better(rows: int) -> FinetuneClaim:
-    """What is said when training found nothing: the test rows stay unused."""
-    text = "Nothing beat the untrained model on validation: no model was written, and the test rows were not used."
-    return FinetuneClaim("not_improved", text, rows, None, {})
 
 
 def _means(scores: dict[str, list[float]]) -> dict[str, float]:

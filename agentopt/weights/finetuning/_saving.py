@@ -40,24 +40,34 @@ def save(subject: Subject, folder: Path) -> None:
     Raises:
         RunError: it cannot be written.
     """
+    with quiet(), _written(folder):
+        subject.tokenizer.save_pretrained(str(folder))
+        if subject.handle is None:
+            subject.inner.save_pretrained(str(folder))
+        else:
+            subject.handle.save(folder)
+
+
+@contextlib.contextmanager
+def _written(folder: Path) -> Generator[None]:
+    """A disk that does not take a model is a RunError that says what to do; safetensors has an error of its own."""
     try:
-        with quiet():
-            subject.tokenizer.save_pretrained(str(folder))
-            if subject.handle is None:
-                subject.inner.save_pretrained(str(folder))
-            else:
-                subject.handle.save(folder)
-    except OSError as error:
+        yield
+    except (OSError, need("safetensors").SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
         raise RunError(
-            f"{folder}: the model cannot be written ({error.strerror or error}); nothing is lost, make room and run "
-            "the same command again."
+            f"{folder}: the model cannot be written ({why}); nothing is lost, make room and run the same command again."
         ) from error
 
 
 def save_merged(subject: Subject, folder: Path) -> None:
-    """Write the base with the adapter added into its weights; the subject's model is that model afterwards."""
+    """Write the base with the adapter added into its weights; the subject's model is that model afterwards.
+
+    Raises:
+        RunError: it cannot be written.
+    """
     model = subject.handle.merge_()
-    with quiet():
+    with quiet(), _written(folder / MERGED):
         model.save_pretrained(str(folder / MERGED))
         subject.tokenizer.save_pretrained(str(folder / MERGED))
 

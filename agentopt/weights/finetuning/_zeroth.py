@@ -46,7 +46,21 @@ def chosen(options: FinetuneOptions) -> Preset:
         check_metric(options.objective)
     if found.estimator == "jvp" and options.eps is not None:
         raise UserError(f"--eps does nothing with --method {found.name}, whose derivatives are exact; leave it out.")
+    if found.method == "hizoo" and (options.population or 1) > 1:
+        raise UserError("--population does not go with --method hizoo, which measures one direction; leave it out.")
+    if found.method == "conservative" and options.weight_decay:
+        raise UserError(f"--weight-decay does not go with --method {found.name}: it measures the step it takes.")
     return found
+
+
+def cautions(options: FinetuneOptions) -> list[str]:
+    """What to tell before a run that is allowed and rarely wanted."""
+    if options.first_order or options.weights == "full" or chosen(options).mask == "none":
+        return []
+    return [
+        f"--method {options.method} masks weights, which costs progress where so few are trained; with --tune "
+        f"{options.weights} take --method mezo or fzoo."
+    ]
 
 
 def check_metric(name: str) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from agentopt.errors import AgentoptError, RunError, UserError
@@ -339,6 +342,34 @@ def test_few_test_rows_make_no_claim(project: Path) -> None:
     assert "10 test rows are too few" in result.claim.text
 
 
+@pytest.mark.parametrize("name", ["save_pretrained", "report.md", "result.json"])
+def test_a_full_disk_at_the_end_loses_nothing(larger: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def full(*_arguments: Any, **_options: Any) -> Any:
+        raise SafetensorError("No space left on device (os error 28)")
+
+    original = os.replace
+
+    def replace(source: Any, target: Any) -> None:
+        if Path(target).name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(source, target)
+
+    changes: dict[str, Any] = {"method": "lora", "lr": 1e-2, "steps": 4}
+    with monkeypatch.context() as patch:
+        if name == "save_pretrained":
+            patch.setattr("agentopt.weights.adapters.Adapters.save", full)
+        else:
+            patch.setattr(os, "replace", replace)
+        with pytest.raises(RunError, match=r"out.*cannot be written \(No space left on device.*run the same command"):
+            run(larger, "out", **changes)
+    assert run(larger, "out", **changes).best_step
+
+
+def test_a_mask_on_an_adapter_is_warned_of(project: Path) -> None:
+    result = run(project, "out", method="sparse-mezo", tune="lora", steps=1)
+    assert any("take --method mezo or fzoo" in warning for warning in result.warnings)
+
+
 def test_every_method_is_described() -> None:
     found = methods()
     assert len({method.name for method in found}) == len(found) > 10
@@ -363,6 +394,8 @@ def test_every_method_is_described() -> None:
         {"method": "forward-gradient", "objective": "accuracy"},
         {"test": "rows.jsonl"},
         {"rank": 4},
+        {"method": "hizoo", "population": 2},
+        {"method": "zo-conservative", "weight_decay": 0.1},
         {"tune": "lora", "prefix_tokens": 3},
         {"new_tokens": 4},
         {"colour": "red"},
