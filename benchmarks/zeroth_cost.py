@@ -274,6 +274,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="steps that count, after one that does not")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="*", default=[], help="keys of cases; forward is always run")
+    parser.add_argument("--folder", type=Path, help="keep weights and measured cases here; the same command goes on")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -282,13 +283,18 @@ def main() -> None:
         return
     only = options.only or (("mezo", "ours", "small", "lora") if options.quick else ())
     found: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        save(Path(folder), options.quick)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "config.json").exists():
+            save(folder, options.quick)
         for case in CASES:
             if only and case.key not in (*only, "forward"):
                 continue
+            kept = folder / f"{case.key}.json"
             try:
-                found[case.key] = measure(case, Path(folder), options)
+                found[case.key] = json.loads(kept.read_text()) if kept.exists() else measure(case, folder, options)
+                kept.write_text(json.dumps(found[case.key]), encoding="utf-8")
             except RuntimeError as error:  # what was measured before is still a result
                 print(error, flush=True)
                 continue

@@ -27,6 +27,14 @@ from _report import RESULTS, ROOT, Row, write_results
 from _zeroth_runs import Best, Runs, add_options, best, interval
 
 UNIT = "test accuracy, mean of seeds"
+AGAINST_RANDOM = (
+    ("main: small 50 %", "main: random 50 %"),
+    ("main: small 25 %", "main: random 25 %"),
+    ("kept: small 50 %, mask follows the weights", "main: random 50 %"),
+    ("kept: small 50 %, stored mask", "main: random 50 %"),
+    ("kept: small 25 %, stored mask", "main: random 25 %"),
+)
+"""Hypothesis 2: does it matter that the weights are small?"""
 PARTS = {"a": "small GPT", "sst2": "135M, SST-2", "trec": "135M, TREC"}
 
 
@@ -120,25 +128,23 @@ def stability(label: str, found: dict[str, Best]) -> list[Row]:
 
 
 def differences(label: str, found: dict[str, Best]) -> list[Row]:
-    """Each mask at its best rate minus full weights at theirs, on the same seeds."""
-    rows: list[Row] = []
-    for method, at in found.items():
+    """Each method at its best rate minus full weights at theirs, small masks minus random ones; on the same seeds."""
+    pairs: list[tuple[str, str]] = []
+    for method in found:
         group, _, name = method.partition(": ")
-        base = found.get("main: full" if group == "kept" else f"{group}: full" if group != method else "full")
-        if base is None or name == "full" or method == "full" or group not in ("main", "kept", "unaligned", method):
-            continue
-        other = dict(zip(base.seeds, base.tests, strict=True))
-        gaps = [test - other[seed] for seed, test in zip(at.seeds, at.tests, strict=True) if seed in other]
+        base = {"main": "main: full", "kept": "main: full", "unaligned": "unaligned: full"}.get(group, "full")
+        if base in found and method != base and (not name or group in ("main", "kept", "unaligned")):
+            pairs.append((method, base))
+    pairs += [pair for pair in AGAINST_RANDOM if all(one in found for one in pair)]
+    rows: list[Row] = []
+    for one, two in pairs:
+        other = dict(zip(found[two].seeds, found[two].tests, strict=True))
+        mine = zip(found[one].seeds, found[one].tests, strict=True)
+        gaps = [test - other[seed] for seed, test in mine if seed in other]
         if gaps:
-            rows.append(
-                Row(
-                    f"{label}: {title(method)} minus full",
-                    statistics.fmean(gaps),
-                    "test accuracy, same seeds",
-                    interval(gaps),
-                    note=f"sd {statistics.stdev(gaps):.3f}, n = {len(gaps)}" if len(gaps) > 1 else "one seed",
-                )
-            )
+            note = f"sd {statistics.stdev(gaps):.3f}, n = {len(gaps)}" if len(gaps) > 1 else "one seed"
+            name = f"{label}: {title(one)} minus {title(two)}"
+            rows.append(Row(name, statistics.fmean(gaps), "test accuracy, same seeds", interval(gaps), note=note))
     return rows
 
 
