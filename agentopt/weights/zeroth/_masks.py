@@ -1,8 +1,10 @@
-"""Which weights of a tensor move: thresholds on the magnitude, a hash of the place, or whole blocks. No mask is stored.
+"""Which weights of a tensor move: thresholds on the magnitude, a hash of the place, or whole blocks.
 
 "small" and "large" compare the unperturbed weight with one number per tensor, its magnitude quantile at the start. A
 dynamic mask does that anew each step: a weight that grows past the threshold stops (Sparse-MeZO, arXiv 2402.15751). A
 fixed mask keeps the set of the start without a stored bit: weights that move are held on their side of the threshold.
+Both keep weights from growing, which costs dearly where they have far to go (docs/zeroth_order.md); a stored mask keeps
+the set of the start and lets them cross, for one bit per weight.
 Norm scales and biases always move, and so does all of a matrix whose threshold would be zero.
 """
 
@@ -15,6 +17,7 @@ from typing import Any
 
 from agentopt.errors import UserError
 from agentopt.weights.zeroth import _noise
+from agentopt.weights.zeroth._directions import flat_index
 from agentopt.weights.zeroth._philox import probe_seed
 from agentopt.weights.zeroth._sites import Site
 from agentopt.weights.zeroth._types import Mask, MaskUpdate
@@ -34,7 +37,8 @@ class MaskRule:
         density: share of the weights of each matrix that move, in (0, 1]; for "block" the share of the blocks of a step
             (at least one).
         update: "fixed" keeps the set of the start (for "block": round robin); "dynamic" decides anew each step from the
-            unperturbed weights ("random": a new set each step; "block": drawn each step).
+            unperturbed weights ("random": a new set each step; "block": drawn each step); "stored", for masks by
+            magnitude, keeps the set of the start in one bit per weight.
         seed: of the random mask and of the drawn blocks.
     """
 
@@ -46,8 +50,10 @@ class MaskRule:
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:
             raise UserError(f"mask: found {self.kind!r}, expected one of {', '.join(_KINDS)}.")
-        if self.update not in ("fixed", "dynamic"):
-            raise UserError(f"mask_update: found {self.update!r}, expected 'fixed' or 'dynamic'.")
+        if self.update not in ("fixed", "dynamic", "stored"):
+            raise UserError(f"mask_update: found {self.update!r}, expected 'fixed', 'dynamic' or 'stored'.")
+        if self.update == "stored" and self.kind not in ("small", "large"):
+            raise UserError(f"mask_update: 'stored' keeps masks by magnitude, found mask {self.kind!r}; use 'fixed'.")
         if not 0 < self.density <= 1:
             raise UserError(
                 f"density: found {self.density!r}, expected the share of weights that move, above 0, up to 1."
@@ -60,11 +66,13 @@ class MaskRule:
             sites: the tuned tensors, unperturbed.
         """
         for site in sites:
-            site.threshold = None
+            site.threshold = site.kept = None
             if self.kind in ("small", "large") and site.is_matrix and self.density < 1:
                 share = self.density if self.kind == "small" else 1 - self.density
                 # Zeros (the second factor of a fresh adapter) have no magnitudes to tell apart: all of them move.
                 site.threshold = magnitude_quantile(site.tensor, share) or None
+            if self.update == "stored" and site.threshold is not None:
+                site.kept = _packed(site.tensor, site.threshold, small=self.kind == "small")
 
     def active(self, sites: Sequence[Site], step: int) -> list[Site]:
         """The sites that move at a step: all of them, or those of the step's blocks."""
@@ -103,6 +111,9 @@ class MaskRule:
             return
         if self.kind == "random":
             self._draw_(site, noise, start, step)
+        elif site.kept is not None:
+            bits = _unpacked(site.kept, start, noise.numel())
+            noise.view(bits.dtype).bitwise_and_(bits)
         else:
             _keep(noise, weight, site.threshold or 0.0, small=self.kind == "small")
 
@@ -114,6 +125,10 @@ class MaskRule:
             width = noise.shape[1]
             for place, row in enumerate(rows.tolist()):
                 self._draw_(site, noise[place], row * width, step)
+        elif site.kept is not None:
+            index = flat_index(rows, noise.shape[1])
+            bits = (site.kept[index // 32] >> (index % 32).to(site.kept.dtype)).bitwise_and_(1).neg_()
+            noise.view(bits.dtype).bitwise_and_(bits)
         else:
             self.apply_(site, weight, noise, 0, step)
 
@@ -169,6 +184,35 @@ def _keep(noise: Any, weight: Any, threshold: float, *, small: bool) -> None:
     """
     kept = _at_most(weight, threshold) if small else _at_least(weight, threshold)
     noise.view(kept.dtype).bitwise_and_(kept)
+
+
+def _packed(tensor: Any, threshold: float, *, small: bool) -> Any:
+    """Which weights move, 32 to an int32 word, lowest bit first."""
+    import torch
+
+    flat = tensor.detach().reshape(-1)
+    words = torch.zeros(-(-flat.numel() // 32), dtype=torch.int32, device=flat.device)
+    places = torch.arange(32, dtype=torch.int32, device=flat.device)
+    for start in range(0, flat.numel(), _TILE):
+        tile = flat[start : start + _TILE]
+        kept = _at_most(tile, threshold) if small else _at_least(tile, threshold)
+        bits = torch.nn.functional.pad(kept, (0, -tile.numel() % 32)).view(-1, 32).bitwise_and_(1)
+        words[start // 32 : start // 32 + len(bits)] = (bits << places).sum(1, dtype=torch.int32)
+    return words
+
+
+def _unpacked(words: Any, start: int, count: int) -> Any:
+    """The bits of `count` weights from `start` on, each spread over an int32."""
+    import torch
+
+    first, skip = divmod(start, 32)
+    part = words[first : -(-(start + count) // 32)]
+    # Multiplied by 2**(31 - j), a word has its bit j in the sign; the shift spreads it.
+    powers = torch.bitwise_left_shift(
+        torch.ones(32, dtype=torch.int32, device=words.device),
+        torch.arange(31, -1, -1, dtype=torch.int32, device=words.device),
+    )
+    return (part[:, None] * powers).bitwise_right_shift_(31).view(-1)[skip : skip + count]
 
 
 def _at_most(weight: Any, threshold: float) -> Any:

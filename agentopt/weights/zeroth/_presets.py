@@ -144,7 +144,8 @@ _ALL = (
         density=0.5,
         mask_update="dynamic",
         lr=_table(2e-6, 1e-4, 1e-2),
-        caution="for full weights: masks slow adapters down; that small weights are special did not clearly reproduce",
+        caution="for full weights: masks slow adapters down; that small weights are special did not clearly reproduce; "
+        "weights that may not outgrow the threshold stall at large rates, with mask_update='stored' they do not",
     ),
     Preset(
         "zo-sgd-sign",

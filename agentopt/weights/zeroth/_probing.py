@@ -361,6 +361,7 @@ class Prober:
             self.kernels
             and self.directions.kind == "rademacher"
             and self.scale is None
+            and self.mask.update != "stored"
             and all(len(variant) <= 1 for variant in plan.variants)
             and x.dtype == weight.dtype
             and _kernels.usable(weight)

@@ -24,6 +24,7 @@ class Site:
         id: its tensor id in the counter of the random numbers.
         block: number of the block (decoder layer, embedding, head, final norm) it belongs to.
         owners: the modules that use it, each with the attribute's name.
+        kept: bits of a stored mask, 32 to an int32 word; None without one.
         threshold: magnitude at which a "small" or "large" mask divides it; None where no mask applies.
     """
 
@@ -33,6 +34,7 @@ class Site:
     block: int
     owners: list[tuple[Any, str]] = field(default_factory=list[tuple[Any, str]])
     threshold: float | None = None
+    kept: Any = None
 
     @property
     def is_matrix(self) -> bool:

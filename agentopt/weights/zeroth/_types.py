@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Mask = Literal["none", "small", "random", "large", "block"]
-MaskUpdate = Literal["fixed", "dynamic"]
+MaskUpdate = Literal["fixed", "dynamic", "stored"]
 Kind = Literal["rademacher", "normal", "lowrank"]
 Normalize = Literal["none", "std"]
 

@@ -161,7 +161,9 @@ class Updater:
     def _fits_kernel(self, site: Site) -> bool:
         from agentopt.weights.zeroth import _kernels
 
-        return self.kernels and self.directions.kind == "rademacher" and _kernels.usable(site.tensor)
+        if not self.kernels or self.directions.kind != "rademacher" or self.mask.update == "stored":
+            return False
+        return _kernels.usable(site.tensor)
 
     def _kernel(self, step: int, site: Site, shifts: Sequence[Shift], steps: Sequence[float], decay: float) -> None:
         from agentopt.weights.zeroth import _kernels

@@ -71,6 +71,7 @@ SETTINGS = {
     "small": {"mask": "small"},
     "large": {"mask": "large", "density": 0.3},
     "random": {"mask": "random"},
+    "stored": {"mask": "small", "mask_update": "stored"},
     "blocks": {"mask": "block", "density": 0.3},
     "normal": {"probe": Probe(kind="normal"), "mask": "small"},
     "low rank": {"probe": Probe(kind="lowrank", rank=2)},
@@ -166,11 +167,15 @@ def _bits(tensor):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("mask", ["small", "large", "random"])
-def test_a_fixed_mask_keeps_its_set_without_storing_it(mask, dtype):
+@pytest.mark.parametrize(
+    ("mask", "update"),
+    [("small", "fixed"), ("large", "fixed"), ("random", "fixed"), ("small", "stored"), ("large", "stored")],
+)
+def test_a_fixed_mask_keeps_its_set(mask, update, dtype):
     made = model(getattr(torch, dtype))
     before = weights(made)
-    zo = ZerothOrder(made, lr=0.5, eps=1e-2, mask=mask, density=0.4, probe=Probe(normalize="std"))
+    probe = Probe(normalize="std")
+    zo = ZerothOrder(made, lr=0.5, eps=1e-2, mask=mask, density=0.4, mask_update=update, probe=probe)
     first = {site.name: direction(zo, site, zo._shifts(0)[0]) != 0 for site in zo.sites}
     for _ in range(4):
         zo.step(NextWord())
