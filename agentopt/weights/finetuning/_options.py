@@ -47,7 +47,7 @@ class FinetuneOptions(BaseModel):
     max_tokens: int | None = Field(default=None, ge=8)
     """Longest row in tokens; a longer prompt loses its beginning."""
 
-    method: str = "sparse-mezo"
+    method: str = "mezo"
     tune: Tune | None = None
     """Which weights: all of them, a LoRA adapter, or a prefix of virtual tokens."""
     steps: int = Field(default=500, ge=1)
@@ -55,6 +55,8 @@ class FinetuneOptions(BaseModel):
     eps: float | None = Field(default=None, gt=0)
     density: float | None = Field(default=None, gt=0, le=1)
     """Share of the weights that a mask trains."""
+    mask_update: Literal["fixed", "dynamic", "stored"] | None = None
+    """How a mask by magnitude is kept; "stored" takes one bit per weight."""
     population: int | None = Field(default=None, ge=1)
     batch: int = Field(default=16, ge=1)
     micro_batch: int | None = Field(default=None, ge=1)
@@ -171,7 +173,12 @@ def check_together(options: FinetuneOptions) -> None:
         for name, (where, value) in idle.items()
     ]
     if options.first_order:
-        unused = {"eps": options.eps, "density": options.density, "population": options.population}
+        unused = {
+            "eps": options.eps,
+            "density": options.density,
+            "mask-update": options.mask_update,
+            "population": options.population,
+        }
         rules += [
             (value is not None, f"--{name} belongs to zeroth-order methods; --method {options.method} has gradients.")
             for name, value in unused.items()

@@ -40,6 +40,8 @@ def chosen(options: FinetuneOptions) -> Preset:
     found = preset(options.method)
     if options.density is not None and found.mask == "none":
         raise UserError(f"--density does nothing with --method {found.name}, which masks nothing; leave it out.")
+    if options.mask_update is not None and found.mask not in ("small", "large"):
+        raise UserError(f"--mask-update is for masks by magnitude, found --method {found.name}; leave it out.")
     if found.estimator == "jvp" and options.objective != "loss":
         raise UserError(f"--method {found.name} differentiates, and --objective {options.objective} has no derivative.")
     if options.objective not in ("loss", "accuracy"):
@@ -82,6 +84,8 @@ def settings(options: FinetuneOptions, weights: int | None = None) -> dict[str, 
         found["eps"] = options.eps
     if options.density is not None:
         found["density"] = options.density
+    if options.mask_update is not None:
+        found["mask_update"] = options.mask_update
     if options.population is not None:
         found["probe"] = replace(found["probe"], population=options.population)
     if isinstance(options.lr, float):

@@ -383,6 +383,7 @@ def test_every_method_is_described() -> None:
     [
         {"method": "none"},
         {"density": 0.5},
+        {"mask_update": "stored"},
         {"workers": 3},
         {"micro_batch": 99},
         {"warmup": 8},

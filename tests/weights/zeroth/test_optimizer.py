@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -66,7 +66,7 @@ def direction(zo, site, shift, step=0):
     return out.view(site.tensor.shape)
 
 
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "all": {},
     "small": {"mask": "small"},
     "large": {"mask": "large", "density": 0.3},
@@ -114,7 +114,7 @@ def test_a_direction_per_example_is_that_of_the_example_whoever_computes_it(mask
         return plain * flips.of(site, shift, 1)[example] if site.is_matrix else plain
 
     with torch.no_grad():
-        zo._prober.begin(loss.pass_sizes, 1, 0)
+        cast(Any, zo._prober).begin(loss.pass_sizes, 1, 0)
         with zo._prober.at([(Shift(shift.seed, 0.01),), (Shift(shift.seed, -0.01),)], 0, zo.sites):
             found = loss.losses(made, 2)
         moved = model()
@@ -222,10 +222,12 @@ def test_the_records_alone_make_the_same_weights(settings, dtype):
     if settings.get("method") == "jvp" and dtype == "bfloat16":
         settings = {**settings, "lr": 1e-3}
     made = model(getattr(torch, dtype))
-    zo = ZerothOrder(made, **{"lr": 1e-2, "eps": 1e-2, "weight_decay": 0.0, "seed": 3, **settings})
+    given: dict[str, Any] = {"lr": 1e-2, "eps": 1e-2, "seed": 3, **settings}
+    zo = ZerothOrder(made, **given)
     results = [zo.step(NextWord(seed=number)) for number in range(4)]
     again = model(getattr(torch, dtype))
-    other = ZerothOrder(again, **{"lr": 9.0, "eps": 1e-2, "weight_decay": 0.0, "seed": 3, **settings})
+    given["lr"] = 9.0
+    other = ZerothOrder(again, **given)
     for result in results:
         other.update(result.step, zo_seed(3, result.step), result.scalars, result.lr)
     assert same(weights(made), weights(again))
@@ -242,7 +244,7 @@ def zo_seed(seed, step):
 def test_presets_lower_the_loss(name):
     made, loss = model(), NextWord()
     start = float(loss(made).detach().mean())
-    tuned = {"lr": 3e-3, "eps": 1e-3} if name != "zo-adam" else {"lr": 3e-4}
+    tuned: dict[str, Any] = {"lr": 3e-3, "eps": 1e-3} if name != "zo-adam" else {"lr": 3e-4}
     zo = ZerothOrder.preset(name, made, **tuned)
     for _ in range(25):
         zo.step(loss)
@@ -302,8 +304,9 @@ def test_weight_decay_spares_vectors_and_what_does_not_move():
     ],
 )
 def test_settings_that_cannot_be(settings, message):
+    given: dict[str, Any] = {"lr": 1e-3, **settings}
     with pytest.raises(UserError, match=message):
-        ZerothOrder(model(), **{"lr": 1e-3, **settings})
+        ZerothOrder(model(), **given)
 
 
 def test_records_of_another_run_are_refused():
