@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import textwrap
 import time
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.text import Text
 
 from agentopt.cli._console import count, err, seconds
+from agentopt.cli._progress import LiveView
 
 WIDTH = 10
 """Columns of the names at the beginning of lines."""
@@ -36,7 +35,7 @@ def duration(value: float) -> str:
     return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
-class LiveFinetune:
+class LiveFinetune(LiveView):
     """Prints a run as its events arrive; use as a context manager."""
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
@@ -57,26 +56,6 @@ class LiveFinetune:
         self.spent = 0.0
         self.metric = "accuracy"
         self.score: float | None = None
-
-    def __enter__(self) -> LiveFinetune:
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.progress.stop()
-
-    def __call__(self, event: Any) -> None:
-        """Take one event; unknown kinds are ignored."""
-        handler = getattr(self, f"on_{event.kind}", None)
-        if handler is not None:
-            handler(event)
-
-    def say(self, *parts: str | tuple[str, str]) -> None:
-        """One permanent line."""
-        if not self.quiet:
-            self.progress.console.print(Text.assemble(*parts))
 
     def show(self, description: str, *, done: int = 0, total: int | None = None, note: str = "") -> None:
         """The moving line."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -22,7 +22,34 @@ def given_up(number: int) -> str:
     return "1 answer or edit given up" if number == 1 else f"{number} answers or edits given up"
 
 
-class LiveRun:
+class LiveView:
+    """A moving line at the bottom, permanent ones above it; subclasses have an `on_KIND` per kind of event."""
+
+    progress: Progress
+    quiet: bool
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def __call__(self, event: Any) -> None:
+        """Take one event; unknown kinds are ignored, so a newer loop does not break an older view."""
+        handler = getattr(self, f"on_{event.kind}", None)
+        if handler is not None:
+            handler(event)
+
+    def say(self, *parts: str | tuple[str, str]) -> None:
+        """One permanent line."""
+        if not self.quiet:
+            self.progress.console.print(Text.assemble(*parts))
+
+
+class LiveRun(LiveView):
     """Prints a run as its events arrive; use as a context manager."""
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
@@ -44,26 +71,6 @@ class LiveRun:
         self.total: int | None = None
         self.rollouts = 0
         self.spent: float | None = 0.0
-
-    def __enter__(self) -> LiveRun:
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.progress.stop()
-
-    def __call__(self, event: Any) -> None:
-        """Take one event; unknown kinds are ignored, so a newer loop does not break an older view."""
-        handler = getattr(self, f"on_{event.kind}", None)
-        if handler is not None:
-            handler(event)
-
-    def say(self, *parts: str | tuple[str, str]) -> None:
-        """One permanent line."""
-        if not self.quiet:
-            self.progress.console.print(Text.assemble(*parts))
 
     def show(self, description: str) -> None:
         """Say at the bottom line what is running."""
