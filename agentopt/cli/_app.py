@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from agentopt.cli._arguments import AsJson, Config, Quiet, Store
 from agentopt.errors import AgentoptError, UserError
 
 app = typer.Typer(
@@ -28,18 +29,12 @@ app.add_typer(runs_app, name="runs")
 app.add_typer(trace_app, name="trace")
 
 Target = Annotated[str | None, typer.Argument(help="file.py:function or package.module:function", metavar="TARGET")]
-Config = Annotated[
-    str | None, typer.Option("--config", "-c", help="agentopt.toml; found in the current folder by itself")
-]
 Data = Annotated[str | None, typer.Option(help="JSONL, CSV or Parquet file")]
 Metric = Annotated[str | None, typer.Option("--metric", "-m", help="exact_match, contains, f1, ... or module:function")]
 Columns = Annotated[str | None, typer.Option(help="columns passed to the target, comma-separated")]
 Models = Annotated[
     list[str] | None, typer.Option("--model", help="role=model, e.g. agent=openai/gpt-4.1-mini; repeatable")
 ]
-Store = Annotated[str | None, typer.Option("--store", help="the SQLite file  [default: .agentopt/agentopt.db]")]
-AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, nothing else")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
 
 # typer carries its own copy of click since 0.20 or so; the base of its errors is found from an error it exports.
 UsageProblem: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")

@@ -9,24 +9,22 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from agentopt.cli._console import err, out, short
-from agentopt.cli._finetune_live import LiveFinetune, duration
-from agentopt.cli._settings import DEFAULT_FILE, read_file
+from agentopt.cli._finetune_live import LiveFinetune
+from agentopt.cli._settings import table_of
+from agentopt.cli._training_live import duration, interruptible
 from agentopt.errors import UserError
 
 if TYPE_CHECKING:
-    from agentopt.weights.finetuning import FinetuneOptions, FinetuneResult, Stop
+    from agentopt.weights.finetuning import FinetuneOptions, FinetuneResult
 
 STYLES = {"improved": "bold green", "worse": "bold red"}
 
@@ -47,7 +45,7 @@ def finetune_command(
     if list_methods:
         return print_methods(as_json=as_json)
     given = {key: value for key, value in values.items() if value is not None}
-    table = _table(config)
+    table = table_of(config, "finetune", paths=("data", "val", "test", "out"))
     folder = folder or table.pop("out", None)
     if folder is None:
         raise UserError("--out is missing: give the folder that the model and the report go to, e.g. --out tuned.")
@@ -57,7 +55,7 @@ def finetune_command(
     stop = Stop()
     live = LiveFinetune(quiet=quiet or as_json)
     try:
-        with live, _interruptible(stop, live):
+        with live, interruptible(stop, live):
             result = finetune(options, out=folder, resume=resume, on_event=live, stop=stop)
     except KeyboardInterrupt:
         _say_how_to_go_on(folder)
@@ -88,21 +86,6 @@ def _options(table: dict[str, Any], given: dict[str, Any]) -> FinetuneOptions:
     return make_options({**table, **given}, "finetune" if table else "command line")
 
 
-def _table(config: str | None) -> dict[str, Any]:
-    """The `[finetune]` table of agentopt.toml; its paths are relative to the file."""
-    path = Path(config or DEFAULT_FILE)
-    if config is None and not path.exists():
-        return {}
-    found: Any = read_file(path).get("finetune", {})
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: finetune is {found!r}, expected a table [finetune].")
-    table = dict(cast("dict[str, Any]", found))
-    for key in ("data", "val", "test", "out"):
-        if isinstance(table.get(key), str):
-            table[key] = str((path.parent / table[key]).resolve())
-    return table
-
-
 def labels_of(text: str) -> dict[str, str]:
     """`0=terrible,1=great` as a mapping from label to word.
 
@@ -128,24 +111,6 @@ def _rate(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
-
-
-@contextmanager
-def _interruptible(stop: Stop, live: LiveFinetune) -> Generator[None]:
-    """The first SIGINT inside a step lets the step end; any other ends the run at once."""
-
-    def on_signal(_number: int, _frame: object) -> None:
-        if stop.busy and not stop.wanted:
-            stop.wanted = True
-            live.say(("stopping ", "yellow"), "after this step; Ctrl-C again to stop at once")
-        else:
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, on_signal)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _say_how_to_go_on(folder: str) -> None:

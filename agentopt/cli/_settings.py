@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -145,6 +146,25 @@ def read_file(path: Path) -> dict[str, Any]:
         file, _, name = target.rpartition(":")
         data["target"] = f"{(path.parent / file).resolve()}:{name}"
     return data
+
+
+def table_of(config: str | None, name: str, *, paths: Sequence[str]) -> dict[str, Any]:
+    """The table of agentopt.toml with this name, empty without a file; values at `paths` are relative to the file.
+
+    Raises:
+        UserError: the file is missing or is not TOML, or what stands there is no table.
+    """
+    path = Path(config or DEFAULT_FILE)
+    if config is None and not path.exists():
+        return {}
+    found: Any = read_file(path).get(name, {})
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: {name} is {found!r}, expected a table [{name}].")
+    table = dict(cast("dict[str, Any]", found))
+    for key in paths:
+        if isinstance(table.get(key), str):
+            table[key] = str((path.parent / table[key]).resolve())
+    return table
 
 
 def load_settings(config: str | None, overrides: dict[str, Any]) -> Settings:
