@@ -1,0 +1,393 @@
+"""Fine-tuned in-context reasoning (FT-ICR, the baseline of RECKONING, arXiv 2305.06349): train a model to read.
+
+The same target as a folder's (relevant facts, then the answer), with all facts of the task in the prompt, in a new
+order every time. Training goes on until neither accuracy nor loss on the validation tasks gets better, and the best
+weights are kept: a baseline that stopped early proves nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from agentopt.errors import RunError, UserError
+from agentopt.evaluation import seed_number
+from agentopt.weights import adapters
+from agentopt.weights.fold._incontext import InContext
+from agentopt.weights.fold._types import FoldFormat, FoldTask, Question, options_from
+from agentopt.weights.load import need
+from agentopt.weights.tasks._predictions import measuring
+from agentopt.weights.zeroth._schedule import Schedule
+
+if TYPE_CHECKING:
+    from agentopt.weights.adapters import Adapters
+    from agentopt.weights.fold._codec import Codec
+
+
+_PROGRESS = 0.999
+"""A validation loss below so much of the lowest one is progress."""
+
+
+class IcrOptions(BaseModel):
+    """How a reader is trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Literal["full", "lora"] = "full"
+    rank: int = Field(default=16, ge=1)
+    """Of the LoRA factors."""
+    alpha: float | None = Field(default=None, gt=0)
+    """None for the rank."""
+    targets: str | tuple[str, ...] = "all-linear"
+    steps: int = Field(default=2000, ge=1)
+    """Most steps."""
+    lr: float = Field(default=1e-3, gt=0)
+    documents: int = Field(default=8, ge=1)
+    """Tasks in a step."""
+    questions: int = Field(default=4, ge=1)
+    """Questions of each, drawn anew every time; each is a row with the facts of its own."""
+    warmup: int = Field(default=20, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    multi_task: bool = True
+    recall_weight: float = Field(default=1.0, ge=0)
+    """Weight of the recalled facts' loss beside the answer's, each a mean over tokens."""
+    context_weight: float = Field(default=0.0, ge=0)
+    """Weight of the loss on facts and question themselves."""
+    shuffle: bool = True
+    """A new order of the facts every time; False keeps the task's order."""
+    eval_every: int = Field(default=100, ge=1)
+    eval_tasks: int = Field(default=64, ge=1)
+    eval_questions: int = Field(default=4, ge=1)
+    """At most so many of each validation task, the first ones."""
+    patience: int = Field(default=5, ge=0)
+    """Validations without progress in accuracy or loss after which the training has converged; 0 makes all steps."""
+    max_tokens: int = Field(default=16384, ge=64)
+    """Tokens of one forward pass; larger steps are made in parts, with the same gradient."""
+    max_new: int = Field(default=96, ge=1)
+    """Most tokens of recalled facts in a validation."""
+    format: FoldFormat = FoldFormat()
+    seed: int = Field(default=0, ge=0, lt=2**31)
+
+
+@dataclass(frozen=True, slots=True)
+class IcrPoint:
+    """One validation."""
+
+    step: int
+    train_loss: float
+    """Mean since the last validation."""
+    val_loss: float
+    val_accuracy: float
+    val_recall: float | None
+    """Share of questions whose relevant facts were recalled exactly; None in the single-task form."""
+    seconds: float
+    """Since the start, validations included."""
+
+
+@dataclass(frozen=True, slots=True)
+class IcrResult:
+    """A trained reader."""
+
+    steps: int
+    best: IcrPoint
+    """Highest validation accuracy, of equal ones the lowest loss; the model has the weights of this step."""
+    curve: tuple[IcrPoint, ...]
+    stopped: Literal["converged", "steps", "stopped"]
+    seconds: float
+    reader: InContext
+    adapters: Adapters | None
+    """Attached to the model; None when all weights were trained."""
+
+    @property
+    def best_step(self) -> int:
+        """Steps after which validation was best."""
+        return self.best.step
+
+
+class Stopping(Protocol):
+    """Such as `agentopt.weights.finetuning.Stop`."""
+
+    wanted: bool
+
+
+def train_incontext(
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[FoldTask],
+    *,
+    val: Sequence[FoldTask],
+    options: IcrOptions | None = None,
+    on_point: Callable[[IcrPoint], None] | None = None,
+    stop: Stopping | None = None,
+    **fields: Any,
+) -> IcrResult:
+    """Train a model to answer from facts in its prompt, until it has converged.
+
+    Args:
+        model: changed in place; it ends with the best weights.
+        tokenizer: its tokenizer.
+        tasks: to train on.
+        val: to stop by and to choose the best weights.
+        options: all of them; or give single ones by name.
+        on_point: called after each validation.
+        stop: ends the training after the step that runs when its `wanted` becomes true.
+        **fields: of `IcrOptions`.
+
+    Raises:
+        UserError: an option that does not exist, no tasks, or a task that is longer than the model's window.
+        RunError: the loss is no number.
+    """
+    if options is not None and fields:
+        raise UserError("train_incontext: found options= and single options; give one or the other.")
+    settings = options or options_from(IcrOptions, fields, "train_incontext")
+    for name, given in (("tasks", tasks), ("val", val)):
+        if not any(task.questions for task in given):
+            raise UserError(f"train_incontext: {name} has no questions, expected at least one task with a question.")
+    return _Training(model, tokenizer, tasks, val, settings).run(on_point, stop)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One question with its facts in front."""
+
+    ids: list[int]
+    context: int
+    """So many ids are facts and question."""
+    recalled: int
+    """So many after them are recalled facts."""
+
+
+class _Training:
+    def __init__(
+        self, model: Any, tokenizer: Any, tasks: Sequence[FoldTask], val: Sequence[FoldTask], options: IcrOptions
+    ) -> None:
+        self.torch = need("torch")
+        self.model, self.options = model, options
+        self.tasks = [task for task in tasks if task.questions]
+        self.val = [task for task in val if task.questions][: options.eval_tasks]
+        self.reader = InContext(
+            model, tokenizer, format=options.format, multi_task=options.multi_task, max_new=options.max_new
+        )
+        self.codec: Codec = self.reader.codec
+        self.schedule = Schedule(
+            options.schedule, options.warmup, None if options.schedule == "constant" else options.steps
+        )
+        self.adapters: Adapters | None = None
+        self.frozen: list[Any] = []
+
+    def _begin(self) -> list[Any]:
+        """The tensors that are trained."""
+        options = self.options
+        if options.method == "lora":
+            alpha = options.alpha or float(options.rank)
+            self.adapters = adapters.attach(
+                self.model, rank=options.rank, alpha=alpha, targets=options.targets, seed=options.seed
+            )
+            return list(self.adapters.parameters().values())
+        # A model that was loaded for something else may be frozen: its state is given back at the end.
+        self.frozen = [weight for weight in self.model.parameters() if not weight.requires_grad]
+        return [weight.requires_grad_(True) for weight in self.model.parameters() if weight.is_floating_point()]
+
+    def run(self, on_point: Callable[[IcrPoint], None] | None, stop: Stopping | None) -> IcrResult:
+        begin = time.perf_counter()
+        validation = [self._row(task, question, None) for task in self.val for question in self._first(task)]
+        weights = self._begin()
+        try:
+            curve, reason = self._loop(weights, validation, begin, on_point, stop)
+        finally:
+            for weight in weights:
+                weight.grad = None
+            for weight in self.frozen:
+                weight.requires_grad_(False)
+        best = max(curve, key=_merit)
+        seconds = time.perf_counter() - begin
+        return IcrResult(curve[-1].step, best, tuple(curve), reason, seconds, self.reader, self.adapters)
+
+    def _loop(
+        self,
+        weights: list[Any],
+        validation: list[_Row],
+        begin: float,
+        on_point: Callable[[IcrPoint], None] | None,
+        stop: Stopping | None,
+    ) -> tuple[list[IcrPoint], Literal["converged", "steps", "stopped"]]:
+        options = self.options
+        optimizer = self.torch.optim.AdamW(weights, lr=options.lr, weight_decay=options.weight_decay)
+        watch = _Watch(options.patience)
+        kept = [weight.detach().clone() for weight in weights]
+        losses: list[float] = []
+        curve: list[IcrPoint] = []
+        reason: Literal["converged", "steps", "stopped"] = "steps"
+        for step in range(options.steps):
+            losses.append(self._step(step, weights, optimizer))
+            stopped = stop is not None and stop.wanted
+            if (step + 1) % options.eval_every and step + 1 < options.steps and not stopped:
+                continue
+            point = self._validate(step + 1, losses, validation, begin)
+            curve.append(point)
+            losses = []
+            if watch.see(point):
+                kept = [weight.detach().clone() for weight in weights]
+            if on_point is not None:
+                on_point(point)
+            if stopped or watch.converged:
+                reason = "converged" if watch.converged else "stopped"
+                break
+        with self.torch.no_grad():
+            for weight, best in zip(weights, kept, strict=True):
+                weight.copy_(best)
+        return curve, reason
+
+    # --- a step ------------------------------------------------------------------------------------------------------
+
+    def _step(self, step: int, weights: list[Any], optimizer: Any) -> float:
+        for group in optimizer.param_groups:
+            group["lr"] = self.schedule.lr(step, self.options.lr)
+        optimizer.zero_grad(set_to_none=True)
+        training = bool(self.model.training)
+        # Dropout would draw from a generator that is not ours.
+        self.model.eval()
+        total = 0.0
+        try:
+            with self.torch.enable_grad():
+                rows = self._drawn(step)
+                for part in self._parts(rows):
+                    loss = self._loss(part) * (len(part) / len(rows))
+                    loss.backward()
+                    total += float(loss.detach())
+        finally:
+            self.model.train(training)
+        norm = float(self.torch.nn.utils.clip_grad_norm_(weights, self.options.clip))
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            raise RunError(f"in-context training: the loss of step {step + 1} is {total}; lower lr={self.options.lr}.")
+        optimizer.step()
+        return total
+
+    def _drawn(self, step: int) -> list[_Row]:
+        """Rows of a step: epochs in an order of their own, then questions and the order of the facts."""
+        options, count = self.options, len(self.tasks)
+        rows: list[_Row] = []
+        for place in range(step * options.documents, (step + 1) * options.documents):
+            epoch, at = divmod(place, count)
+            task = self.tasks[self._order(epoch)[at]]
+            draw = _generator("in-context", options.seed, place)
+            asked = draw.permutation(len(task.questions))[: options.questions]
+            rows += [self._row(task, task.questions[int(one)], draw if options.shuffle else None) for one in asked]
+        return rows
+
+    def _order(self, epoch: int) -> list[int]:
+        known = getattr(self, "_epoch", (-1, list[int]()))
+        if known[0] != epoch:
+            order = _generator("in-context order", self.options.seed, epoch).permutation(len(self.tasks)).tolist()
+            known = self._epoch = (epoch, order)
+        return known[1]
+
+    def _row(self, task: FoldTask, question: Question, draw: np.random.Generator | None) -> _Row:
+        order = range(len(task.facts)) if draw is None else draw.permutation(len(task.facts)).tolist()
+        context = self.codec.context([task.facts[number] for number in order]) + self.codec.question(question.text)
+        response = self.codec.response(question, task.facts)
+        ids = [*context, *response.ids]
+        window = self.reader.window
+        if window is not None and len(ids) > window:
+            raise UserError(
+                f"task {task.id!r}: facts, question and answer have {len(ids)} tokens and the model's window has "
+                f"{window}; leave the task out, or fold it instead."
+            )
+        return _Row(ids, len(context), response.recalled)
+
+    def _parts(self, rows: list[_Row]) -> list[list[_Row]]:
+        """Rows of each forward pass, of about the same length."""
+        parts: list[list[_Row]] = []
+        for row in sorted(rows, key=lambda one: len(one.ids)):
+            if not parts or (len(parts[-1]) + 1) * len(row.ids) > self.options.max_tokens:
+                parts.append([])
+            parts[-1].append(row)
+        return parts
+
+    def _loss(self, rows: list[_Row]) -> Any:
+        """Mean over rows of the weighted means over each row's answer, recalled facts and context."""
+        torch, options = self.torch, self.options
+        width = max(len(row.ids) for row in rows)
+        device = next(iter(self.model.parameters())).device
+        # Right padding and no mask: causal attention never looks at what comes after.
+        ids = torch.tensor([row.ids + [self.codec.pad] * (width - len(row.ids)) for row in rows], device=device)
+        weight = np.zeros((len(rows), width), dtype=np.float32)
+        for number, row in enumerate(rows):
+            answer = row.context + row.recalled
+            weight[number, answer : len(row.ids)] = 1 / (len(row.ids) - answer)
+            weight[number, row.context : answer] = options.recall_weight / max(1, row.recalled)
+            weight[number, 1 : row.context] = options.context_weight / max(1, row.context - 1)
+        first = int(np.flatnonzero(weight.any(0))[0])
+        logits = self.model(input_ids=ids, use_cache=False, **_keep(self.model, width - first + 1)).logits
+        logits = logits[:, first - 1 - width : -1].float()
+        nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, first:].flatten(), reduction="none")
+        return (nll.reshape(len(rows), -1) * torch.from_numpy(weight[:, first:]).to(device)).sum() / len(rows)
+
+    # --- validation --------------------------------------------------------------------------------------------------
+
+    def _first(self, task: FoldTask) -> tuple[Question, ...]:
+        return task.questions[: self.options.eval_questions]
+
+    def _validate(self, step: int, losses: Sequence[float], rows: list[_Row], begin: float) -> IcrPoint:
+        with measuring(self.model):
+            loss = sum(float(self._loss(part)) * len(part) for part in self._parts(rows)) / len(rows)
+        scores = self.reader.evaluate(self.val, questions=self.options.eval_questions)
+        return IcrPoint(
+            step=step,
+            train_loss=sum(losses) / len(losses),
+            val_loss=loss,
+            val_accuracy=scores.accuracy,
+            val_recall=scores.recall_exact,
+            seconds=time.perf_counter() - begin,
+        )
+
+
+class _Watch:
+    """Knows the best validation and whether there is still progress in accuracy or in loss."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.best: IcrPoint | None = None
+        self.lowest = math.inf
+        self.waited = 0
+
+    def see(self, point: IcrPoint) -> bool:
+        """Take note of a validation; whether it is the best."""
+        better = self.best is None or _merit(point) > _merit(self.best)
+        risen = self.best is None or point.val_accuracy > self.best.val_accuracy
+        # Where nothing is left to win, the loss can go on shrinking for ever.
+        perfect = point.val_accuracy >= 1 and point.val_recall in (1, None)
+        fallen = point.val_loss < self.lowest * _PROGRESS and not perfect
+        self.waited = 0 if risen or fallen else self.waited + 1
+        self.lowest = min(self.lowest, point.val_loss)
+        if better:
+            self.best = point
+        return better
+
+    @property
+    def converged(self) -> bool:
+        """Whether it is time to stop."""
+        return 0 < self.patience <= self.waited
+
+
+def _merit(point: IcrPoint) -> tuple[float, float]:
+    return point.val_accuracy, -point.val_loss
+
+
+def _generator(*parts: str | int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=seed_number(*parts)))
+
+
+def _keep(model: Any, count: int) -> dict[str, int]:
+    import inspect
+
+    return {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
