@@ -57,6 +57,26 @@ def model(name_or_path: str | Path, *, dtype: Any = None, device: Any = None) ->
     return loaded.to(where).eval(), tokenizer
 
 
+def config(name_or_path: str | Path) -> Any:
+    """The configuration that `model` would load with, without any weights.
+
+    Args:
+        name_or_path: as for `model`.
+
+    Raises:
+        UserError: as for `model`.
+    """
+    transformers = need("transformers")
+    source, arguments = _source(str(name_or_path))
+    with _quiet(transformers):
+        try:
+            found = transformers.AutoConfig.from_pretrained(source, **arguments)
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            raise UserError(_explain(str(name_or_path), source, error)) from error
+    _check_causal(transformers, found, str(name_or_path))
+    return found
+
+
 def _forget_packing(loaded: Any) -> None:
     """A GGUF file is unpacked into ordinary weights; transformers would refuse to save them, as if they were packed."""
     for name in ("hf_quantizer", "quantization_method"):
