@@ -1,4 +1,4 @@
-"""Files into facts: a fact a line, a paragraph or a row, each with its place; what holds none is refused by its line."""
+"""Files into facts: a fact a line, a paragraph or a row, each with its place; what holds none is refused by line."""
 
 from __future__ import annotations
 
