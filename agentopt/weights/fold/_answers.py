@@ -112,6 +112,12 @@ def write_answers(
     if max_new < 1:
         raise UserError(f"max_new: found {max_new}, expected at least 1.")
     rows = [_Row(codec, options, max_new) for options in choices]
+    before = len(memory.mask[0]) if memory is not None else 0
+    if len(rows) > 1 and not may_batch(model, before + max(map(len, prompts)), max_new):
+        raise UserError(
+            f"answers: this model looks back {lookback(model.config)} tokens only, and rows of several lengths in one "
+            "batch would see less; ask one question at a time (batch=1)."
+        )
     with measuring(model):
         feeder = _Feeder(model, codec.pad, memory, index)
         logits = feeder.feed([list(prompt) for prompt in prompts], left=True)
@@ -126,6 +132,28 @@ def write_answers(
                 logits = feeder.feed([row.feed for row in rows])
         _score_rest(feeder, rows)
     return [row.written() for row in rows]
+
+
+def may_batch(model: Any, tokens: int, max_new: int) -> bool:
+    """Whether rows of so many tokens can be answered side by side.
+
+    Rows of a batch have padding between what they read and what they write. A layer that looks back a fixed number of
+    places (sliding windows) counts the padding, so all of a row must be within that number.
+    """
+    back = lookback(model.config)
+    return back is None or tokens + 2 * max_new + 32 <= back
+
+
+def lookback(config: Any) -> int | None:
+    """How many tokens the narrowest layer looks back; None for all."""
+    own = config.get_text_config(decoder=True)
+    if getattr(own, "use_sliding_window", True) is False:
+        return None
+    kinds = getattr(own, "layer_types", None)
+    if kinds and all(kind == "full_attention" for kind in kinds):
+        return None
+    sizes = [getattr(own, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min((size for size in sizes if isinstance(size, int)), default=None)
 
 
 @dataclass(slots=True)

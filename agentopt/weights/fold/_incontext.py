@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentopt.errors import UserError
-from agentopt.weights.fold._answers import Answer, Memory, Written, forward, write_answers
+from agentopt.weights.fold._answers import Answer, Memory, Written, forward, may_batch, write_answers
 from agentopt.weights.fold._codec import Codec
 from agentopt.weights.fold._scores import FoldScores, Scored, judge
 from agentopt.weights.fold._types import FoldFormat, FoldTask, Question
@@ -183,7 +183,16 @@ class InContext:
         index: Sequence[int] = (),
     ) -> list[Written]:
         most = min(self.max_new, room)
-        return write_answers(self.model, self.codec, prompts, choices, memory=memory, index=index, max_new=most)
+        before = len(memory.mask[0]) if memory is not None else 0
+        together = may_batch(self.model, before + max(map(len, prompts), default=0), most)
+        size = max(1, len(prompts)) if together else 1
+        found: list[Written] = []
+        for at in range(0, len(prompts), size):
+            part = slice(at, at + size)
+            found += write_answers(
+                self.model, self.codec, prompts[part], choices[part], memory=memory, index=index[part], max_new=most
+            )
+        return found
 
     def _context(self, facts: Sequence[str]) -> list[int]:
         if isinstance(facts, str):
