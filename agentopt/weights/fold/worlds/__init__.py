@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from agentopt.weights.fold.worlds._chaining import NotStratified, Solution, solve
 from agentopt.weights.fold.worlds._chains import chains
+from agentopt.weights.fold.worlds._kinship import kinship
 from agentopt.weights.fold.worlds._logic import Clause, Literal, Theory
 from agentopt.weights.fold.worlds._options import ChainOptions, KinshipOptions, RuleOptions
 from agentopt.weights.fold.worlds._rules import rules
@@ -22,6 +23,7 @@ __all__ = [
     "Solution",
     "Theory",
     "chains",
+    "kinship",
     "rules",
     "solve",
 ]

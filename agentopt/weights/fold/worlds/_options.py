@@ -10,7 +10,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from agentopt.errors import UserError
 from agentopt.weights.fold.worlds._logic import World
-from agentopt.weights.fold.worlds._names import ADJECTIVES, ANIMALS, PEOPLE, VERBS, base, chosen, nonsense, third
+from agentopt.weights.fold.worlds._names import (
+    ADJECTIVES,
+    ANIMALS,
+    MEN,
+    PEOPLE,
+    VERBS,
+    WOMEN,
+    base,
+    chosen,
+    nonsense,
+    third,
+)
 from agentopt.weights.fold.worlds._render import Style, Templates
 
 Range = tuple[int, int]
@@ -162,7 +173,9 @@ class KinshipOptions(_Options):
     """Answers are "grandson" and "granddaughter" rather than "grandchild"; facts always tell."""
     women: int | tuple[str, ...] = 60
     men: int | tuple[str, ...] = 60
-    templates: Templates = "all"
+    templates: OneOf["all", "train", "test", "source-first", "target-first"] = "all"
+    """Sentences in all forms, in all but the last one ("train") or in that one alone ("test"); or in the one that
+    begins with the person whose relative is told, or with the relative."""
     split: OneOf["all", "train", "test"] = "all"
     """Stories whose sequence of relations falls in 80 % ("train") or in the other 20 % ("test"), whatever the seed."""
 
@@ -176,6 +189,18 @@ class KinshipOptions(_Options):
             if self.noise == "supporting" and low == 1:
                 raise ValueError("a supporting detour has two edges at least; distractors is 1")
         return self
+
+    def vocabulary(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Names of women, names of men."""
+        women = self._list(self.women, WOMEN, "women", "name")
+        if self.nonsense and isinstance(self.women, int) and isinstance(self.men, int):
+            everybody = self._list(self.women + self.men, (), "names", "name")
+            return everybody[: self.women], everybody[self.women :]
+        men = self._list(self.men, MEN, "men", "name")
+        shared = {name.lower() for name in women} & {name.lower() for name in men}
+        if shared:
+            raise UserError(f"{sorted(shared)[0]!r} is both among women and men; choose another name.")
+        return women, men
 
 
 def _range(given: int | Range, what: str, least: int) -> Range:
