@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Components,
         ExecutionError,
         Feedback,
+        Knowledge,
         Module,
         Node,
         OpRecord,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         choice,
         components,
         demos,
+        knowledge,
         load,
         module,
         node,
@@ -83,6 +85,7 @@ _ROOMS = {
         "Components",
         "ExecutionError",
         "Feedback",
+        "Knowledge",
         "Module",
         "Node",
         "OpRecord",
@@ -99,6 +102,7 @@ _ROOMS = {
         "choice",
         "components",
         "demos",
+        "knowledge",
         "load",
         "module",
         "node",
@@ -151,6 +155,7 @@ __all__ = [
     "FunctionLM",
     "History",
     "Judge",
+    "Knowledge",
     "LMOptions",
     "Module",
     "Node",
@@ -188,6 +193,7 @@ __all__ = [
     "configure",
     "demos",
     "evaluate",
+    "knowledge",
     "lm",
     "load",
     "module",
@@ -216,6 +222,8 @@ def __getattr__(name: str) -> Any:
     module = importlib.import_module(room)
     if room == "agentopt.graph":
         module.set_default_code_runner(_sandbox)
+    elif room == "agentopt.models":
+        module.add_scheme("fold", _folder_lm, _FOLD_FORM)
     value = getattr(module, name)
     globals()[name] = value
     return value
@@ -226,6 +234,16 @@ def _sandbox() -> Any:
     from agentopt.sandbox import RunnerPool
 
     return RunnerPool()
+
+
+_FOLD_FORM = "fold:META (a folder of `agentopt fold train`)"
+
+
+def _folder_lm(spec: str) -> Any:
+    """The client of a spec `fold:META`; the weights room is loaded when one is made, torch when it is called."""
+    from agentopt.weights.fold.client import FolderLM
+
+    return FolderLM(spec.removeprefix("fold:"))
 
 
 def __dir__() -> list[str]:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from agentopt import _FOLD_FORM, _folder_lm
 from agentopt.errors import RunError
 from agentopt.evaluation import (
     Dataset,
@@ -33,7 +34,7 @@ from agentopt.evaluation import (
     resolve_metric,
 )
 from agentopt.graph import Candidate
-from agentopt.models import LM, ModelsConfig, ModelSpec, current_config, use
+from agentopt.models import LM, ModelsConfig, ModelSpec, add_scheme, current_config, use
 from agentopt.store import Store
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from agentopt.search import Budget, Driver, Event, Planner, TuneOptions, TuneResult
 
 T = TypeVar("T")
+add_scheme("fold", _folder_lm, _FOLD_FORM)  # programs and command lines that never touch a name of `agentopt.models`
 Target = str | Callable[..., Any] | Program
 Data = Source | Dataset
 

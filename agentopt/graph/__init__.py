@@ -77,6 +77,18 @@ from agentopt.graph._handles import (
     prompt,
 )
 from agentopt.graph._jsonvalue import JSONValue
+from agentopt.graph._knowledge import (
+    KNOWLEDGE_FORMS,
+    Knowledge,
+    KnowledgeSource,
+    KnowledgeWarning,
+    checked_knowledge,
+    claim_knowledge,
+    describe_knowledge,
+    knowledge,
+    knowledge_source,
+    knowledge_text,
+)
 from agentopt.graph._live import note_parameter_read, stop_tracing
 from agentopt.graph._module import Module, module
 from agentopt.graph._node import Node, Parameter, node, parameter
@@ -136,6 +148,7 @@ from agentopt.graph._values import Reference
 __all__ = [
     "ALLOWED_MODULES",
     "COMPONENTS",
+    "KNOWLEDGE_FORMS",
     "NODE_COMPONENTS",
     "PIPELINE_END",
     "PIPELINE_MAX_VISITS",
@@ -171,6 +184,9 @@ __all__ = [
     "HandleError",
     "IllegalEdit",
     "JSONValue",
+    "Knowledge",
+    "KnowledgeSource",
+    "KnowledgeWarning",
     "LostContextError",
     "LostRead",
     "MergePrinciples",
@@ -226,8 +242,10 @@ __all__ = [
     "backward",
     "bind_context",
     "bundle",
+    "checked_knowledge",
     "choice",
     "chosen_code_runner",
+    "claim_knowledge",
     "clear_lost_reads",
     "code_runner",
     "code_unit",
@@ -242,6 +260,7 @@ __all__ = [
     "decode_crossing",
     "demos",
     "describe_code",
+    "describe_knowledge",
     "draw_seed",
     "edit_from_dict",
     "effects_allowed",
@@ -254,6 +273,9 @@ __all__ = [
     "in_",
     "is_",
     "join",
+    "knowledge",
+    "knowledge_source",
+    "knowledge_text",
     "length",
     "load",
     "lost_reads",

@@ -70,7 +70,7 @@ class _SetValue:
 
 @dataclass(frozen=True, slots=True)
 class SetText(_SetValue):
-    """Replace a prompt, a tool's description or a knowledge text."""
+    """Replace a prompt or a tool's description."""
 
     kind: ClassVar[str] = "set_text"
     kinds: ClassVar[frozenset[str]] = TEXT_KINDS
@@ -155,10 +155,10 @@ class SetCode(_SetValue):
 
 @dataclass(frozen=True, slots=True)
 class SetValue(_SetValue):
-    """Replace a JSON value as a whole: a "value", or the whole of a list of principles, a toolbox or a pipeline."""
+    """Replace a JSON value as a whole: a "value", or one of a kind with parts (knowledge, principles, tools, ...)."""
 
     kind: ClassVar[str] = "set_value"
-    kinds: ClassVar[frozenset[str]] = frozenset({"value", "principles", "tools", "pipeline"})
+    kinds: ClassVar[frozenset[str]] = frozenset({"value", "knowledge", "principles", "tools", "pipeline"})
     name: str
     value: JSONValue
 
@@ -252,13 +252,13 @@ _FIELDS: Mapping[str, tuple[Callable[[str, Any], Edit], str]] = {
 }
 _SETTERS: Mapping[ParameterKind, Callable[[str, Any], Edit]] = {
     "prompt": SetText,
-    "knowledge": SetText,
     "tool_text": SetText,
     "demos": SetDemos,
     "number": SetNumber,
     "choice": SetChoice,
     "code": SetCode,
     "value": SetValue,
+    "knowledge": SetValue,
     "principles": SetValue,
     "tools": SetValue,
     "pipeline": SetValue,

@@ -250,7 +250,6 @@ class Choice(Handle):
 CLASSES: dict[str, type[Handle]] = {
     "prompt": Prompt,
     "tool_text": Prompt,
-    "knowledge": Prompt,
     "demos": Demos,
     "number": Number,
     "choice": Choice,

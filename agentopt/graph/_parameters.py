@@ -13,17 +13,20 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import FrameType
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from agentopt.errors import UserError
 from agentopt.graph import _templates
 from agentopt.graph._jsonvalue import JSONValue, canonical, copied
 
+if TYPE_CHECKING:
+    from agentopt.graph._knowledge import KnowledgeSource
+
 ParameterKind = Literal[
     "prompt", "demos", "number", "choice", "knowledge", "code", "tool_text", "value", "principles", "tools", "pipeline"
 ]
 
-TEXT_KINDS: frozenset[str] = frozenset({"prompt", "knowledge", "tool_text"})
+TEXT_KINDS: frozenset[str] = frozenset({"prompt", "tool_text"})
 _DEMO_KEYS = ("input", "output", "source")
 
 
@@ -62,7 +65,9 @@ class ParameterSpec:
     read_normally: bool = False
     check_code: Callable[[str], list[str]] | None = None
     check_value: Callable[[Any], list[str]] | None = None
-    """For principles, tools and pipeline: what is wrong with a whole value."""
+    """For principles, tools, pipeline and knowledge: what is wrong with a whole value."""
+    knowledge: KnowledgeSource | None = None
+    """For knowledge: its documents and with what they may be folded."""
     owner: str = ""
     """The structured prompt that this parameter is one component of, '' for a parameter of its own."""
     component: str = ""
@@ -116,7 +121,7 @@ class ParameterSpec:
                 found = self._code_problems(value)
             case "value":
                 found = []
-            case "principles" | "tools" | "pipeline":
+            case "principles" | "tools" | "pipeline" | "knowledge":
                 found = self.check_value(value) if self.check_value is not None else []
             case _:
                 found = self._text_problems(value)
@@ -174,9 +179,9 @@ class ParameterSpec:
         return result
 
     def same_declaration(self, other: ParameterSpec) -> bool:
-        """Whether `other` declares the same thing: kind, default, variables, bounds, options."""
-        mine = (self.kind, self.variables, self.max_items, self.low, self.high, self.options)
-        others = (other.kind, other.variables, other.max_items, other.low, other.high, other.options)
+        """Whether `other` declares the same thing: kind, default, variables, bounds, options, documents."""
+        mine = (self.kind, self.variables, self.max_items, self.low, self.high, self.options, self.knowledge)
+        others = (other.kind, other.variables, other.max_items, other.low, other.high, other.options, other.knowledge)
         return mine == others and canonical(self.default) == canonical(other.default)
 
     def to_dict(self) -> dict[str, JSONValue]:
@@ -194,6 +199,7 @@ class ParameterSpec:
             "options": list(self.options),
             "place": self.place,
             "frozen": self.frozen,
+            **({} if self.knowledge is None else {"documents": self.knowledge.hash, "folder": self.knowledge.folder}),
         }
 
     def unfrozen(self) -> ParameterSpec:
@@ -389,6 +395,8 @@ def _collision(earlier: ParameterSpec, later: ParameterSpec) -> str:
         what = f"as {earlier.kind} and as {later.kind}"
     elif canonical(earlier.default) != canonical(later.default):
         what = f"with the defaults {_short(earlier.default)} and {_short(later.default)}"
+    elif earlier.knowledge != later.knowledge:
+        what = "with other documents or another folder"
     else:
         what = "with different variables, bounds or options"
     return (

@@ -1,4 +1,4 @@
-"""Structured values as lines that a person or a language model can read: principles, toolboxes, pipelines.
+"""Structured values as lines that a person or a language model can read: principles, toolboxes, pipelines, knowledge.
 
 Reports and diffs have values without declarations, so the form of a value says what it is.
 """
@@ -9,14 +9,18 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from agentopt.graph._knowledge import describe_knowledge, knowledge_problems
 
-def readable_lines(value: Any) -> list[str] | None:
-    """The lines of a list of principles, a toolbox or a pipeline; None for any other value (the empty list too)."""
+
+def readable_lines(value: Any, name: str = "") -> list[str] | None:
+    """The lines of a list of principles, a toolbox, a pipeline or a form of knowledge; None for any other value (the
+    empty list too). `name` is the parameter's, where it is known.
+    """
     if isinstance(value, Mapping):
         data = cast("Mapping[str, Any]", value)
         if isinstance(data.get("nodes"), Mapping) and isinstance(data.get("edges"), Mapping):
             return _pipeline(data)
-        return None
+        return _knowledge(data, name)
     if not isinstance(value, list) or not value:
         return None
     items = cast("list[Any]", value)
@@ -67,6 +71,13 @@ def _node(node: Mapping[str, Any]) -> list[str]:
         if parts:
             lines += [f"  {component}:", *(f"    {line}" for line in parts)]
     return lines
+
+
+def _knowledge(value: Mapping[str, Any], name: str) -> list[str] | None:
+    if knowledge_problems(value):
+        return None
+    text = value.get("text")
+    return [describe_knowledge(value, name), *(f"  {line}" for line in str(text).splitlines() if text)]
 
 
 def _map(value: Any) -> Mapping[str, Any]:

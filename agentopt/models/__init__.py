@@ -11,7 +11,7 @@ from agentopt.models._cache import CacheWarning
 from agentopt.models._call import LMSettings, reply_watch, spend_guard
 from agentopt.models._capture import Capture, capture_environment, capture_session, environment_outside
 from agentopt.models._config import ModelsConfig, ModelSpec, as_lm, configure, current_config, lm, reset, resolve, use
-from agentopt.models._connect import connect, openai_base_url
+from agentopt.models._connect import add_scheme, connect, openai_base_url
 from agentopt.models._doubles import FunctionLM, ReplayLM, ScriptedLM
 from agentopt.models._embedded import embedded_available, engine_info, time_engine
 from agentopt.models._errors import (
@@ -24,6 +24,7 @@ from agentopt.models._errors import (
     LMUnavailable,
     UnknownModel,
 )
+from agentopt.models._knowledge import adapter_name, adapter_problem
 from agentopt.models._litellm import LiteLLMClient
 from agentopt.models._lm import LM
 from agentopt.models._messages import image
@@ -73,6 +74,9 @@ __all__ = [
     "ThrottleTable",
     "ToolCall",
     "UnknownModel",
+    "adapter_name",
+    "adapter_problem",
+    "add_scheme",
     "as_lm",
     "capture_environment",
     "capture_session",

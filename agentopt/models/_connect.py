@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Callable
 from typing import Any
 
 from agentopt.errors import UserError
@@ -35,6 +36,18 @@ PROVIDERS = frozenset(_PROVIDERS.split())
 """Provider prefixes of litellm (from its provider list, 1.106); others work as `litellm:provider/model`."""
 
 
+_schemes: dict[str, tuple[Callable[[str], Client], str]] = {}
+
+
+def add_scheme(name: str, make: Callable[[str], Client], form: str) -> None:
+    """Let a room above make the clients of specs `NAME:...`; `make` gets the whole spec, `form` is for messages."""
+    _schemes[name] = (make, form)
+
+
+def _expected() -> str:
+    return ", ".join([_FORMS, *(form for _, form in _schemes.values())])
+
+
 def is_client(value: Any) -> bool:
     """Whether `value` can serve as a client already."""
     return isinstance(value, Client)
@@ -45,7 +58,7 @@ def connect(spec: str | Client, *, base_url: str | None = None, api_key: str | N
 
     Forms: `embedded/NAME`, `FILE.gguf`, `hf:owner/repo/file.gguf` · `openai-compatible:URL#model` (or any name with
     `base_url=`) · `openai/MODEL` (direct; OPENAI_BASE_URL and OPENAI_API_KEY are obeyed) · any other litellm
-    `provider/model` · `litellm:...` forces litellm.
+    `provider/model` · `litellm:...` forces litellm · `fold:META` and other schemes that were added.
 
     Raises:
         UnknownModel: the spec has none of these forms, or needs something that is not installed.
@@ -56,7 +69,10 @@ def connect(spec: str | Client, *, base_url: str | None = None, api_key: str | N
         raise UserError(f"model: expected a spec such as 'openai/gpt-4o-mini' or a client, found {type(spec).__name__}")
     spec = spec.strip()
     if not spec:
-        raise UnknownModel(f"model: the spec is empty; expected {_FORMS}")
+        raise UnknownModel(f"model: the spec is empty; expected {_expected()}")
+    scheme = _schemes.get(spec.partition(":")[0]) if ":" in spec else None
+    if scheme is not None:
+        return scheme[0](spec)
     if base_url is not None:
         return OpenAICompatible(base_url, spec.removeprefix("openai/"), OpenAIOptions(api_key=api_key))
     if spec.startswith("openai-compatible:"):
@@ -88,14 +104,14 @@ def _provider(spec: str, api_key: str | None) -> Client:
         known = [name for name in default_prices().prices if name.partition("/")[2] == spec]
         near = known or _near(spec)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UnknownModel(f"model {spec!r} names no provider; {hint}Expected {_FORMS}")
+        raise UnknownModel(f"model {spec!r} names no provider; {hint}Expected {_expected()}")
     if provider == "openai" and model:
         return _openai(model, api_key)
     if provider not in PROVIDERS or not model:
         near = difflib.get_close_matches(provider, PROVIDERS, n=1)
         hint = f"did you mean {near[0] + '/' + model!r}? " if near and model else ""
         raise UnknownModel(
-            f"model {spec!r}: no provider is called {provider!r}; {hint}Expected {_FORMS}; "
+            f"model {spec!r}: no provider is called {provider!r}; {hint}Expected {_expected()}; "
             "litellm:provider/model for a provider that only a newer litellm knows"
         )
     return _litellm(spec, api_key)

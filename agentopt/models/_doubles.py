@@ -62,6 +62,10 @@ class _Double(DirectLM):
             yield piece
         yield reply
 
+    def adapter_problem(self, adapter: str) -> str | None:
+        """None: a double may look at `request.adapter`."""
+        return None
+
     async def aclose(self) -> None:
         """Nothing to close."""
 

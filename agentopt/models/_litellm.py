@@ -70,7 +70,7 @@ class LiteLLMClient:
         self._api_key = api_key
 
     def _arguments(self, request: Request) -> dict[str, Any]:
-        arguments = request_body(request, self.model)
+        arguments = request_body(request, self.model, prefixed=True)
         arguments |= {"num_retries": 0, "max_retries": 0, "timeout": request.options.timeout, "caching": False}
         if self._base_url is not None:
             arguments["api_base"] = self._base_url
@@ -132,6 +132,10 @@ class LiteLLMClient:
         finally:
             future.cancel()
         yield reader.reply()
+
+    def adapter_problem(self, adapter: str) -> str | None:
+        """None: the provider's server says whether it has an adapter of that name."""
+        return None
 
     async def aclose(self) -> None:
         """Nothing to do: litellm keeps its clients for the process."""

@@ -23,6 +23,7 @@ from agentopt.models._background import run_sync
 from agentopt.models._cache import keep, look_up, shared_flights
 from agentopt.models._call import Attempts, Call, LMSettings, reply_watch
 from agentopt.models._errors import LMBadReply, LMError, LMRateLimit, LMTimeout
+from agentopt.models._knowledge import check_adapter
 from agentopt.models._messages import build, tools_of
 from agentopt.models._protocol import Client, LMOptions, Reply, ReplyCache, Request
 from agentopt.models._structured import match_choice, output_of, repair_turn
@@ -82,6 +83,7 @@ class LM:
         output: Any = None,
         choices: Sequence[str] | None = None,
         options: LMOptions | None = None,
+        knowledge: Any = None,
     ) -> Reply:
         """Ask once and return the reply.
 
@@ -94,9 +96,11 @@ class LM:
             output: pydantic class, type or JSON schema; `Reply.parsed` has the value. One repair round.
             choices: `Reply.text` is exactly one of them. One repair round.
             options: how to sample; the LM's own options when None.
+            knowledge: what `ao.knowledge(...)` gave, or a list of such. Documents and capsules are placed before the
+                system text, unless the messages hold them already; an adapter is named in the request.
         """
         lm = self._target()
-        call = lm._prepare((messages, system, user, demos), tools, output, choices, options)
+        call = lm._prepare((messages, system, user, demos, knowledge), tools, output, choices, options)
         with graph.operation("lm", kind="lm", inputs=call.prompt.inputs) as op:
             lm._note(op, call)
             try:
@@ -118,6 +122,7 @@ class LM:
         output: Any = None,
         choices: Sequence[str] | None = None,
         options: LMOptions | None = None,
+        knowledge: Any = None,
     ) -> Reply:
         """`complete` for synchronous code; also works where a loop is running (it blocks that loop meanwhile)."""
         lm = self._target()
@@ -131,6 +136,7 @@ class LM:
                 output=output,
                 choices=choices,
                 options=options,
+                knowledge=knowledge,
             )
         )
 
@@ -143,13 +149,14 @@ class LM:
         demos: Any = (),
         tools: Sequence[dict[str, Any]] | graph.Toolbox = (),
         options: LMOptions | None = None,
+        knowledge: Any = None,
     ) -> AsyncGenerator[str, None]:
         """The reply's text in pieces. A cached reply comes in one piece; a finished stream is cached and recorded.
 
         Retries happen before the first piece only; `timeout` bounds the wait for each piece.
         """
         lm = self._target()
-        call = lm._prepare((messages, system, user, demos), tools, None, None, options)
+        call = lm._prepare((messages, system, user, demos, knowledge), tools, None, None, options)
         queue: asyncio.Queue[str | None] = asyncio.Queue()
         # The record must be open around the work and never across a yield, so the work has a task of its own.
         task = asyncio.create_task(lm._pump(call, queue))
@@ -166,7 +173,7 @@ class LM:
 
     def _prepare(
         self,
-        content: tuple[Any, Any, Any, Any],
+        content: tuple[Any, Any, Any, Any, Any],
         tools: Sequence[dict[str, Any]] | graph.Toolbox,
         output: Any,
         choices: Sequence[str] | None,
@@ -177,6 +184,8 @@ class LM:
         if choices is not None and not choices:
             raise UserError("choices=: expected at least one text, found none")
         prompt = build(*content)
+        named = prompt.knowledge
+        check_adapter(self._client, named.adapter, named.folded)
         options = options or self.settings.options
         if options.temperature > 0 and options.seed is None:
             options = replace(options, seed=graph.draw_seed("lm"))
@@ -188,6 +197,7 @@ class LM:
             schema=None if wanted is None else wanted.schema,
             choices=None if choices is None else tuple(choices),
             options=options,
+            adapter=named.adapter,
         )
         return Call(request, prompt, wanted)
 
@@ -207,6 +217,8 @@ class LM:
             temperature=options.temperature,
             seed=options.seed,
         )
+        if call.prompt.knowledge.specs:
+            op.annotate(knowledge=call.prompt.knowledge.names, adapter=request.adapter)
 
     async def _checked(self, call: Call) -> Reply:
         """The reply in the wanted form, after at most one repair round."""

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from agentopt import graph
 from agentopt.errors import UserError
+from agentopt.models._knowledge import Named, named_knowledge, placed
 from agentopt.models._protocol import Message
 
 _PLAIN = (str, int, float, bool, type(None))
@@ -28,6 +29,7 @@ class Prompt:
     messages: tuple[Message, ...]
     inputs: dict[str, Any]
     specs: list[graph.ParameterSpec] = field(default_factory=list[graph.ParameterSpec])
+    knowledge: Named = field(default_factory=Named)
 
 
 def image(source: str | bytes | Path, *, mime: str | None = None) -> dict[str, Any]:
@@ -50,16 +52,17 @@ def image(source: str | bytes | Path, *, mime: str | None = None) -> dict[str, A
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def build(messages: Any, system: Any, user: Any, demos: Any) -> Prompt:
+def build(messages: Any, system: Any, user: Any, demos: Any, knowledge: Any = None) -> Prompt:
     """Plain messages: system first, then the given messages, then the user turn; demos stand before the last user turn.
 
     `system` alone is sent as the only user turn: a template that holds the whole prompt is common, and many chat
-    templates reject a conversation without a user turn.
+    templates reject a conversation without a user turn. The text of `knowledge` stands before the system text.
 
     Raises:
         UserError: nothing was given, or a message or demo has another form than expected.
     """
     specs: list[graph.ParameterSpec] = []
+    named = named_knowledge(knowledge)
     system, user = _plain(system, specs), _plain(user, specs)
     turns = _turns(_plain(messages, specs))
     examples = _plain(demos, specs)
@@ -69,14 +72,19 @@ def build(messages: Any, system: Any, user: Any, demos: Any) -> Prompt:
             inputs[name] = value
     if user is not None:
         turns.append({"role": "user", "content": _content("user", user)})
+    if system == "" and turns and named.adapter is not None:
+        system = None  # the folded knowledge itself, whose text is empty
     if system is not None:
         only = not turns
         turns.insert(0, {"role": "user" if only else "system", "content": _content("system", system)})
+    if turns:
+        turns = placed(turns, named.texts, 0 if system is not None or turns[0]["role"] == "system" else None)
     if not turns:
         raise UserError("a language model call needs messages=, user= or system=; none was given")
     if examples:
         turns = _with_demos(turns, examples)
-    return Prompt(tuple(turns), inputs, specs)
+    graph.claim_knowledge(named.names)
+    return Prompt(tuple(turns), inputs, [*specs, *named.specs], named)
 
 
 def tools_of(tools: Any, specs: list[graph.ParameterSpec]) -> tuple[dict[str, Any], ...]:

@@ -108,6 +108,10 @@ class OpenAICompatible:
                     yield piece
         yield reader.reply()
 
+    def adapter_problem(self, adapter: str) -> str | None:
+        """Only OpenAI's own service is known to have none; a server says itself whether it has one of that name."""
+        return "api.openai.com serves no adapters of yours" if self.base_url == OPENAI_URL else None
+
     async def aclose(self) -> None:
         """Close this loop's idle connections."""
         await self._transport.aclose()

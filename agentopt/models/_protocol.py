@@ -66,6 +66,8 @@ class Request:
     choices: tuple[str, ...] | None = None
     """The reply's text must be exactly one of these."""
     options: LMOptions = LMOptions()
+    adapter: str | None = None
+    """The adapter that a folded knowledge is in: its folder, or the name that a server knows it by."""
     _key: list[str] = field(default_factory=list[str], init=False, repr=False, compare=False)
 
     def key(self) -> str:
@@ -77,7 +79,7 @@ class Request:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON value; what the cache stores beside the reply so that it can be inspected."""
-        return {
+        data: dict[str, Any] = {
             "model": self.model,
             "messages": list(self.messages),
             "tools": list(self.tools),
@@ -85,6 +87,7 @@ class Request:
             "choices": None if self.choices is None else list(self.choices),
             "options": self.options.to_dict(),
         }
+        return data if self.adapter is None else data | {"adapter": self.adapter}
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +170,10 @@ class Client(Protocol):
     `usage` has `calls=1, tries=1` and the token counts it knows. It leaves `cost` None unless it knows better than the
     price table (an in-process model: 0.0).
 
-    A client may also define `cacheable` (default True; False for doubles whose replies are code) and `own_timeout`
-    (default: `deterministic`; True when it obeys `options.timeout` itself, counting from when its queue is over).
+    A client may also define `cacheable` (default True; False for doubles whose replies are code), `own_timeout`
+    (default: `deterministic`; True when it obeys `options.timeout` itself, counting from when its queue is over) and
+    `adapter_problem(adapter: str) -> str | None`: a clause that says why it cannot answer with that adapter.
+    A client without it is never given a request with an adapter.
     """
 
     name: str

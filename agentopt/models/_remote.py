@@ -17,6 +17,7 @@ from agentopt.models import _config, _errors
 from agentopt.models._call import Call, LMSettings
 from agentopt.models._config import ModelsConfig, resolve
 from agentopt.models._errors import BudgetExhausted, LMError, UnknownModel
+from agentopt.models._knowledge import check_adapter
 from agentopt.models._lm import LM
 from agentopt.models._messages import Prompt
 from agentopt.models._protocol import LMOptions, Reply, Request
@@ -45,6 +46,7 @@ def request_from_dict(data: Mapping[str, Any]) -> Request:
         schema=data["schema"],
         choices=None if data["choices"] is None else tuple(data["choices"]),
         options=options_from_dict(data["options"]),
+        adapter=data.get("adapter"),
     )
 
 
@@ -93,6 +95,7 @@ async def serve(question: Mapping[str, Any]) -> dict[str, Any]:
     try:
         lm = resolve(str(question["role"]))
         request = request_from_dict(question["request"])
+        check_adapter(lm.client, request.adapter)
         call = Call(request, Prompt(request.messages, {}), None)
         reply = await lm._reply(call, request)
         return {"reply": _reply_to_dict(replace(reply, usage=call.usage, cost=call.cost))}
@@ -142,6 +145,10 @@ class RemoteClient:
         reply = await self.send(request)
         yield reply.text
         yield reply
+
+    def adapter_problem(self, adapter: str) -> str | None:
+        """None: the owner says it when it is asked."""
+        return None
 
     async def aclose(self) -> None:
         """Nothing to close: the connection belongs to whoever made `forward`."""

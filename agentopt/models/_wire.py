@@ -14,14 +14,22 @@ from typing import Any, cast
 
 from agentopt.graph import Usage
 from agentopt.models._errors import LMError, LMRateLimit, LMRefused, LMTimeout, LMUnavailable
+from agentopt.models._knowledge import adapter_name
 from agentopt.models._protocol import Reply, Request, ToolCall
 
 _SHOWN = 300  # characters of a server's answer that an error message quotes
 
 
-def request_body(request: Request, model: str) -> dict[str, Any]:
-    """The JSON body; options that equal the provider's own default are left out."""
+def request_body(request: Request, model: str, *, prefixed: bool = False) -> dict[str, Any]:
+    """The JSON body; options that equal the provider's own default are left out.
+
+    An adapter is asked for by its name in place of the model's, as vLLM's multi-LoRA serving has it. A `prefixed` model
+    ("hosted_vllm/...") keeps the provider.
+    """
     options = request.options
+    if request.adapter is not None:
+        provider, slash, _ = model.partition("/") if prefixed else ("", "", "")
+        model = f"{provider}{slash}{adapter_name(request.adapter)}"
     body: dict[str, Any] = {
         "model": model,
         "messages": list(request.messages),

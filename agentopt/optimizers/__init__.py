@@ -9,6 +9,7 @@ from agentopt.optimizers._code import CodeRepair
 from agentopt.optimizers._demonstrations import Demonstrations
 from agentopt.optimizers._grounded import Grounded, GroundedOptions
 from agentopt.optimizers._instructions import Instructions
+from agentopt.optimizers._knowledge import KnowledgeForms, KnowledgeOptions
 from agentopt.optimizers._opro import Opro, OproOptions
 from agentopt.optimizers._optoprime import OptoPrime, OptoPrimeOptions
 from agentopt.optimizers._optoprime_multi import OptoPrimeMulti, OptoPrimeMultiOptions
@@ -35,6 +36,8 @@ __all__ = [
     "Grounded",
     "GroundedOptions",
     "Instructions",
+    "KnowledgeForms",
+    "KnowledgeOptions",
     "LearningRate",
     "Opro",
     "OproOptions",

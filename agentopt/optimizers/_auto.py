@@ -24,6 +24,7 @@ from agentopt.optimizers._capsules import SHORTER, Capsules
 from agentopt.optimizers._code import CodeRepair
 from agentopt.optimizers._demonstrations import Demonstrations
 from agentopt.optimizers._instructions import Instructions
+from agentopt.optimizers._knowledge import KnowledgeForms
 from agentopt.optimizers._legal import Proposals, current_value, merged
 from agentopt.optimizers._memory import gain
 from agentopt.optimizers._optoprime import EDITABLE, OptoPrime
@@ -232,6 +233,7 @@ class Auto:
         self._symbolic = Symbolic(template=template)
         self._values = Values()
         self._capsules = Capsules()
+        self._knowledge = KnowledgeForms()
         self._tpe = Tpe() if available() else None
         self._max_written = max_written
         self._asking: tuple[Optimizer, ...] = (
@@ -251,6 +253,8 @@ class Auto:
             arms.append(Arm(self._setting(context), 1.5, 4.0))
         if kinds & CAPSULE_KINDS and SHORTER & set(context.objectives):
             arms.append(Arm(self._capsules, 3.0, 3.0))
+        if "knowledge" in kinds:
+            arms.append(Arm(self._knowledge, 3.0, 3.0))
         return arms
 
     def _free_arms(self, context: ProposeContext, *, weak: bool) -> list[Arm]:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 KINDS = TEXT_KINDS | {"demos"}
 SHORTER = frozenset({"tokens", "cost"})
 """Objectives for which a shorter prompt is a gain."""
-_TOKENIZER = "bytes"
+TOKENIZER = "bytes"
 """Budgets are shares of a length, and which model reads the prompt is not known: bytes are there for every text."""
 
 
@@ -112,9 +112,9 @@ class Capsules:
         if len(edited) < len(text):
             yield self._update(spec, edited, "lossless", "the same text without what carries nothing")
             document = parse(edited, keep)
-        whole = TokenBudget(1, tokenizer=_TOKENIZER).meter().total([text])
+        whole = TokenBudget(1, tokenizer=TOKENIZER).meter().total([text])
         for ratio in self.options.ratios:
-            shorter = _extracted(document, max(1, round(ratio * whole)), seed)
+            shorter = extracted(document, max(1, round(ratio * whole)), seed)
             if shorter is not None:
                 yield self._update(spec, shorter, "extract", f"the units worth most in {ratio:.0%} of the length")
         for shorter, why in _without_parts(document, self.options.parts):
@@ -157,7 +157,7 @@ class Capsules:
         from agentopt.capsules import CapsuleOptions, make_capsule
 
         text = cast("str", current_value(context, spec))
-        budget = TokenBudget(max(1, round(ratio * len(text.encode("utf-8", "surrogatepass")))), tokenizer=_TOKENIZER)
+        budget = TokenBudget(max(1, round(ratio * len(text.encode("utf-8", "surrogatepass")))), tokenizer=TOKENIZER)
         options = CapsuleOptions(seed=context.seed, repairs=self.options.repairs, styles=("prose",))
         source = f"{self.name}.rewrite"
         try:
@@ -194,13 +194,13 @@ def _placeholders(spec: ParameterSpec, text: str) -> list[str]:
     return found
 
 
-def _extracted(document: Document, limit: int, seed: int) -> str | None:
+def extracted(document: Document, limit: int, seed: int) -> str | None:
     """Whole units within the limit, or within the least that is possible; None when a unit would have to be cut."""
     try:
-        found = extract([document], TokenBudget(limit, tokenizer=_TOKENIZER).meter(), seed=seed)
+        found = extract([document], TokenBudget(limit, tokenizer=TOKENIZER).meter(), seed=seed)
     except BudgetInfeasible as short:
         try:
-            found = extract([document], TokenBudget(short.minimum, tokenizer=_TOKENIZER).meter(), seed=seed)
+            found = extract([document], TokenBudget(short.minimum, tokenizer=TOKENIZER).meter(), seed=seed)
         except BudgetInfeasible:
             return None
     if any(unit.reason == "cut" for unit in found.dropped) or len(found.texts[0]) >= len(document.text):

@@ -16,7 +16,7 @@ from agentopt.optimizers._protocol import DroppedEdit, ProposeContext, Update
 if TYPE_CHECKING:
     from agentopt.graph import Edit, ParameterSpec
 
-TEXT_KINDS = frozenset({"prompt", "knowledge", "tool_text"})
+TEXT_KINDS = frozenset({"prompt", "tool_text"})
 _RULE_MARKS = re.compile(r"^(?:(?:[-*•]|[0-9]{1,3}[.)])\s+)?(?:p[0-9]{1,9}\s*:\s*)?|\s*\(helped \d+, harmed \d+\)$")
 
 

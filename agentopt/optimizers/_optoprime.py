@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from agentopt.graph import Edit
     from agentopt.models import LM, Message
 
-EDITABLE = frozenset({"prompt", "knowledge", "tool_text", "code", "number", "choice", "value"})
+EDITABLE = frozenset({"prompt", "tool_text", "code", "number", "choice", "value"})
 _OBJECTIVE = "Change the variables so that the program's outputs get better feedback."
 
 

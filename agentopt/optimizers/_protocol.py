@@ -88,6 +88,8 @@ class ProposeContext:
     """What "better" means beyond the score, in the user's words."""
     objectives: tuple[str, ...] = ("score",)
     """What "better" is measured by (`TuneOptions.objectives`), the score first."""
+    files: str = ""
+    """A folder in which optimizers may keep what they make (adapters); '' for `.agentopt` in the working directory."""
     taken: frozenset[str] = frozenset()
     """Hashes of candidates that need not be proposed, besides those in `history` (an open race, another optimizer)."""
     retry: frozenset[str] = frozenset()

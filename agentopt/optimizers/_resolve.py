@@ -52,6 +52,12 @@ def _instructions_free(template: Path | None) -> Optimizer:
     return Instructions(lm=False, template=template)
 
 
+def _knowledge(template: Path | None) -> Optimizer:
+    from agentopt.optimizers._knowledge import KnowledgeForms
+
+    return KnowledgeForms()
+
+
 def _playbook(template: Path | None) -> Optimizer:
     from agentopt.optimizers._playbook import Playbook
 
@@ -139,6 +145,7 @@ _BY_NAME: dict[str, Callable[[Path | None], Optimizer]] = {
     "grounded": _grounded,
     "instructions": _instructions,
     "instructions-free": _instructions_free,
+    "knowledge": _knowledge,
     "opro": _opro,
     "optoprime": _optoprime,
     "optoprime-multi": _optoprime_multi,

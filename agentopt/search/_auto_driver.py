@@ -17,8 +17,8 @@ WIDE = 4
 """So many parameters to write are worth per-example fronts and merges, where the budget carries them."""
 MERGING = 40
 """Full validations that the Pareto search takes to get somewhere (17 to 92 in its paper's runs)."""
-_WRITTEN = frozenset({"prompt", "tool_text", "knowledge", "code", "principles", "tools", "pipeline", "value"})
-_SPACES = frozenset({"demos", "number", "choice"})
+_WRITTEN = frozenset({"prompt", "tool_text", "code", "principles", "tools", "pipeline", "value"})
+_SPACES = frozenset({"demos", "number", "choice", "knowledge"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,5 +49,5 @@ def choose(facts: Facts) -> tuple[str, str]:
     if facts.strong and written:
         return "climb", "a model that writes: each step builds on the last, and validation comes after a few of them"
     if not written and kinds and all(kind in _SPACES for kind in kinds):
-        return "greedy", "only demonstrations, numbers and choices: cheap proposals, raced in large rounds"
+        return "greedy", "only demonstrations, numbers, choices and forms: cheap proposals, raced in large rounds"
     return "greedy", "proposals are cheap and no model writes: large rounds, raced against each other"

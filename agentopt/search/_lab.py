@@ -60,6 +60,7 @@ class Asking:
     optimizer_model: str = ""
     program_summary: str = ""
     metric_name: str = ""
+    files: str = ""
 
 
 @dataclass
@@ -366,6 +367,7 @@ class Lab:
             metric_name=asking.metric_name,
             budget_left=self.left,
             objectives=self.options.objectives,
+            files=asking.files,
         )
 
     def offer(

@@ -1,8 +1,8 @@
 """Keep examples out of instructions: copied inputs inflate the score and expose data (gepa#261).
 
 A run of five or more words of a train, validation or test input or label must not appear in an instruction. What the
-original prompt says already may stay, and label names are no leak (a classifier's instruction has to list them).
-Demonstrations are data by design; they may come from the training set alone.
+original prompt or a declared document says already may stay, and label names are no leak (a classifier's instruction
+has to list them). Demonstrations are data by design; they may come from the training set alone.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ class LeakGuard:
         # A label that several rows share is a name, however long it is.
         allowed = [label for label, count in labels.items() if count > 1]
         allowed += [text for name in specs for text in _strings(original.values.get(name, specs[name].default))]
+        allowed += [text for spec in specs.values() if spec.knowledge is not None for text in spec.knowledge.documents]
         for text in allowed:
             for gram in _ngrams(text):
                 self._grams.pop(hash(gram), None)

@@ -56,6 +56,8 @@ class Setup:
     optimizer_model: str = ""
     program_summary: str = ""
     metric_name: str = ""
+    files: str = ""
+    """A folder in which optimizers may keep what they make."""
     notices: Sequence[str] = ()
     """Warnings about the input, passed on right after the start."""
     sleep: Callable[[float], Awaitable[None]] = anyio.sleep
@@ -118,6 +120,7 @@ class Search:
                 optimizer_model=setup.optimizer_model,
                 program_summary=setup.program_summary,
                 metric_name=setup.metric_name,
+                files=setup.files,
             ),
             specs=self._specs,
             baseline=self.baseline,

@@ -21,7 +21,7 @@ from agentopt.search._propose import call_optimizer, update_from_dict, update_to
 
 _PLAIN = (
     "program_name", "seed", "iteration", "count", "optimizer_model", "program_summary", "metric_name", "budget_left",
-    "objective",
+    "objective", "files",
 )  # fmt: skip
 
 
@@ -92,6 +92,7 @@ def context_to_dict(context: ProposeContext) -> dict[str, Any]:
         "rollouts": [_rollout_to_dict(rollout) for rollout in context.rollouts],
         "history": [_past_to_dict(past) for past in context.history],
         "lm": context.lm is not None,
+        "objectives": list(context.objectives),
         "taken": sorted(context.taken),
         "retry": sorted(context.retry),
     }
@@ -111,6 +112,7 @@ def context_from_dict(data: Mapping[str, Any]) -> ProposeContext:
         rollouts=[_rollout_from_dict(item) for item in data["rollouts"]],
         history=[_past_from_dict(item) for item in data["history"]],
         lm=resolve("optimizer") if data["lm"] else None,
+        objectives=tuple(data["objectives"]),
         taken=frozenset(data["taken"]),
         retry=frozenset(data["retry"]),
     )

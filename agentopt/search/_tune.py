@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, nullcontext
+from pathlib import Path
 from typing import Any
 
 from agentopt.errors import AgentoptError, UserError
@@ -102,7 +103,7 @@ async def tune_program(
     kept = store if store is not None else Store.open(":memory:")
     try:
         baseline = Candidate({name: spec.default for name, spec in specs.items()})
-        identity = _identity(program, splits, measure, chosen, steering, bound, seed, options, baseline)
+        identity = _identity(program, splits, measure, chosen, steering, bound, seed, options, _start(baseline, specs))
         run = _open_run(kept, run_id, resume, {**(config or {}), **identity})
         if run.finished is not None:
             return run.finished
@@ -141,6 +142,7 @@ async def tune_program(
                     optimizer_model=_model_name(lm),
                     program_summary=_summary(program),
                     metric_name=measure.name,
+                    files="" if kept.path == ":memory:" else str(Path(kept.path).resolve().parent),
                     notices=check_splits(splits),
                 )
             )
@@ -238,7 +240,7 @@ def _identity(
     budget: Budget,
     seed: int,
     options: TuneOptions,
-    baseline: Candidate,
+    start: str,
 ) -> dict[str, Any]:
     given = options.to_dict()
     return {
@@ -250,8 +252,14 @@ def _identity(
         "budget": budget.to_dict(),
         "data": {name: {"name": d.name, "id": d.id, "rows": len(d)} for name, d in splits.items()},
         "options": {name: given[name] for name in TuneOptions.deciding()},
-        "baseline": baseline.hash,
+        "baseline": start,
     }
+
+
+def _start(baseline: Candidate, specs: Mapping[str, ParameterSpec]) -> str:
+    """What the run starts from: the declared values, and the documents that are no part of a value."""
+    documents = {name: spec.knowledge.hash for name, spec in specs.items() if spec.knowledge is not None}
+    return baseline.hash if not documents else Candidate({"": [baseline.hash, documents]}).hash
 
 
 class _Run:

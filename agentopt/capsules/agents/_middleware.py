@@ -33,6 +33,7 @@ from agentopt.capsules.gating._caching import CachingRule, default_caching
 from agentopt.errors import UserError
 from agentopt.models import LM, Client, LMSettings, PriceTable, Reply, Request, UnknownModel, connect, default_prices
 from agentopt.models._doubles import DirectLM
+from agentopt.models._knowledge import adapter_problem
 
 LiveMode = Literal["auto", "mask", "extract"]
 _MODES = ("auto", "mask", "extract")
@@ -226,6 +227,10 @@ class CapsuleLM(DirectLM):
         else:
             async for piece in source:
                 yield piece
+
+    def adapter_problem(self, adapter: str) -> str | None:
+        """What the client behind it says."""
+        return adapter_problem(self.client, adapter)
 
     async def aclose(self) -> None:
         """Close the client behind it."""

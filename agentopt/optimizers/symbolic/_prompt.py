@@ -40,8 +40,7 @@ if TYPE_CHECKING:
     from agentopt.optimizers._demonstrations import Demo
 
 SOURCE = "symbolic.prompt"
-KINDS = frozenset({"prompt", "knowledge", "principles", "demos", "pipeline"})
-_TEXT_KINDS = frozenset({"prompt", "knowledge"})
+KINDS = frozenset({"prompt", "principles", "demos", "pipeline"})
 _STOCK = 16
 _NODE_PARTS: tuple[Component, ...] = ("task", "principles", "output_format", "extra")
 
@@ -199,7 +198,7 @@ def prompts_of(work: Work) -> dict[str, list[Part]]:
                 owner = f"{spec.name}.{node}"
                 found[owner] = [Part(owner, component, spec, prompt[component], node) for component in _NODE_PARTS]
         elif spec.kind in KINDS:
-            default = {"principles": "principles", "demos": "demos", "knowledge": "extra"}.get(spec.kind, "task")
+            default = {"principles": "principles", "demos": "demos"}.get(spec.kind, "task")
             component = cast("Component", spec.component or default)
             owner = spec.owner or spec.name
             found.setdefault(owner, []).append(Part(owner, component, spec, value))
