@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from agentopt.weights.fold.worlds._chaining import NotStratified, Solution, solve
 from agentopt.weights.fold.worlds._chains import chains
+from agentopt.weights.fold.worlds._checking import Checked, check
 from agentopt.weights.fold.worlds._kinship import kinship
 from agentopt.weights.fold.worlds._logic import Clause, Literal, Theory
 from agentopt.weights.fold.worlds._options import ChainOptions, KinshipOptions, RuleOptions
+from agentopt.weights.fold.worlds._parsing import parse_statement, parse_theory, sentences
 from agentopt.weights.fold.worlds._rules import rules
 
 __all__ = [
     "ChainOptions",
+    "Checked",
     "Clause",
     "KinshipOptions",
     "Literal",
@@ -23,7 +26,11 @@ __all__ = [
     "Solution",
     "Theory",
     "chains",
+    "check",
     "kinship",
+    "parse_statement",
+    "parse_theory",
     "rules",
+    "sentences",
     "solve",
 ]

@@ -206,6 +206,7 @@ def _written(
         "world": "closed",
         "depth": depth,
         "style": options.style,
+        "words": list(options.words),
         "logic": [clause.record() for clause in order],
     }
     return FoldTask(f"chains-{seed}-{index}", facts, tuple(questions), meta)

@@ -73,10 +73,12 @@ def story(draw: random.Random, options: KinshipOptions) -> Story:
     if options.noise == "supporting" and noise == 1:
         noise = 2
     role, woman = draw.choice(list(WORDS)), draw.random() < 0.5
+    family = Family(draw)
     for attempt in range(_TRIES):
         if attempt and attempt % 30 == 0:  # some roles have no long paths, or none on this side of the split
             role, woman = draw.choice(list(WORDS)), draw.random() < 0.5
-        family = Family(draw)
+        if attempt and attempt % 5 == 0:
+            family = Family(draw)
         path = _path(draw, family, (role, woman), hops)
         if path is None or (options.split != "all" and side(tuple(edge[1] for edge in path)) != options.split):
             continue

@@ -83,6 +83,7 @@ def _task(index: int, seed: int, options: RuleOptions, words: dict[bool, Words])
         "depth": options.depth,
         "kind": "relations" if relations else "attributes",
         "style": options.style,
+        "words": list(options.words),
         "logic": [solution.theory.clauses[place].record() for place in order],
     }
     return FoldTask(f"rules-{seed}-{index}", facts, questions, meta)
