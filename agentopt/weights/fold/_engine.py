@@ -20,7 +20,7 @@ from agentopt.evaluation import seed_number
 from agentopt.weights import adapters
 from agentopt.weights.fold import _head
 from agentopt.weights.fold._attention import check_attention, twice_differentiable
-from agentopt.weights.fold._head import Head
+from agentopt.weights.fold._head import Head, replaced
 from agentopt.weights.fold._rows import Rows, Work, unpack, work
 from agentopt.weights.fold._types import FoldOptions
 
@@ -255,13 +255,8 @@ class LoraEngine(Held):
         def known(*_args: Any, **_kwargs: Any) -> Any:
             return work.below
 
-        for layer in self._below:
-            layer.forward = known if layer is last else skipped
-        try:
+        with replaced([(layer, known if layer is last else skipped) for layer in self._below]):
             yield
-        finally:
-            for layer in self._below:
-                del layer.forward
 
     @contextlib.contextmanager
     def using(self, state: State) -> Generator[None]:

@@ -26,6 +26,12 @@ class FullEngine(Held):
     def __init__(self, model: Any, options: FoldOptions) -> None:
         super().__init__(model, options)
         model.requires_grad_(False)
+        # Vectorised, torch forgets that an embedding's row for padding has no gradient: let it have one everywhere.
+        self._padded = [
+            (module, module.padding_idx) for module in model.modules() if isinstance(module, torch.nn.Embedding)
+        ]
+        for module, _ in self._padded:
+            module.padding_idx = None
         self._batched = self._allows_vmap()
 
     def init(self) -> dict[str, Tensor]:
@@ -101,3 +107,9 @@ class FullEngine(Held):
         one = {name: t if t.shape == shapes[name] else t.squeeze(0) for name, t in state.items()}
         with swapped(self.model, {}, one):
             yield
+
+    def close(self) -> None:
+        """Leave the model as it was before."""
+        for module, place in self._padded:
+            module.padding_idx = place
+        super().close()

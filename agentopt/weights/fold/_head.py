@@ -7,7 +7,7 @@ model, so they are computed for predicted tokens alone, in chunks, and computed 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,22 @@ from agentopt.errors import UserError
 
 _CHUNK = 1 << 23
 """Logits at a time."""
+
+
+@contextlib.contextmanager
+def replaced(forwards: Sequence[tuple[Any, Callable[..., Any]]]) -> Generator[None]:
+    """Within, modules compute with other functions."""
+    before = [module.__dict__.get("forward") for module, _ in forwards]
+    for module, forward in forwards:
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for (module, _), own in zip(forwards, before, strict=True):
+            if own is None:
+                del module.forward
+            else:
+                module.forward = own
 
 
 class Head:
@@ -44,17 +60,14 @@ class Head:
     def picking(self, pick: Callable[[Tensor], Tensor], *, skip: bool) -> Generator[None]:
         """Within, the head sees only what `pick` takes of the hidden states; with `skip` it passes that on as it is."""
         module = self.module
-        computed: Any = getattr(type(module), "forward")  # noqa: B009
+        computed: Any = module.forward
 
         def forward(hidden: Tensor) -> Tensor:
             self.hidden = pick(hidden)
-            return self.hidden if skip else computed(module, self.hidden)
+            return self.hidden if skip else computed(self.hidden)
 
-        module.forward = forward
-        try:
+        with replaced([(module, forward)]):
             yield
-        finally:
-            del module.forward
 
     def lean_nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """`nll` of the logits that the frozen head gives for these hidden states (K, d)."""
