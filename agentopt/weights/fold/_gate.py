@@ -237,16 +237,14 @@ def _recall_cuts(rows: Sequence[GateRow]) -> list[float]:
 def _best_margin(points: Sequence[_Point], limit: float) -> _Cut:
     """The best margin threshold for this recall threshold; points come with falling margins."""
     right = sum(point.reading for point in points)
-    passing = [point for point in points if point.recall >= limit]
-    highest = max((point.margin for point in passing if math.isfinite(point.margin)), default=0.0)
-    best = _Cut(limit, math.nextafter(highest, math.inf), right, 0)
+    passing = [point for point in points if point.recall >= limit and point.margin > -math.inf]
+    # That nothing passes is left to the highest recall threshold: an infinite margin passes every other.
+    best = _Cut(limit, 0.0, -1.0 if passing else right, 0)
     for number, point in enumerate(passing):
         right += point.folded - point.reading
         after = passing[number + 1].margin if number + 1 < len(passing) else -math.inf
         if point.margin == after:
             continue
-        if point.margin == -math.inf:
-            break
         # Below the last one that has a margin everything passes: 0 is then the plainest number that says so.
         middle = min(0.0, point.margin) if after == -math.inf else (min(point.margin, after + 1) + after) / 2
         best = max(best, _Cut(limit, middle, right, number + 1), key=lambda one: one.merit)

@@ -19,6 +19,7 @@ from agentopt.errors import UserError
 from agentopt.weights.fold._answers import Answer, Memory, Written, forward, may_batch, write_answers
 from agentopt.weights.fold._codec import Codec
 from agentopt.weights.fold._scores import FoldScores, Scored, judge
+from agentopt.weights.fold._shape import window_of
 from agentopt.weights.fold._types import FoldFormat, FoldTask, Question
 from agentopt.weights.load import need
 from agentopt.weights.tasks._predictions import measuring
@@ -226,13 +227,3 @@ class InContext:
         with measuring(self.model):
             out = forward(self.model, ids, seen, None, keep=1)
         return Memory(out.past_key_values, mask)
-
-
-def window_of(config: Any) -> int | None:
-    """Most tokens that a model with this configuration reads; None when it names no number."""
-    own = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-    for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
-        found = getattr(own, name, None)
-        if isinstance(found, int) and found > 0:
-            return found
-    return None
