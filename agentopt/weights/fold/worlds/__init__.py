@@ -14,6 +14,7 @@ from agentopt.weights.fold.worlds._logic import Clause, Literal, Theory
 from agentopt.weights.fold.worlds._options import ChainOptions, KinshipOptions, RuleOptions
 from agentopt.weights.fold.worlds._parsing import parse_statement, parse_theory, sentences
 from agentopt.weights.fold.worlds._rules import rules
+from agentopt.weights.fold.worlds._views import with_distractors
 
 __all__ = [
     "ChainOptions",
@@ -33,4 +34,5 @@ __all__ = [
     "rules",
     "sentences",
     "solve",
+    "with_distractors",
 ]

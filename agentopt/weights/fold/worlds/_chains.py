@@ -14,7 +14,7 @@ from agentopt.errors import UserError
 from agentopt.evaluation._draws import seeded
 from agentopt.weights.fold._types import FoldTask, Question, options_from
 from agentopt.weights.fold.worlds._logic import ANY, IS, Clause, Literal
-from agentopt.weights.fold.worlds._options import ChainOptions, Words, both
+from agentopt.weights.fold.worlds._options import ChainOptions, Words, both, checked_count
 from agentopt.weights.fold.worlds._render import Writer
 
 
@@ -34,7 +34,7 @@ def chains(count: int, *, seed: int, options: ChainOptions | None = None, **fiel
     chosen = options_from(ChainOptions, {**given, **fields}, "worlds.chains")
     words = chosen.vocabulary()
     _check_room(chosen, words)
-    return [_task(index, seed, chosen, words) for index in range(count)]
+    return [_task(index, seed, chosen, words) for index in range(checked_count(count, "worlds.chains"))]
 
 
 def _check_room(options: ChainOptions, words: Words) -> None:

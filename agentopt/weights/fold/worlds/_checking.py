@@ -108,7 +108,7 @@ def _kinship(task: FoldTask) -> list[str]:
     known = closure((a, role, b) for a, (role, _), b in edges)
     faults: list[str] = []
     for question in task.questions:
-        a, b = _whom(question)
+        a, b = whom(question)
         roles = known.get((a, b), set())
         words = {WORDS[role][not women[b]] for role in roles} | {NEUTRAL[role] for role in roles}
         if len(roles) != 1 or question.answer not in words:
@@ -128,7 +128,8 @@ def _edge(fact: str) -> tuple[str, tuple[str, bool], str]:
     raise UserError(f"{fact!r} is no statement about relatives.")
 
 
-def _whom(question: Question) -> tuple[str, str]:
+def whom(question: Question) -> tuple[str, str]:
+    """The two people of a question, the one whose relative is asked for first."""
     for form in _WHOM:
         if found := form.fullmatch(question.text):
             return found["a"], found["b"]

@@ -16,7 +16,7 @@ from agentopt.errors import UserError
 from agentopt.evaluation._draws import seeded
 from agentopt.weights.fold._types import FoldTask, Question, options_from
 from agentopt.weights.fold.worlds._family import Family
-from agentopt.weights.fold.worlds._options import KinshipOptions, both
+from agentopt.weights.fold.worlds._options import KinshipOptions, both, checked_count
 from agentopt.weights.fold.worlds._relations import NEUTRAL, PARTS, WORDS, compose, word
 
 _TRIES = 1200
@@ -53,7 +53,7 @@ def kinship(count: int, *, seed: int, options: KinshipOptions | None = None, **f
     given = {} if options is None else options.model_dump()
     chosen = options_from(KinshipOptions, {**given, **fields}, "worlds.kinship")
     names = chosen.vocabulary()
-    return [_task(index, seed, chosen, names) for index in range(count)]
+    return [_task(index, seed, chosen, names) for index in range(checked_count(count, "worlds.kinship"))]
 
 
 def side(pattern: tuple[str, ...]) -> str:

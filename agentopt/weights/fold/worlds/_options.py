@@ -210,6 +210,17 @@ def _range(given: int | Range, what: str, least: int) -> Range:
     return low, high
 
 
+def checked_count(count: int, where: str) -> int:
+    """A number of tasks.
+
+    Raises:
+        UserError: fewer than one.
+    """
+    if count < 1:
+        raise UserError(f"{where}: count is {count}, expected 1 or more tasks.")
+    return count
+
+
 def both(given: int | Range) -> Range:
     """A number as a range of one."""
     return (given, given) if isinstance(given, int) else given

@@ -17,7 +17,7 @@ from agentopt.evaluation._draws import seeded
 from agentopt.weights.fold._types import FoldTask, Question, options_from
 from agentopt.weights.fold.worlds._chaining import NotStratified, Solution, solve
 from agentopt.weights.fold.worlds._logic import IS, Clause, Literal, Theory
-from agentopt.weights.fold.worlds._options import RuleOptions, Words, both
+from agentopt.weights.fold.worlds._options import RuleOptions, Words, both, checked_count
 from agentopt.weights.fold.worlds._render import Writer
 from agentopt.weights.fold.worlds._theories import Sampler, theory
 
@@ -45,7 +45,7 @@ def rules(count: int, *, seed: int, options: RuleOptions | None = None, **fields
     given = {} if options is None else options.model_dump()
     chosen = options_from(RuleOptions, {**given, **fields}, "worlds.rules")
     words = {form: chosen.vocabulary(relations=form) for form in _forms(chosen)}
-    return [_task(index, seed, chosen, words) for index in range(count)]
+    return [_task(index, seed, chosen, words) for index in range(checked_count(count, "worlds.rules"))]
 
 
 def _forms(options: RuleOptions) -> tuple[bool, ...]:

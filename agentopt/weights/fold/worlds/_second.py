@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from functools import cache
+from itertools import count
 
 from agentopt.weights.fold.worlds._family import Family
 from agentopt.weights.fold.worlds._logic import ANY, Clause, Literal, Theory
@@ -36,18 +37,34 @@ class BackwardChainer:
     def __init__(self, theory: Theory) -> None:
         self._theory = theory
         self._closed = theory.world == "closed"
-        self._limit = len({clause.head for clause in theory.clauses}) * max(1, len(theory.entities()))
-        self._provable = cache(self._search)
+        self._within = cache(self._search)
+        self.depth = cache(self._least)
+        """The least depth of a proof of a literal; None when there is none."""
 
-    def depth(self, goal: Literal) -> int | None:
-        """The least depth of a proof; None when there is none."""
-        if not self._provable(goal, self._limit):
-            return None
-        low, high = 0, self._limit
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self._provable(goal, middle) else (middle + 1, high)
-        return low
+    def _least(self, goal: Literal) -> int | None:
+        """Deeper and deeper, until the goal is reached or a level proves no more of what it depends on."""
+        goals = self._subgoals(goal)
+        before: set[Literal] = set()
+        for depth in count():
+            now = {one for one in goals if self._within(one, depth)}
+            if goal in now:
+                return depth
+            if depth and now == before:
+                return None
+            before = now
+        raise AssertionError("a level always adds something or ends the search")
+
+    def _subgoals(self, goal: Literal) -> list[Literal]:
+        """Everything a proof of the goal could use, the goal included."""
+        found = {goal: None}
+        waiting = [goal]
+        while waiting:
+            for body in self._bodies(waiting.pop()):
+                for part in body:
+                    if part not in found and not (self._closed and not part.positive):
+                        found[part] = None
+                        waiting.append(part)
+        return list(found)
 
     def truth(self, literal: Literal) -> bool | None:
         """As `Solution.truth`."""
@@ -58,18 +75,22 @@ class BackwardChainer:
         return False if self.depth(literal.opposite()) is not None else None
 
     def _search(self, goal: Literal, depth: int) -> bool:
-        rules: list[tuple[Literal, ...]] = []
+        bodies = self._bodies(goal)
+        if not depth or () in bodies:
+            return () in bodies
+        return any(all(self._holds(part, depth - 1) for part in body) for body in bodies)
+
+    def _bodies(self, goal: Literal) -> list[tuple[Literal, ...]]:
+        """What would have to hold, one entry for each way; a fact asks for nothing."""
+        found: list[tuple[Literal, ...]] = []
         for head, body in self._theory.clauses:
             if self._closed and not head.positive:
                 continue
-            if not body:
-                if head == goal:
-                    return True
-            elif head == goal:
-                rules += self._instances(body)
+            if head == goal:
+                found += self._instances(body)
             elif head.subject == ANY and head[1:] == goal[1:]:
-                rules.append(tuple(literal.about(goal.subject) for literal in body))
-        return depth > 0 and any(all(self._holds(part, depth - 1) for part in body) for body in rules)
+                found.append(tuple(literal.about(goal.subject) for literal in body))
+        return found
 
     def _instances(self, body: Sequence[Literal]) -> list[tuple[Literal, ...]]:
         if all(literal.subject != ANY for literal in body):
@@ -78,8 +99,8 @@ class BackwardChainer:
 
     def _holds(self, literal: Literal, depth: int) -> bool:
         if self._closed and not literal.positive:
-            return not self._provable(literal.opposite(), self._limit)
-        return self._provable(literal, depth)
+            return self.depth(literal.opposite()) is None
+        return self._within(literal, depth)
 
 
 def is_proof(theory: Theory, goal: Literal, places: Sequence[int]) -> bool:
