@@ -70,7 +70,8 @@ class Guard:
         """
         torch = self.torch
         draw = np.random.Generator(np.random.Philox(key=seed_number("fold-guard", self.seed, *place)))
-        chosen = [self.rows[number] for number in draw.permutation(len(self.rows))[:_AT_ONCE]]
+        numbers: list[int] = draw.permutation(len(self.rows))[:_AT_ONCE].tolist()
+        chosen = [self.rows[number] for number in numbers]
         rows, keep = self._rows(chosen, documents)
         own, own_keep = self._rows(chosen, 1)
         with torch.no_grad():

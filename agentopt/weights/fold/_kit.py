@@ -9,7 +9,7 @@ from typing import Any
 
 from agentopt.weights.fold._answers import Written, write_answers
 from agentopt.weights.fold._codec import Codec
-from agentopt.weights.fold._encoding import Asked, Encoder, FactRows
+from agentopt.weights.fold._encoding import Asked, Encoder, FactRows, Pick
 from agentopt.weights.fold._types import FoldOptions
 from agentopt.weights.load import need
 
@@ -73,6 +73,16 @@ class Kit:
         """Mean loss per token of the answers and of the recalled facts, each the mean over questions."""
         nll = self.engine.nll(dict(state), asked.rows)
         return _mean(nll, asked.answer.to(nll.device)), _mean(nll, asked.recall.to(nll.device))
+
+    def row_loss(self, state: Mapping[str, Any], picks: Sequence[Pick]) -> Any:
+        """Mean loss per token of the relevant facts as rows, without any question before them."""
+        bases: list[FactRows] = []
+        for pick in picks:
+            wanted = {place for number in pick.questions for place in pick.task.questions[number].relevant}
+            bases.append(self.encoder.facts([pick.task.facts[place] for place in sorted(wanted)]))
+        rows = self.encoder.fold_rows(bases)
+        nll = self.engine.nll(dict(state), rows)
+        return _mean(nll, rows.weight.to(nll.device))
 
     def write(
         self,

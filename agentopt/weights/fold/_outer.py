@@ -33,6 +33,9 @@ from agentopt.weights.load import need
 from agentopt.weights.zeroth._schedule import Schedule
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_ROW_SHARE = 0.1
+"""Of the recall loss that the relevant facts have as rows of their own: without it folds answer as well, but how likely
+they find their facts (`Adapter.recall`) says little."""
 _ENOUGH = 10
 """Steps in a row whose gradient is no number, after which the run fails."""
 
@@ -217,7 +220,9 @@ class Outer:
         picks = self._draw(part)
         state = kit.folded([pick.facts for pick in picks], graph=True)
         answer, recall = kit.losses(state, kit.encoder.questions(picks))
-        total = answer + kit.options.recall_weight * recall if kit.options.multi_task else answer
+        total = answer
+        if kit.options.multi_task:
+            total = total + kit.options.recall_weight * (recall + _ROW_SHARE * kit.row_loss(state, picks))
         guarded = answer.new_zeros(())
         if self.guard is not None:
             guarded = self.guard.divergence(state, len(picks), self.course.step, part)

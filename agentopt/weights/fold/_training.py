@@ -147,7 +147,7 @@ def _split(tasks: Sequence[FoldTask], seed: int) -> tuple[list[FoldTask], list[F
             "choose by; or give val=."
         )
     draw = np.random.Generator(np.random.Philox(key=seed_number("fold-split", seed)))
-    order = draw.permutation(len(groups)).tolist()
+    order: list[int] = draw.permutation(len(groups)).tolist()
     held = sorted(order[: max(1, len(groups) // _HELD_OUT)])
     members = list(groups.values())
     places = {place for number in held for place in members[number]}

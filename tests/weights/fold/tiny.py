@@ -7,9 +7,10 @@ drawn anew for every task, so that an answer can come from the facts alone.
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
-from agentopt.weights.fold import FoldFormat, FoldOptions, FoldTask, Question
+from agentopt.weights.fold import Folder, FoldFormat, FoldOptions, FoldTask, MetaOptions, Question
 
 SPECIAL = ("<pad>", "<eos>", "<unk>")
 NAMES = ("ann", "bob", "cid", "dan", "eve", "fay", "gus", "hal")
@@ -18,7 +19,9 @@ WORDS = (*NAMES, *THINGS, "owns", "owns?", "not", "so:", "does", "what", "lot", 
 FORMAT = FoldFormat(question="{question}", answer=" {answer}", recall=" {facts} so:", joiner=" ")
 
 
-def tiny_model(*, width: int = 32, layers: int = 2, seed: int = 0, words: tuple[str, ...] = WORDS) -> tuple[Any, Any]:
+def tiny_model(
+    *, width: int = 32, layers: int = 2, seed: int = 0, spread: float = 0.02, words: tuple[str, ...] = WORDS
+) -> tuple[Any, Any]:
     """A Llama with random weights, and its tokenizer."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -38,6 +41,7 @@ def tiny_model(*, width: int = 32, layers: int = 2, seed: int = 0, words: tuple[
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=128,
+        initializer_range=spread,
         bos_token_id=None,
         pad_token_id=0,
         eos_token_id=1,
@@ -64,4 +68,22 @@ def tasks(count: int, *, seed: int = 0, facts: int = 3, questions: int = 2, choi
     return made
 
 
-OPTIONS = FoldOptions(rank=8, inner_steps=2, unroll=2, format=FORMAT)
+OPTIONS = FoldOptions(rank=8, alpha=32, inner_steps=1, unroll=1, rule="normalized", format=FORMAT)
+TRAINING = MetaOptions(steps=60, lr=1e-2, documents=16, questions=2, eval_every=30, eval_tasks=32)
+SPREAD = 0.3
+"""Of the base's random weights: with less, a frozen head could not tell its words apart."""
+
+
+def save_base(folder: Path) -> Path:
+    """The base as a model folder."""
+    model, tokenizer = tiny_model(spread=SPREAD)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def train(base: Path, out: Path) -> Path:
+    """A META folder on a frozen base: about three seconds to an accuracy of one."""
+    with Folder(base, options=OPTIONS, device="cpu") as folder:
+        folder.meta_train(tasks(400), val=tasks(32, seed=1), options=TRAINING, out=out)
+    return out
