@@ -60,8 +60,8 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
-def value_lines(value: Any) -> list[str]:
-    """A parameter's value as lines: text as it is, demonstrations one pair a line, the rest readable or as JSON."""
+def value_lines(value: Any, name: str = "") -> list[str]:
+    """The value of parameter `name` as lines: text as it is, demonstrations one a line, the rest readable or as JSON."""
     if isinstance(value, str):
         return value.splitlines() or [""]
     if isinstance(value, list):
@@ -70,15 +70,15 @@ def value_lines(value: Any) -> list[str]:
             return [f"{short(item.get('input', ''), 100)}  ->  {item['output']}" for item in items]
     from agentopt.graph import readable_lines
 
-    lines = readable_lines(value)
+    lines = readable_lines(value, name)
     if lines is not None:
         return lines
     return json.dumps(value, ensure_ascii=False, indent=2).splitlines()
 
 
-def diff_lines(before: Any, after: Any) -> list[tuple[str, str]]:
+def diff_lines(before: Any, after: Any, name: str = "") -> list[tuple[str, str]]:
     """(sign, line) pairs: '-' only before, '+' only after, ' ' in both."""
-    lines = difflib.ndiff(value_lines(before), value_lines(after))
+    lines = difflib.ndiff(value_lines(before, name), value_lines(after, name))
     return [(line[0], line[2:]) for line in lines if line[0] in "-+ "]
 
 
@@ -103,8 +103,8 @@ def print_diff(console: Console, before: Mapping[str, Any], after: Mapping[str, 
         console.print(Text(name, style="bold"))
         if name not in before or name not in after:
             sign, only = ("+", after) if name not in before else ("-", before)
-            for line in value_lines(only[name]):
+            for line in value_lines(only[name], name):
                 _print_line(console, sign, line)
             continue
-        for sign, line in diff_lines(before[name], after[name]):
+        for sign, line in diff_lines(before[name], after[name], name):
             _print_line(console, sign, line)

@@ -7,6 +7,7 @@ line above it; piped into a file only the finished stages are written. Everythin
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,6 +16,30 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.text import Text
 
 from agentopt.cli._console import err, seconds, short, usd
+
+
+def _knowledge_lines(names: Sequence[str]) -> list[str]:
+    """What is known of each knowledge parameter before anything is tried."""
+    from agentopt.graph import describe_knowledge, find_parameter
+
+    lines: list[str] = []
+    for name in names:
+        spec = find_parameter(name)
+        if spec is not None and spec.knowledge is not None:
+            number = len(spec.knowledge.documents)
+            how = f", or folded with {spec.knowledge.folder}" if spec.knowledge.folder else ""
+            lines.append(
+                f"{name}: {number} {'document' if number == 1 else 'documents'}, "
+                f"{describe_knowledge(spec.default, name)}; may become a capsule{how}"
+            )
+    return lines
+
+
+def _form_lines(event: Any) -> list[str]:
+    """Forms of knowledge that are proposed, and what was folded in vain."""
+    made = [str(update["rationale"]) for update in event.updates if str(update["source"]).startswith("knowledge.")]
+    failed = [drop for drop in event.dropped if str(drop["source"]).startswith("knowledge.")]
+    return [*(f"tries {line}" for line in made), *(f"not folded: {drop['problem']}" for drop in failed)]
 
 
 def given_up(number: int) -> str:
@@ -69,6 +94,7 @@ class LiveRun(LiveView):
         )
         self.task: TaskID | None = None
         self.total: int | None = None
+        self.told: set[str] = set()
         self.rollouts = 0
         self.spent: float | None = 0.0
 
@@ -92,6 +118,8 @@ class LiveRun(LiveView):
         errors = f", {event.errors} failed" if event.errors else ""
         self.say(("baseline ", "bold"), f"{event.mean:.3f} on {event.rows} validation rows{errors}")
         self.say((f"  tunes {', '.join(event.tunable)}", "dim"))
+        for line in _knowledge_lines(event.tunable):
+            self.say((f"  {line}", "dim"))
         if event.tools:
             calls = ", ".join(f"{name} ({mean:.1f} per run)" for name, mean in event.tools.items())
             self.say((f"  calls tools: {calls}", "dim"))
@@ -109,6 +137,10 @@ class LiveRun(LiveView):
             if event.outcome == "empty" and dropped:
                 why = f"{given_up(len(dropped))}: {short(dropped[-1]['problem'], 100)}"
             self.say((f"round {event.iteration + 1}: ", "bold"), (f"no proposal ({why})", "yellow"))
+        for line in _form_lines(event):
+            if line not in self.told:
+                self.told.add(line)
+                self.say((f"  {line}", "dim"))
         self.show(f"round {event.iteration + 1}: screening {number}")
 
     def on_screen_done(self, event: Any) -> None:

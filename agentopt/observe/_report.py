@@ -202,15 +202,15 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[s
     changes: list[dict[str, Any]] = []
     for name in after:
         if before.get(name) != after[name]:
-            lines = difflib.ndiff(_lines(before.get(name, "")), _lines(after[name]))
+            lines = difflib.ndiff(_lines(before.get(name, ""), name), _lines(after[name], name))
             changes.append({"name": name, "lines": [(line[0], line[2:]) for line in lines if line[0] in "-+ "]})
     return changes
 
 
-def _lines(value: Any) -> list[str]:
+def _lines(value: Any, name: str) -> list[str]:
     if isinstance(value, str):
         return value.splitlines()
-    readable = readable_lines(value)
+    readable = readable_lines(value, name)
     if readable is not None:
         return readable
     if isinstance(value, list):

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from agentopt.graph import KnowledgeSource, ParameterSpec
 
 _FILES = ".agentopt"
+_MARK = re.compile(r"^(?:[-*+•]|#{1,6}|[0-9]{1,3}[.)])\s+")
+"""What stands before a list item or a heading and says nothing."""
 _NO_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
 
 Fold = Callable[[Path, Sequence[str], Path], Mapping[str, Any]]
@@ -149,7 +151,7 @@ def facts_of(documents: Sequence[str]) -> list[str]:
             facts.append(text.strip())
             continue
         for unit in parse(text).units:
-            facts.append(" ".join(text[unit.start : unit.end].split()))
+            facts.append(_MARK.sub("", " ".join(text[unit.start : unit.end].split())))
     return list(dict.fromkeys(fact for fact in facts if fact))
 
 

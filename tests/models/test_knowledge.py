@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -188,7 +188,7 @@ class Plain:
     async def send(self, request: Request) -> Reply:
         return Reply("x")
 
-    async def stream(self, request: Request) -> Any:
+    async def stream(self, request: Request) -> AsyncIterator[str]:
         yield "x"
 
     async def aclose(self) -> None:
