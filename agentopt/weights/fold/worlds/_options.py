@@ -115,7 +115,7 @@ class RuleOptions(_Options):
     negated: bool = True
     """Ask negated statements too."""
     unknown: bool = True
-    """Open world: ask what nothing settles too. Without it and without negative facts the sign tells the answer."""
+    """Open world: ask what nothing settles too. Without it negation is needed, or the sign would tell the answer."""
     unique_heads: bool = False
     """No two rules of a theory conclude the same attribute (or relation to the same one)."""
     names: int | tuple[str, ...] = 8
@@ -138,6 +138,8 @@ class RuleOptions(_Options):
             _range(self.distractors, "distractors", 0)
         if self.rules[1] < self.depth:
             raise ValueError(f"rules is at most {self.rules[1]}, a depth of {self.depth} needs as many rules")
+        if self.world == "open" and not self.unknown and not self.negation:
+            raise ValueError("without unknown questions and without negation every statement asked would be true")
         wrong = [depth for depth in self.depths or () if not 0 <= depth <= self.depth]
         if wrong or self.depths == ():
             raise ValueError(f"depths is {list(self.depths or ())}, expected numbers from 0 to {self.depth}")

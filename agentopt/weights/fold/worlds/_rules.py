@@ -7,27 +7,21 @@ unprovable question is a provable one with its name or its attribute exchanged).
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from agentopt.errors import UserError
 from agentopt.evaluation._draws import seeded
 from agentopt.weights.fold._types import FoldTask, Question, options_from
+from agentopt.weights.fold.worlds._asking import Asked, kinds, plan, single
 from agentopt.weights.fold.worlds._chaining import NotStratified, Solution, solve
-from agentopt.weights.fold.worlds._logic import IS, Clause, Literal, Theory
+from agentopt.weights.fold.worlds._logic import Clause, Literal, Theory
 from agentopt.weights.fold.worlds._options import RuleOptions, Words, both, checked_count
 from agentopt.weights.fold.worlds._render import Writer
 from agentopt.weights.fold.worlds._theories import Sampler, theory
 
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """A literal to be asked; `near` is the provable one that an unprovable question was made from."""
-
-    literal: Literal
-    near: Literal
+_TRIES = 200
 
 
 def rules(count: int, *, seed: int, options: RuleOptions | None = None, **fields: Any) -> list[FoldTask]:
@@ -55,18 +49,7 @@ def _forms(options: RuleOptions) -> tuple[bool, ...]:
 def _task(index: int, seed: int, options: RuleOptions, words: dict[bool, Words]) -> FoldTask:
     draw = seeded("worlds.rules", seed, index)
     relations = draw.choice(tuple(words))
-    while True:
-        sampler, solution = theory(draw, words[relations], options)
-        asked = _plan(draw, solution, options)
-        if not asked:
-            continue
-        if options.distractors == "all":
-            break
-        asked = [_one(draw, solution, asked)]
-        cut = _cut(draw, sampler, solution, asked[0], draw.randint(*both(options.distractors)))
-        if cut is not None:
-            solution = cut
-            break
+    solution, asked = _drawn(draw, words[relations], options)
     writer = Writer(options.style, options.templates, people=not relations)
     order = list(range(len(solution.theory.clauses)))
     if options.shuffle:
@@ -87,6 +70,27 @@ def _task(index: int, seed: int, options: RuleOptions, words: dict[bool, Words])
         "logic": [solution.theory.clauses[place].record() for place in order],
     }
     return FoldTask(f"rules-{seed}-{index}", facts, questions, meta)
+
+
+def _drawn(draw: random.Random, words: Words, options: RuleOptions) -> tuple[Solution, list[Asked]]:
+    """A theory and what is asked of it; with a number of distractors, what is left of it around one question."""
+    number = draw.randint(*both(options.distractors)) if options.distractors != "all" else 0
+    # The kind is drawn once: drawing it anew would favour what is easier to find.
+    kind = draw.choice(kinds(options))
+    for _ in range(_TRIES):
+        sampler, solution = theory(draw, words, options)
+        if options.distractors == "all":
+            asked = plan(draw, solution, options)
+            if asked:
+                return solution, asked
+        elif (one := single(draw, solution, options, kind)) is not None:
+            cut = _cut(draw, sampler, solution, one, number)
+            if cut is not None:
+                return cut, [one]
+    raise UserError(
+        f"worlds.rules: found no question with {number} distractors in {_TRIES} theories; allow more words, facts or "
+        "rules, or ask for fewer distractors."
+    )
 
 
 def _question(
@@ -113,97 +117,7 @@ def choices(options: RuleOptions) -> tuple[str, ...]:
     return (*settled, unknown) if options.unknown or len(settled) == 1 else settled
 
 
-def _plan(draw: random.Random, solution: Solution, options: RuleOptions) -> list[_Asked]:
-    """What is asked of a theory, in random order; empty when nothing provable has a wanted depth."""
-    wanted = range(options.depth + 1) if options.depths is None else options.depths
-    proved = [(literal, depth) for literal, depth in solution.derived().items() if depth in wanted]
-    positive = _spread(draw, [pair for pair in proved if pair[0].positive])
-    negative = _spread(draw, [pair for pair in proved if not pair[0].positive])
-    groups = 2 if not negative or options.world == "closed" or not options.unknown else 3
-    share = options.questions // groups + (draw.randrange(groups) < options.questions % groups)
-    if options.questions < groups:
-        share = 1
-    if options.world == "closed":
-        negative = []
-    signs = (True, False) if options.negated else (True,)
-    asked = _signed(draw, positive, share, signs) + _signed(draw, negative, share, signs)
-    if not asked:
-        return []
-    most = max(_count(asked, positive), _count(asked, negative))
-    found = [_Asked(literal, literal) for literal in asked]
-    if options.unknown or options.world == "closed":
-        found += _unproved(draw, solution, [*positive, *negative], most, signs)
-    draw.shuffle(found)
-    return found[: options.questions]
-
-
-def _one(draw: random.Random, solution: Solution, asked: list[_Asked]) -> _Asked:
-    """One of the questions: its sign and answer as frequent as among all, its depth any that they have."""
-    first = draw.choice(asked)
-    sign, truth = first.literal.positive, solution.truth(first.literal)
-    alike: dict[int | None, list[_Asked]] = {}
-    for item in asked:
-        if item.literal.positive == sign and solution.truth(item.literal) == truth:
-            alike.setdefault(solution.depth(item.literal), []).append(item)
-    depth = solution.depth(first.literal)
-    # Absent and provable literals may have the same answer in a closed world: keep their shares.
-    depths = [other for other in alike if (other is None) == (depth is None)]
-    return draw.choice(alike[draw.choice(depths)])
-
-
-def _count(asked: Sequence[Literal], pool: Sequence[Literal]) -> int:
-    atoms = {literal[:3] for literal in pool}
-    return sum(literal[:3] in atoms for literal in asked)
-
-
-def _spread(draw: random.Random, proved: list[tuple[Literal, int]]) -> list[Literal]:
-    """The literals with the depths taking turns."""
-    draw.shuffle(proved)
-    by_depth: dict[int, list[Literal]] = {}
-    for literal, depth in proved:
-        by_depth.setdefault(depth, []).append(literal)
-    lists = list(by_depth.values())
-    draw.shuffle(lists)
-    turns = itertools.zip_longest(*lists)
-    return [literal for turn in turns for literal in turn if literal is not None]
-
-
-def _signed(draw: random.Random, pool: list[Literal], count: int, signs: tuple[bool, ...]) -> list[Literal]:
-    """The first of a pool as they are or negated, in equal numbers; each in both signs when there are too few."""
-    flips = [bool(place % 2) for place in range(min(count, len(pool)))]
-    if count % 2 and draw.random() < 0.5:
-        flips = [not flip for flip in flips]
-    first = [literal.opposite() if flip else literal for literal, flip in zip(pool, flips, strict=False)]
-    if len(signs) == 1:
-        return [literal if literal.positive else literal.opposite() for literal in first]
-    return first + [literal.opposite() for literal in first[: count - len(first)]]
-
-
-def _unproved(
-    draw: random.Random, solution: Solution, near: list[Literal], count: int, signs: tuple[bool, ...]
-) -> list[_Asked]:
-    """Questions nothing proves: provable literals with the name or the attribute exchanged."""
-    names = list(dict.fromkeys(solution.theory.entities()))
-    literals = [part for clause in solution.theory.clauses for part in (clause.head, *clause.body)]
-    same = {verb == IS: [part for part in literals if (part.verb == IS) == (verb == IS)] for verb in (IS, "")}
-    found: dict[Literal, _Asked] = {}
-    offset = draw.randrange(2)
-    for _ in range(12 * count):
-        if len(found) >= count:
-            break
-        source = draw.choice(near)
-        sign = signs[(len(found) + offset) % len(signs)]
-        other = draw.choice(same[source.verb == IS])
-        if draw.random() < 0.5:
-            literal = Literal(draw.choice(names), source.verb, source.object, sign)
-        else:
-            literal = Literal(source.subject, other.verb, other.object, sign)
-        if solution.depth(literal) is None and literal not in found:
-            found[literal] = _Asked(literal, source)
-    return list(found.values())
-
-
-def _cut(draw: random.Random, sampler: Sampler, whole: Solution, asked: _Asked, distractors: int) -> Solution | None:
+def _cut(draw: random.Random, sampler: Sampler, whole: Solution, asked: Asked, distractors: int) -> Solution | None:
     """The proof (of the near literal, when nothing proves what is asked) and exactly so many other statements."""
     clauses = whole.theory.clauses
     keep = whole.proof(asked.near)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import random
 
+from agentopt.errors import UserError
 from agentopt.weights.fold.worlds._chaining import NotStratified, Solution, solve
 from agentopt.weights.fold.worlds._logic import ANY, IS, Clause, Literal, Theory
-from agentopt.weights.fold.worlds._options import RuleOptions, Words
+from agentopt.weights.fold.worlds._options import Range, RuleOptions, Words
 
+_TRIES = 2000
 _ATTRIBUTE_SHARE = 0.3  # of literals in theories about relations
 _NEGATIVE_SHARE = 0.2
 _CONSTANT_SHARE = 0.2  # of subjects in rules
@@ -114,12 +116,25 @@ class Sampler:
 
 
 def theory(draw: random.Random, words: Words, options: RuleOptions) -> tuple[Sampler, Solution]:
-    """A theory of the wanted depth that does not contradict itself, and all that follows from it."""
-    while True:
+    """A theory of the wanted depth that does not contradict itself, and all that follows from it.
+
+    Raises:
+        UserError: none was found in many attempts.
+    """
+    for _ in range(_TRIES):
         sampler = Sampler(draw, words, options)
         found = _attempt(sampler, options)
         if found is not None:
             return sampler, found
+    raise UserError(
+        f"worlds.rules: found no theory of depth {options.depth} with {len(words.names)} names, "
+        f"{len(words.attributes)} attributes, {_span(options.facts)} facts and {_span(options.rules)} rules; allow more "
+        "words, facts or rules."
+    )
+
+
+def _span(given: Range) -> str:
+    return f"{given[0]} to {given[1]}"
 
 
 def _attempt(sampler: Sampler, options: RuleOptions) -> Solution | None:
