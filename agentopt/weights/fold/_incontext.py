@@ -25,7 +25,9 @@ from agentopt.weights.load import need
 from agentopt.weights.tasks._predictions import measuring
 
 _MOST_TOKENS = 16384
-"""Context tokens of a batch, so that a few long ones do not fill the memory."""
+"""Context tokens that are read in one pass, so that a few long ones do not fill the memory."""
+_MOST_CACHED = 65536
+"""Context tokens whose keys and values a batch of questions holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class InContext:
         format: how facts, questions and answers are written.
         multi_task: the model recalls the relevant facts before it answers. A model that was not trained to do that
             should answer at once: False.
-        batch: questions answered at once.
+        batch: most questions answered at once; fewer where the context is long.
         max_new: most tokens of the recalled facts, and of an answer without choices.
     """
 
@@ -63,7 +65,7 @@ class InContext:
         *,
         format: FoldFormat | None = None,
         multi_task: bool = True,
-        batch: int = 32,
+        batch: int = 128,
         max_new: int = 96,
     ) -> None:
         need("torch")
@@ -116,9 +118,10 @@ class InContext:
         found: list[Written] = []
         if isinstance(facts, Prefix):
             room = self._fits(facts.tokens, longest)
-            for at in range(0, len(asked), self.batch):
-                part = prompts[at : at + self.batch]
-                options = [one.choices for one in asked[at : at + self.batch]]
+            size = min(self.batch, max(1, _MOST_CACHED // facts.tokens))
+            for at in range(0, len(asked), size):
+                part = prompts[at : at + size]
+                options = [one.choices for one in asked[at : at + size]]
                 found += self._write(part, options, room, facts.memory, [0] * len(part))
         else:
             ids = self._context(facts)
@@ -149,8 +152,9 @@ class InContext:
         for group in self._groups(contexts, [len(task.questions[:questions]) for task in tasks]):
             memory = self._read([contexts[number] for number in group])
             pairs = [(number, place) for number in group for place in range(len(tasks[number].questions[:questions]))]
-            for at in range(0, len(pairs), self.batch):
-                part = pairs[at : at + self.batch]
+            size = min(self.batch, max(1, _MOST_CACHED // max(len(contexts[number]) for number in group)))
+            for at in range(0, len(pairs), size):
+                part = pairs[at : at + size]
                 asked = [tasks[number].questions[place] for number, place in part]
                 prompts = [self.codec.question(one.text) for one in asked]
                 room = self._fits(max(len(contexts[number]) for number, _ in part), max(map(len, prompts)))
