@@ -48,7 +48,7 @@ def sentences(text: str) -> tuple[str, ...]:
     return tuple(found.strip() for found in _SENTENCE.findall(text) if found.strip(" .?!\n"))
 
 
-def parse_theory(text: str | Sequence[str], *, world: World = "open", names: Sequence[str] = ()) -> Theory:
+def parse_theory(text: str | Sequence[str], *, world: World = "open", names: Sequence[str] | None = None) -> Theory:
     """A theory from its sentences; clause i is sentence i.
 
     Args:
@@ -61,7 +61,7 @@ def parse_theory(text: str | Sequence[str], *, world: World = "open", names: Seq
         UserError: a sentence that is of none of the forms.
     """
     given = sentences(text) if isinstance(text, str) else tuple(text)
-    known = frozenset(name.lower() for name in names) or _plain_names(given)
+    known = _plain_names(given) if names is None else frozenset(name.lower() for name in names)
     clauses: list[Clause] = []
     for place, sentence in enumerate(given, start=1):
         clause = _clause(_ASIDE.sub("", sentence.strip().rstrip(" .!")), known)
@@ -97,6 +97,7 @@ def _plain_names(given: Sequence[str]) -> frozenset[str]:
     """Lower-case subjects that no sentence ascribes to anybody."""
     bare = [sentence for sentence in given if sentence == sentence.lower() and not sentence.endswith(".")]
     said = {word for sentence in bare for word in re.findall(r"(?:is|and|if) (?:not )?(\S+)", sentence)}
+    said |= {word for sentence in bare for word in re.findall(r"^(?:not )?(\S+) (?:and|if)", sentence)}
     return frozenset(
         word for sentence in bare for word in re.findall(r"^(\S+) is (?:not )?\S+$", sentence) if word not in said
     )

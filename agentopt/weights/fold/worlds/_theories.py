@@ -128,8 +128,8 @@ def theory(draw: random.Random, words: Words, options: RuleOptions) -> tuple[Sam
             return sampler, found
     raise UserError(
         f"worlds.rules: found no theory of depth {options.depth} with {len(words.names)} names, "
-        f"{len(words.attributes)} attributes, {_span(options.facts)} facts and {_span(options.rules)} rules; allow more "
-        "words, facts or rules."
+        f"{len(words.attributes)} attributes, {_span(options.facts)} facts and {_span(options.rules)} rules; allow "
+        "more words, facts or rules."
     )
 
 
