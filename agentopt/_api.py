@@ -33,7 +33,7 @@ from agentopt.evaluation import (
     open_executor,
     resolve_metric,
 )
-from agentopt.graph import Candidate
+from agentopt.graph import Candidate, checked_knowledge
 from agentopt.models import LM, ModelsConfig, ModelSpec, add_scheme, current_config, use
 from agentopt.store import Store
 
@@ -166,6 +166,9 @@ async def aevaluate(
     data = _dataset(dataset, "data", target)
     scorer = resolve_metric(metric, output_field)
     check_executor(executor, workers)
+    for name, spec in target.parameters.items():
+        if spec.kind == "knowledge" and candidate is not None and name in candidate:
+            checked_knowledge(spec, candidate[name])  # of other documents: said once, not in every row
     with _opened(store) as opened, _surroundings(opened, models, capture=capture) as config, use(config):
         options = options or EvaluationOptions()
         async with open_executor(executor, workers, Work(target, metric, options, output_field)) as chosen:

@@ -246,9 +246,9 @@ def knowledge_problems(value: Any, *, source: KnowledgeSource | None = None) -> 
     if isinstance(recall, bool) or not isinstance(recall, (int, float)) or not 0 <= recall <= 1:
         found.append(f"'recall' must be a number from 0 to 1, found {recall!r:.40}")
     if not found and source is not None and entry.get("of", source.hash) != source.hash:
-        what = f"the adapter {entry['adapter']!r}" if form == "folded" else "the capsule"
+        what = f"adapter {entry['adapter']!r}" if form == "folded" else "capsule"
         found.append(
-            f"{what} was made of other documents (hash {entry['of']}; that of the declared ones is {source.hash}): "
+            f"made of other documents is the {what} (hash {entry['of']}; that of the declared ones is {source.hash}): "
             'tune again, or use {"form": "in-context"}'
         )
     return found

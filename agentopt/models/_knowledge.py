@@ -108,8 +108,8 @@ def check_adapter(client: Client, adapter: str | None, parameter: str = "") -> N
     """
     problem = None if adapter is None else adapter_problem(client, adapter)
     if problem is not None:
-        whose = f"parameter {parameter!r} is folded into" if parameter else "a knowledge is folded into"
+        whose = f"parameter {parameter!r} is" if parameter else "a knowledge is"
         raise UserError(
-            f"{whose} the adapter {adapter}, but {problem}; use a model that has it (fold:META, or a server of "
-            'OpenAI\'s form with the adapter loaded), or set the parameter to {"form": "in-context"}'
+            f"{problem}, and {whose} folded into {adapter}; use a model that has this adapter (fold:META, or a server "
+            'of OpenAI\'s form that was started with it), or set the parameter to {"form": "in-context"}'
         )

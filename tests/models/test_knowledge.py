@@ -201,7 +201,7 @@ async def test_a_model_without_adapters_says_what_to_do(handbook: ao.Knowledge, 
         if not models.embedded_available():
             pytest.skip("no embedded engine")
         client = connect("embedded/smollm2-135m-instruct")
-    with folded(handbook), pytest.raises(UserError, match=r"parameter 'desk.handbook' is folded .*in-context"):
+    with folded(handbook), pytest.raises(UserError, match=r"^.*, and parameter 'desk.handbook' is folded .*in-context"):
         await LM(client).complete("q", knowledge=handbook)
 
 

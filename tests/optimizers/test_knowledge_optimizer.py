@@ -17,6 +17,7 @@ from agentopt.evaluation import Dataset, EvaluationRow, Example, Rollout
 from agentopt.models import ModelsConfig, Reply, Request, use
 from agentopt.optimizers import Auto, KnowledgeForms, KnowledgeOptions, ProposeContext, resolve_optimizer
 from agentopt.optimizers._knowledge import facts_of
+from agentopt.search._remote import context_from_dict, context_to_dict
 
 pytestmark = pytest.mark.anyio
 
@@ -254,6 +255,15 @@ async def test_nothing_is_folded_for_calls_that_do_not_name_it_or_models_without
 )
 def test_documents_as_facts(documents: list[str], facts: list[str]) -> None:
     assert facts_of(documents) == facts
+
+
+async def test_a_worker_gets_objectives_and_the_place_for_adapters(tmp_path: Path) -> None:
+    _, guide = program(folder="meta")
+    given = context(guide, objectives=("score", "tokens"), files=str(tmp_path / "runs"))
+    crossed = context_from_dict(json.loads(json.dumps(context_to_dict(given))))
+    assert (crossed.objectives, crossed.files) == (given.objectives, given.files)
+    fold = folding()
+    assert await KnowledgeForms(fold=fold).propose(crossed) == await KnowledgeForms(fold=fold).propose(given)
 
 
 def test_bad_options() -> None:

@@ -103,7 +103,7 @@ class FolderLM(DirectLM):
         """Whether the adapter's folder is there."""
         if (Path(adapter).expanduser() / CARD).is_file():
             return None
-        return f"there is no such adapter here (no {CARD} in that folder); copy the folder, or tune again to fold it"
+        return f"the adapter's folder is not here (it would have a {CARD}; copy it, or tune again)"
 
     async def aclose(self) -> None:
         """Nothing to do: the folder stays loaded for the next run; `close()` frees it."""
@@ -209,6 +209,9 @@ def shared_folder(path: Path, device: Any = None) -> Shared:
     except OSError as error:
         raise UserError(f"{path}: {META} cannot be read ({error.strerror or error}).") from None
     with _opening:
+        for known in list(_open):
+            if known[::2] == key[::2] and known != key:
+                del _open[known]  # whoever still uses the folder as it was keeps it
         return _open.setdefault(key, Shared(path, device))
 
 

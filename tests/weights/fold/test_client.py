@@ -194,7 +194,7 @@ async def test_an_adapter_that_is_not_here_is_one_sentence(meta: Path, tmp_path:
     things = ao.knowledge("things", FACTS)
     with (
         folded(things, tmp_path / "gone"),
-        pytest.raises(UserError, match=r"'things' is folded .*no such adapter here"),
+        pytest.raises(UserError, match=r"^the adapter's folder is not here .*'things' is folded"),
     ):
         await LM(FolderLM(meta)).complete("ann owns?", knowledge=things)
 

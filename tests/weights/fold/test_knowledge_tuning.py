@@ -71,5 +71,13 @@ async def test_a_best_json_without_its_adapter_is_one_sentence(tiny_meta: Path, 
     with ao.load(tmp_path / "best.json").active(), pytest.raises(UserError) as caught:
         await owner("ann", 0)
     text = str(caught.value)
-    assert "'own.things' is folded into the adapter adapters/own.things-0123, but there is no such adapter here" in text
+    assert text.startswith("the adapter's folder is not here")
+    assert "parameter 'own.things' is folded into adapters/own.things-0123" in text
     assert "\n" not in text
+
+
+async def test_an_adapter_of_changed_documents_is_refused_before_any_row(tiny_meta: Path) -> None:
+    owner = program(tiny_meta)
+    candidate = ao.Candidate({"own.things": {"form": "folded", "of": "0" * 16, "adapter": "adapters/own.things-0123"}})
+    with pytest.raises(UserError, match=r"^parameter 'own\.things': made of other documents is the adapter"):
+        await ao.aevaluate(owner, ROWS, "exact_match", candidate=candidate, models={"agent": "fold:none"}, store="s.db")
