@@ -98,8 +98,8 @@ class Encoder:
 
     def fold_rows(self, bases: Sequence[FactRows]) -> Rows:
         """Several knowledge bases side by side; a shorter one is filled with rows of no weight."""
-        most = max(1, *(len(base.ids) for base in bases))
-        longest = max(2, *(len(row) for base in bases for row in base.ids))
+        most = max(1, max(len(base.ids) for base in bases))
+        longest = max((len(row) for base in bases for row in base.ids), default=2)
         ids = np.full((len(bases), most, longest), self.codec.pad, dtype=np.int64)
         weight = np.zeros(ids.shape, dtype=np.float32)
         for number, base in enumerate(bases):

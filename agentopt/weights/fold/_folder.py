@@ -10,13 +10,14 @@ RECKONING (arXiv 2305.06349) with `adapts="all"`, PERK (arXiv 2507.06415) with L
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from agentopt.errors import UserError
+from agentopt.errors import RunError, UserError
 from agentopt.weights import load
 from agentopt.weights.finetuning import Stop
 from agentopt.weights.fold import _files as files
@@ -216,6 +217,11 @@ class Folder:
             after = kit.recalled(state, rows)
             before = kit.recalled(kit.start(len(rows)), rows)
             for place, (facts, one, notes) in enumerate(group):
+                if not all(map(math.isfinite, after[place])):
+                    raise RunError(
+                        f"fold: knowledge base {begin + place} is folded, but its facts' loss is no number; use a "
+                        "smaller inner learning rate, or look at its documents."
+                    )
                 adapter = Adapter(
                     state={name: tensor[place].detach().clone() for name, tensor in state.items()},
                     facts=facts,

@@ -75,11 +75,13 @@ class Kit:
         return _mean(nll, asked.answer.to(nll.device)), _mean(nll, asked.recall.to(nll.device))
 
     def row_loss(self, state: Mapping[str, Any], picks: Sequence[Pick]) -> Any:
-        """Mean loss per token of the relevant facts as rows, without any question before them."""
+        """Mean loss per token of the relevant facts as rows, without any question before them; 0 without any."""
         bases: list[FactRows] = []
         for pick in picks:
             wanted = {place for number in pick.questions for place in pick.task.questions[number].relevant}
             bases.append(self.encoder.facts([pick.task.facts[place] for place in sorted(wanted)]))
+        if not any(base.ids for base in bases):
+            return 0.0
         rows = self.encoder.fold_rows(bases)
         nll = self.engine.nll(dict(state), rows)
         return _mean(nll, rows.weight.to(nll.device))

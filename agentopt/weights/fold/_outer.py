@@ -39,6 +39,8 @@ they find their facts (`Adapter.recall`) says little."""
 _ENOUGH = 10
 """Steps in a row whose gradient is no number, after which the run fails."""
 
+_ADVICE = "use a lower inner lr (--inner-lr), rule normalized (--rule normalized) or a lower outer lr (--lr)"
+
 Tell = Callable[[events.Event], None]
 
 
@@ -157,10 +159,10 @@ class Outer:
             KeyboardInterrupt: `stop.wanted` was set.
         """
         options = self.options
+        self._validate_if_due()  # a run that was ended while it validated
         while self.course.step < options.steps and self._patient():
             self._step()
-            if self.course.step % options.eval_every == 0 or self.course.step == options.steps:
-                self._validate()
+            self._validate_if_due()
             if self.stop.wanted:
                 self._keep()
                 raise KeyboardInterrupt
@@ -169,6 +171,13 @@ class Outer:
             reason = f"{options.patience} validations without a better one"
         self._to_best()
         return reason
+
+    def _validate_if_due(self) -> None:
+        step, curve = self.course.step, self.course.curve
+        due = step and (step % self.options.eval_every == 0 or step == self.options.steps)
+        if due and (not curve or curve[-1]["step"] != step):
+            self._keep()
+            self._validate()
 
     def _patient(self) -> bool:
         return self.options.patience == 0 or self.course.since_best < self.options.patience
@@ -210,8 +219,7 @@ class Outer:
         self.warn(f"step {step}: the meta-gradient is no number; such steps are left out.")
         if self.course.bad >= _ENOUGH:
             raise RunError(
-                f"meta-training: the gradient of {_ENOUGH} steps in a row (to step {step}) is no number; use a lower "
-                "inner lr or a lower outer lr."
+                f"meta-training: the gradient of {_ENOUGH} steps in a row (to step {step}) is no number; {_ADVICE}."
             )
 
     def _losses(self, part: int) -> tuple[Any, Any, Any, Any]:
@@ -253,6 +261,8 @@ class Outer:
     def _validate(self) -> None:
         step, course = self.course.step, self.course
         found = self.measured(f"validating after step {step}")
+        if not math.isfinite(found.loss):
+            raise RunError(f"meta-training: the validation loss after step {step} is no number; {_ADVICE}.")
         event = events.Validated(
             step=step,
             accuracy=found.scores.accuracy,
