@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from agentopt.cli._arguments import AsJson, Config, Quiet, Store
+from agentopt.cli._fold_app import fold_app
 from agentopt.errors import AgentoptError, UserError
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ runs_app = typer.Typer(help="Look at recorded runs.", no_args_is_help=True, rich
 trace_app = typer.Typer(help="Look at recorded traces.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(runs_app, name="runs")
 app.add_typer(trace_app, name="trace")
+app.add_typer(fold_app, name="fold")
 
 Target = Annotated[str | None, typer.Argument(help="file.py:function or package.module:function", metavar="TARGET")]
 Data = Annotated[str | None, typer.Option(help="JSONL, CSV or Parquet file")]

@@ -6,6 +6,7 @@ finished lines are written. Everything goes to stderr.
 
 from __future__ import annotations
 
+import os
 import signal
 import textwrap
 import time
@@ -33,6 +34,11 @@ def size(number: float) -> str:
     from agentopt.weights.finetuning._memory import size as text
 
     return text(number)
+
+
+def shown_path(name: str) -> str:
+    """A model's name, or its path as seen from here where that is shorter."""
+    return min(name, os.path.relpath(name), key=len) if os.path.exists(name) else name
 
 
 def duration(value: float) -> str:
