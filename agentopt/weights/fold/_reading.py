@@ -39,6 +39,8 @@ def load_tasks(
         UserError: file, line and field; what was found, what was expected.
     """
     if isinstance(source, (str, os.PathLike)):
+        if Path(source).is_dir():
+            raise UserError(f"{source} is a folder; give the file of tasks itself.")
         where, rows = str(source), read_rows(Path(source))
     else:
         where, rows = "tasks", _given(source)

@@ -17,6 +17,7 @@ from agentopt.weights.fold.worlds._names import third
 
 _OPEN = frozenset({"someone", "something", "somebody", "anyone", "anything", "everyone", "everything", "x"})
 _AGAIN = frozenset({"they", "it", "he", "she"})
+_GLUE = frozenset({"is", "are", "do", "does", "not", "if", "then", "and", "all", "every"})
 _WORD = r"[A-Za-z][\w-]*"
 _COPULA = re.compile(rf"(?P<subject>.+?) (?:is|are) (?P<not>not )?(?P<quality>{_WORD})", re.IGNORECASE)
 _VERB = re.compile(
@@ -86,7 +87,7 @@ def parse_statement(text: str) -> Literal:
     said = text.strip().rstrip(" .!?")
     said = _ASKED.sub("", said.rsplit("? ", 1)[-1])
     literal = _literal(said, "")
-    if literal is None:
+    if literal is None or literal.subject == ANY:
         raise UserError(
             f"question {text!r} holds no statement that can be read; expected 'Is it true that Ada is red?'"
         )
@@ -118,7 +119,7 @@ def _clause(text: str, names: frozenset[str]) -> Clause | None:
     if text == text.lower() and (found := _PLAIN.fullmatch(text)) and text.split(" ", 1)[0] not in names:
         return _general(found)
     fact = _literal(text, "")
-    return None if fact is None else Clause(fact)
+    return None if fact is None or fact.subject == ANY else Clause(fact)
 
 
 def _general(found: re.Match[str]) -> Clause:
@@ -166,6 +167,8 @@ def _literal(text: str, before: str) -> Literal | None:
         verb = found["verb"].lower()
         denied = found["not"]
         plural = found["subject"].lower() == "they" or (denied or "").lower().startswith(("do ", "does "))
+        if not plural and not verb.endswith("s"):
+            return None
         return Literal(subject, third(verb) if plural else verb, target, not denied)
     return None
 
@@ -178,6 +181,8 @@ def _name(text: str, before: str) -> str | None:
     if lowered in _AGAIN:
         return before or None
     words = text.split()
+    if not _GLUE.isdisjoint(lowered.split()):
+        return None
     if words[0].lower() == "the":
         return " ".join(words[1:]).lower() if 1 < len(words) < 4 else None
     return text if len(words) == 1 else None
