@@ -22,7 +22,8 @@ from agentopt.weights import load
 from agentopt.weights.finetuning import Stop
 from agentopt.weights.fold import _files as files
 from agentopt.weights.fold._adapter import Adapter
-from agentopt.weights.fold._answers import Answer, Written
+from agentopt.weights.fold._answers import Answer
+from agentopt.weights.fold._asking import answer_pairs
 from agentopt.weights.fold._codec import Codec
 from agentopt.weights.fold._contradictions import contradictions
 from agentopt.weights.fold._encoding import Encoder, FactRows, check_tasks
@@ -36,8 +37,6 @@ from agentopt.weights.fold._scores import FoldScores
 from agentopt.weights.fold._types import FoldOptions, FoldTask, MetaOptions, Question, options_from
 from agentopt.weights.load import need
 
-_AT_ONCE = 64
-"""Questions of a batch."""
 _PREFIXES = 8
 """Contexts whose keys and values are kept for adapters that fell back."""
 
@@ -313,71 +312,7 @@ class Folder:
         asked = [(adapter, _question(question, ())) for adapter, question in pairs]
         for adapter in dict.fromkeys(adapter for adapter, _ in asked):
             self._check_mine(adapter)
-        thresholds = self.gate if gate else None
-        found: dict[int, Answer] = {}
-        reading: dict[int, str] = {}
-        folded: list[int] = []
-        for place, (adapter, _) in enumerate(asked):
-            decision = None if thresholds is None else thresholds.decide(adapter.recall)
-            if decision is not None and not decision.accepted:
-                reading[place] = decision.reason
-            else:
-                folded.append(place)
-        for place, one in zip(folded, self._folded([asked[place] for place in folded], max_new), strict=True):
-            adapter = asked[place][0]
-            decision = None if thresholds is None else thresholds.decide(adapter.recall, one.margin)
-            reason = "the gate is off" if not gate else "no gate" if decision is None else decision.reason
-            found[place] = _answer(one, adapter, reason)
-            if decision is not None and not decision.accepted:
-                reading[place] = reason
-        found |= self._read(asked, reading, found, max_new)
-        return [found[place] for place in range(len(asked))]
-
-    def _folded(self, asked: Sequence[tuple[Adapter, Question]], max_new: int | None) -> list[Written]:
-        torch = need("torch")
-        kit = self.kit
-        written: list[Written] = []
-        for at in range(0, len(asked), _AT_ONCE):
-            part = asked[at : at + _AT_ONCE]
-            adapters = list(dict.fromkeys(adapter for adapter, _ in part))
-            names = list(adapters[0].state)
-            state = {name: torch.stack([adapter.state[name] for adapter in adapters]) for name in names}
-            written += kit.write(
-                state,
-                [adapters.index(adapter) for adapter, _ in part],
-                [kit.encoder.prompt(question.text) for _, question in part],
-                [question.choices for _, question in part],
-                max_new,
-            )
-        return written
-
-    def _read(
-        self,
-        asked: Sequence[tuple[Adapter, Question]],
-        reading: dict[int, str],
-        folded: dict[int, Answer],
-        max_new: int | None,
-    ) -> dict[int, Answer]:
-        """The answers of those that the gate turned away, from the facts in the prompt."""
-        found: dict[int, Answer] = {}
-        for adapter in dict.fromkeys(asked[place][0] for place in reading):
-            places = [place for place in reading if asked[place][0] is adapter]
-            questions = [asked[place][1] for place in places]
-            try:
-                with self.base_in_use():
-                    answers = self.reader(max_new).ask_many(self._prefix(adapter), questions)
-            except UserError as error:  # longer than the window: what is folded is all there is
-                pairs = [(adapter, one) for one in questions]
-                written = [folded.get(place) for place in places]
-                if None in written:
-                    written = [_answer(one, adapter, "") for one in self._folded(pairs, max_new)]
-                answers = [one for one in written if one is not None]
-                why = {place: f"{reading[place]}; but {error}, so it is the folded answer" for place in places}
-            else:
-                why = reading
-            for place, one in zip(places, answers, strict=True):
-                found[place] = _because(one, adapter, why[place])
-        return found
+        return answer_pairs(self, asked, gate=gate, max_new=max_new)
 
     def reader(self, max_new: int | None = None) -> InContext:
         """What reads the facts where the gate does not trust a fold: the base, which answers at once.
@@ -391,8 +326,8 @@ class Folder:
         """Within, `model` computes as the base does (as meta-training left it)."""
         return self.engine.using({} if self.options.adapts == "lora" else self.meta.init)
 
-    def _prefix(self, adapter: Adapter) -> Prefix:
-        """Keys and values of an adapter's facts, read once."""
+    def prefix(self, adapter: Adapter) -> Prefix:
+        """Keys and values of an adapter's facts, read once; within `base_in_use`."""
         if adapter not in self._prefixes:
             self._prefixes[adapter] = self.reader().prefix(adapter.facts)
             while len(self._prefixes) > _PREFIXES:
@@ -543,15 +478,6 @@ def _question(one: str | Question, choices: Sequence[str]) -> Question:
     if not question.text.strip():
         raise UserError("ask: found an empty question, expected text.")
     return question
-
-
-def _answer(one: Written, adapter: Adapter, reason: str) -> Answer:
-    return Answer(one.text, "folded", one.recalled, one.margin, adapter.recall, one.logprob, reason)
-
-
-def _because(one: Answer, adapter: Adapter, reason: str) -> Answer:
-    recall = adapter.recall if one.source == "folded" else None
-    return Answer(one.text, one.source, one.recalled, one.margin, recall, one.logprob, reason)
 
 
 def _silent(event: Event) -> None:

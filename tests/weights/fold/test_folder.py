@@ -27,7 +27,7 @@ def gated(tiny_folder: Folder) -> Iterator[Folder]:
 
 def fresh(**fields: Any) -> Folder:
     model, tokenizer = tiny.tiny_model(width=16)
-    return Folder(model, tokenizer, **{**tiny.OPTIONS.model_dump(exclude={"format"}), "format": tiny.FORMAT, **fields})
+    return Folder(model, tokenizer, options=tiny.options(**fields))
 
 
 def test_a_trained_folder_answers_without_the_facts(tiny_folder: Folder) -> None:
@@ -88,7 +88,7 @@ def test_facts_that_do_not_fit_the_window_are_answered_by_the_fold(gated: Folder
     adapter = gated.fold([f"{name} owns {thing}" for name in tiny.NAMES for thing in tiny.THINGS])
     gated.gate = Gate(recall=2.0)
     answer = gated.ask(adapter, "ann owns?", choices=tiny.THINGS)
-    assert answer.source == "folded" and "so it is the folded answer" in answer.reason
+    assert answer.source == "folded" and "so this is the folded answer" in answer.reason
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ SHORT: dict[str, Any] = {"steps": 6, "lr": 1e-2, "documents": 2, "questions": 2,
 
 def folder(**fields: Any) -> Folder:
     model, tokenizer = tiny.tiny_model(width=16, spread=tiny.SPREAD)
-    return Folder(model, tokenizer, **{**tiny.OPTIONS.model_dump(exclude={"format"}), "format": tiny.FORMAT, **fields})
+    return Folder(model, tokenizer, options=tiny.options(**fields))
 
 
 def trained(made: Folder, **fields: Any) -> tuple[MetaResult, list[Event]]:

@@ -70,6 +70,13 @@ def tasks(count: int, *, seed: int = 0, facts: int = 3, questions: int = 2, choi
 
 OPTIONS = FoldOptions(rank=8, alpha=32, inner_steps=1, unroll=1, rule="normalized", format=FORMAT)
 TRAINING = MetaOptions(steps=60, lr=1e-2, documents=16, questions=2, eval_every=30, eval_tasks=32)
+
+
+def options(**fields: Any) -> FoldOptions:
+    """The same with other values."""
+    return FoldOptions.model_validate({**OPTIONS.model_dump(), **fields})
+
+
 SPREAD = 0.3
 """Of the base's random weights: with less, a frozen head could not tell its words apart."""
 
