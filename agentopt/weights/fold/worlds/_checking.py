@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from agentopt.errors import UserError
 from agentopt.weights.fold._types import FoldTask, Question
-from agentopt.weights.fold.worlds._logic import ANY, Literal, Theory, clause_of
+from agentopt.weights.fold.worlds._logic import ANY, IS, Literal, Theory, clause_of
 from agentopt.weights.fold.worlds._parsing import parse_statement, parse_theory
 from agentopt.weights.fold.worlds._relations import NEUTRAL, WORDS, closure
 from agentopt.weights.fold.worlds._second import BackwardChainer, is_proof
@@ -20,6 +20,8 @@ _KIN = (
     re.compile(r"(?P<b>\w+) is (?P<a>\w+)'s (?P<kind>[a-z-]+)\."),
     re.compile(r"(?P<a>\w+) has (?P<kind>[a-z-]+) (?P<b>\w+)"),
 )
+END = re.compile(r"What is (\w+) in the end\?|(\w+) is")
+"""The question for the end of a chain."""
 _WHOM = (re.compile(r"How is (?P<b>\w+) related to (?P<a>\w+)\?"), re.compile(r"what is (?P<b>\w+) to (?P<a>\w+)"))
 
 
@@ -61,27 +63,38 @@ def _theory(task: FoldTask) -> list[str]:
     judge = BackwardChainer(theory)
     faults: list[str] = []
     for question in task.questions:
-        literal = _asked(question, task)
+        literal = asked_literal(question)
         answer = question.answer
         truth = judge.truth(literal)
-        if question.text == f"{literal.subject} is" or question.text.startswith("What is "):
-            claimed: bool | None = True
-        else:
-            claimed = {place: value for place, value in enumerate((True, False, None))}[_place(question, task)]
+        claimed = True if END.fullmatch(question.text) else _claimed(question, task)
         if truth is not claimed:
             faults.append(f"{question.text!r} is answered {answer!r}, the second solver says {truth}")
         faults += _proof_faults(question, theory, judge, literal)
+        if END.fullmatch(question.text) and not _is_end(question, theory, judge, literal):
+            faults.append(f"{question.text!r}: {answer!r} is not the only end of a chain")
     return faults
 
 
-def _place(question: Question, task: FoldTask) -> int:
-    words = task.meta["words"]
-    return list(words).index(question.answer)
+def _is_end(question: Question, theory: Theory, judge: BackwardChainer, literal: Literal) -> bool:
+    """Whether as many attributes are proved as the chain is long, and none deeper than the answer."""
+    attributes = {clause.head.object for clause in theory.clauses}
+    depths = [judge.depth(literal._replace(object=attribute)) for attribute in sorted(attributes)]
+    proved = sorted(depth for depth in depths if depth is not None)
+    return proved == list(range((question.depth or 0) + 1))
 
 
-def _asked(question: Question, task: FoldTask) -> Literal:
-    if found := re.fullmatch(r"What is (\w+) in the end\?|(\w+) is", question.text):
-        return Literal(found[1] or found[2], "is", question.answer)
+def _claimed(question: Question, task: FoldTask) -> bool | None:
+    return (True, False, None)[list(task.meta["words"]).index(question.answer)]
+
+
+def asked_literal(question: Question) -> Literal:
+    """What a question is about: its statement, or "the end is the answer" when the end of a chain is asked.
+
+    Raises:
+        UserError: it holds no statement.
+    """
+    if found := END.fullmatch(question.text):
+        return Literal(found[1] or found[2], IS, question.answer)
     return parse_statement(question.text)
 
 

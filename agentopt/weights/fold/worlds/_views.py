@@ -12,12 +12,11 @@ from agentopt.errors import UserError
 from agentopt.evaluation._draws import seeded
 from agentopt.weights.fold._types import FoldTask, Question
 from agentopt.weights.fold.worlds._chaining import NotStratified, Solution, solve
-from agentopt.weights.fold.worlds._checking import whom
+from agentopt.weights.fold.worlds._checking import END, asked_literal, whom
 from agentopt.weights.fold.worlds._logic import Clause, Literal, Theory, clause_of
-from agentopt.weights.fold.worlds._parsing import parse_statement, parse_theory
+from agentopt.weights.fold.worlds._parsing import parse_theory
 from agentopt.weights.fold.worlds._relations import closure
 
-_END = re.compile(r"What is (\w+) in the end\?|(\w+) is")
 _Fits = Callable[[Sequence["_Fact"]], bool]
 _Fact = tuple[str, Any]
 """A sentence and its record; None when it has none."""
@@ -122,7 +121,7 @@ def _judge(task: FoldTask, asked: Question, facts: list[_Fact]) -> _Fits:
         return _word_judge(asked, frozenset(task.facts))
     whole = solve(theory)
     # The last attribute of a chain stays the last one only while nothing more follows.
-    about = _about(whole, literal.subject) if _END.fullmatch(asked.text) else None
+    about = _about(whole, literal.subject) if END.fullmatch(asked.text) else None
 
     def fits(kept: Sequence[_Fact]) -> bool:
         try:
@@ -147,8 +146,7 @@ def _about(solution: Solution, name: str) -> set[Literal]:
 
 def _read(task: FoldTask, asked: Question, facts: list[_Fact]) -> tuple[Literal, Theory]:
     world = task.meta.get("world", "open")
-    found = _END.fullmatch(asked.text)
-    literal = Literal(found[1] or found[2], "is", asked.answer) if found else parse_statement(asked.text)
+    literal = asked_literal(asked)
     clauses = _clauses(task, facts)
     # The plain style is in lower case, the records are not.
     names = {name.lower(): name for name in Theory(clauses).entities()}

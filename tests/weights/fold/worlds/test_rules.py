@@ -43,6 +43,9 @@ def test_the_check_sees_a_wrong_answer_and_a_proof_with_a_gap() -> None:
     for bad in (wrong, gap):
         found = worlds.check([FoldTask(task.id, task.facts, (bad,), task.meta)]).disagreements
         assert len(found) == 1 and task.id in found[0]
+    chain = worlds.chains(1, seed=1, depth=2)[0]
+    longer = FoldTask(chain.id, (*chain.facts, f"{chain.questions[0].answer} is nowhere"), chain.questions, chain.meta)
+    assert "is not the only end" in worlds.check([longer]).disagreements[0]
 
 
 def test_a_task_depends_on_its_seed_and_place_alone() -> None:
