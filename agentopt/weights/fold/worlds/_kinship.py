@@ -37,6 +37,15 @@ class Story:
         """Whether it is a woman."""
         return self.family.people[person].woman if person >= 0 else self.outsiders.people[-1 - person].woman
 
+    def people(self) -> list[int]:
+        """Everybody who is mentioned."""
+        return list(dict.fromkeys(person for a, _, b in (*self.path, *self.noise) for person in (a, b)))
+
+    def cast(self) -> tuple[int, int]:
+        """How many women and men."""
+        women = sum(self.woman(person) for person in self.people())
+        return women, len(self.people()) - women
+
 
 def kinship(count: int, *, seed: int, options: KinshipOptions | None = None, **fields: Any) -> list[FoldTask]:
     """Stories about a family, each with a question about two people who are linked by a path of facts.
@@ -61,8 +70,8 @@ def side(pattern: tuple[str, ...]) -> str:
     return "test" if hashlib.sha256(" ".join(pattern).encode()).digest()[0] < 256 // 5 else "train"
 
 
-def story(draw: random.Random, options: KinshipOptions) -> Story:
-    """A story of the wanted length, noise and side of the split.
+def story(draw: random.Random, options: KinshipOptions, names: tuple[int, int] = (60, 60)) -> Story:
+    """A story of the wanted length, noise and side of the split, with as many women and men as there are names.
 
     Raises:
         UserError: none was found.
@@ -84,10 +93,14 @@ def story(draw: random.Random, options: KinshipOptions) -> Story:
             continue
         outsiders = Family(draw)
         extra = _Noise(draw, family, outsiders, path).edges(options.noise, noise)
-        if extra is not None:
-            return Story(family, outsiders, tuple(path), tuple(extra))
+        if extra is None:
+            continue
+        told = Story(family, outsiders, tuple(path), tuple(extra))
+        if all(count <= room for count, room in zip(told.cast(), names, strict=True)):
+            return told
     raise UserError(
-        f"worlds.kinship: found no story of {hops} hops with {noise} {options.noise} facts; ask for fewer of either."
+        f"worlds.kinship: found no story of {hops} hops with {noise} {options.noise} facts for {names[0]} women and "
+        f"{names[1]} men; ask for fewer facts or give more names."
     )
 
 
@@ -207,9 +220,9 @@ class _Noise:
 
 def _task(index: int, seed: int, options: KinshipOptions, names: tuple[tuple[str, ...], tuple[str, ...]]) -> FoldTask:
     draw = seeded("worlds.kinship", seed, index)
-    told = story(draw, options)
+    told = story(draw, options, (len(names[0]), len(names[1])))
     edges = [*told.path, *told.noise]
-    called = _called(draw, told, edges, names)
+    called = _called(draw, told, names)
     order = list(range(len(edges)))
     if options.shuffle:
         draw.shuffle(order)
@@ -261,16 +274,10 @@ def _asked(draw: random.Random, told: Story, options: KinshipOptions) -> list[tu
     return found
 
 
-def _called(
-    draw: random.Random, told: Story, edges: list[Edge], names: tuple[tuple[str, ...], tuple[str, ...]]
-) -> dict[int, str]:
+def _called(draw: random.Random, told: Story, names: tuple[tuple[str, ...], tuple[str, ...]]) -> dict[int, str]:
     """A name for everybody in the story."""
-    people = list(dict.fromkeys(person for a, _, b in edges for person in (a, b)))
-    women = [person for person in people if told.woman(person)]
-    men = [person for person in people if not told.woman(person)]
-    for group, pool, what in ((women, names[0], "women"), (men, names[1], "men")):
-        if len(group) > len(pool):
-            raise UserError(f"worlds.kinship: a story needs {len(group)} names of {what}, there are {len(pool)}.")
+    women = [person for person in told.people() if told.woman(person)]
+    men = [person for person in told.people() if not told.woman(person)]
     return dict(
         zip([*women, *men], [*draw.sample(names[0], len(women)), *draw.sample(names[1], len(men))], strict=True)
     )

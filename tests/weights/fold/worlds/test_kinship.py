@@ -102,6 +102,11 @@ def test_answers_are_spread_over_all_words() -> None:
     assert {task.questions[0].answer for task in neutral} <= set(NEUTRAL.values())
 
 
+def test_few_names_are_enough_for_short_stories() -> None:
+    tasks = worlds.kinship(10, seed=1, hops=2, women=2, men=2, style="plain")
+    assert len({name for task in tasks for a, _, b, _ in task.meta["logic"] for name in (a, b)}) <= 4
+
+
 def test_a_task_depends_on_its_seed_and_place_alone() -> None:
     assert worlds.kinship(3, seed=9) == worlds.kinship(5, seed=9)[:3]
     assert worlds.kinship(3, seed=9) != worlds.kinship(3, seed=8)
@@ -114,9 +119,9 @@ def test_a_task_depends_on_its_seed_and_place_alone() -> None:
         ({"noise": "supporting", "distractors": 1}, "two edges at least"),
         ({"hops": (4, 2)}, "the smaller number first"),
         ({"hops": 0}, "expected 1 or more"),
-        ({"noise": "irrelevant", "distractors": 300}, "ask for fewer"),
+        ({"noise": "irrelevant", "distractors": 300}, "ask for fewer facts"),
         ({"women": ("Ada",), "men": ("Ada",)}, "both among women and men"),
-        ({"women": 2, "men": 2, "hops": 8}, "names of"),
+        ({"women": 2, "men": 2, "hops": 8}, "for 2 women and 2 men; ask"),
     ],
 )
 def test_what_cannot_be_made_is_said(options: dict[str, Any], said: str) -> None:
