@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from agentopt.errors import RunError, UserError
 from agentopt.evaluation import seed_number
 from agentopt.weights import adapters
+from agentopt.weights.fold._icr_loss import Group, ReadingLoss, Row
 from agentopt.weights.fold._incontext import InContext
 from agentopt.weights.fold._types import FoldFormat, FoldTask, Question, options_from
 from agentopt.weights.load import need
@@ -51,7 +52,7 @@ class IcrOptions(BaseModel):
     documents: int = Field(default=8, ge=1)
     """Tasks in a step."""
     questions: int = Field(default=4, ge=1)
-    """Questions of each, drawn anew every time; each is a row with the facts of its own."""
+    """Questions of each, drawn anew every time."""
     warmup: int = Field(default=20, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     clip: float = Field(default=1.0, gt=0)
@@ -64,6 +65,9 @@ class IcrOptions(BaseModel):
     """Weight of the loss on facts and question themselves."""
     shuffle: bool = True
     """A new order of the facts every time; False keeps the task's order."""
+    share_context: bool = True
+    """Questions about the same facts share the forward pass over them: the same loss, faster. (Not with
+    `context_weight`.)"""
     eval_every: int = Field(default=100, ge=1)
     eval_tasks: int = Field(default=64, ge=1)
     eval_questions: int = Field(default=4, ge=1)
@@ -155,17 +159,6 @@ def train_incontext(
     return _Training(model, tokenizer, tasks, val, settings).run(on_point, stop)
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One question with its facts in front."""
-
-    ids: list[int]
-    context: int
-    """So many ids are facts and question."""
-    recalled: int
-    """So many after them are recalled facts."""
-
-
 class _Training:
     def __init__(
         self, model: Any, tokenizer: Any, tasks: Sequence[FoldTask], val: Sequence[FoldTask], options: IcrOptions
@@ -181,6 +174,16 @@ class _Training:
         self.schedule = Schedule(
             options.schedule, options.warmup, None if options.schedule == "constant" else options.steps
         )
+        self.loss = ReadingLoss(
+            model,
+            self.codec.pad,
+            recall=options.recall_weight,
+            context=options.context_weight,
+            share=options.share_context,
+            max_tokens=options.max_tokens,
+        )
+        self.epoch = (-1, list[int]())
+        """The number of an epoch and its order of tasks."""
         self.adapters: Adapters | None = None
         self.frozen: list[Any] = []
 
@@ -199,7 +202,8 @@ class _Training:
 
     def run(self, on_point: Callable[[IcrPoint], None] | None, stop: Stopping | None) -> IcrResult:
         begin = time.perf_counter()
-        validation = [self._row(task, question, None) for task in self.val for question in self._first(task)]
+        first = self.options.eval_questions
+        validation = [self._group(task, task.questions[:first], range(len(task.facts))) for task in self.val]
         weights = self._begin()
         try:
             curve, reason = self._loop(weights, validation, begin, on_point, stop)
@@ -215,7 +219,7 @@ class _Training:
     def _loop(
         self,
         weights: list[Any],
-        validation: list[_Row],
+        validation: list[Group],
         begin: float,
         on_point: Callable[[IcrPoint], None] | None,
         stop: Stopping | None,
@@ -259,11 +263,9 @@ class _Training:
         total = 0.0
         try:
             with self.torch.enable_grad():
-                rows = self._drawn(step)
-                for part in self._parts(rows):
-                    loss = self._loss(part) * (len(part) / len(rows))
-                    loss.backward()
-                    total += float(loss.detach())
+                for loss, share in self.loss.parts(self._drawn(step)):
+                    (loss * share).backward()
+                    total += float(loss.detach()) * share
         finally:
             self.model.train(training)
         norm = float(self.torch.nn.utils.clip_grad_norm_(weights, self.options.clip))
@@ -272,74 +274,44 @@ class _Training:
         optimizer.step()
         return total
 
-    def _drawn(self, step: int) -> list[_Row]:
-        """Rows of a step: epochs in an order of their own, then questions and the order of the facts."""
+    def _drawn(self, step: int) -> list[Group]:
+        """Tasks of a step: epochs in an order of their own, then questions and the order of the facts."""
         options, count = self.options, len(self.tasks)
-        rows: list[_Row] = []
+        groups: list[Group] = []
         for place in range(step * options.documents, (step + 1) * options.documents):
             epoch, at = divmod(place, count)
             task = self.tasks[self._order(epoch)[at]]
             draw = _generator("in-context", options.seed, place)
-            asked = draw.permutation(len(task.questions))[: options.questions]
-            rows += [self._row(task, task.questions[int(one)], draw if options.shuffle else None) for one in asked]
-        return rows
+            asked: list[int] = draw.permutation(len(task.questions))[: options.questions].tolist()
+            order = draw.permutation(len(task.facts)).tolist() if options.shuffle else range(len(task.facts))
+            groups.append(self._group(task, [task.questions[number] for number in asked], order))
+        return groups
 
     def _order(self, epoch: int) -> list[int]:
-        known = getattr(self, "_epoch", (-1, list[int]()))
-        if known[0] != epoch:
+        if self.epoch[0] != epoch:
             order = _generator("in-context order", self.options.seed, epoch).permutation(len(self.tasks)).tolist()
-            known = self._epoch = (epoch, order)
-        return known[1]
+            self.epoch = (epoch, order)
+        return self.epoch[1]
 
-    def _row(self, task: FoldTask, question: Question, draw: np.random.Generator | None) -> _Row:
-        order = range(len(task.facts)) if draw is None else draw.permutation(len(task.facts)).tolist()
-        context = self.codec.context([task.facts[number] for number in order]) + self.codec.question(question.text)
-        response = self.codec.response(question, task.facts)
-        ids = [*context, *response.ids]
+    def _group(self, task: FoldTask, questions: Sequence[Question], order: Sequence[int]) -> Group:
+        rows: list[Row] = []
+        for question in questions:
+            asked, response = self.codec.question(question.text), self.codec.response(question, task.facts)
+            rows.append(Row([*asked, *response.ids], len(asked), response.recalled))
+        group = Group(self.codec.context([task.facts[number] for number in order]), rows)
         window = self.reader.window
-        if window is not None and len(ids) > window:
+        if window is not None and group.longest > window:
             raise UserError(
-                f"task {task.id!r}: facts, question and answer have {len(ids)} tokens and the model's window has "
+                f"task {task.id!r}: facts, question and answer have {group.longest} tokens and the model's window has "
                 f"{window}; leave the task out, or fold it instead."
             )
-        return _Row(ids, len(context), response.recalled)
-
-    def _parts(self, rows: list[_Row]) -> list[list[_Row]]:
-        """Rows of each forward pass, of about the same length."""
-        parts: list[list[_Row]] = []
-        for row in sorted(rows, key=lambda one: len(one.ids)):
-            if not parts or (len(parts[-1]) + 1) * len(row.ids) > self.options.max_tokens:
-                parts.append([])
-            parts[-1].append(row)
-        return parts
-
-    def _loss(self, rows: list[_Row]) -> Any:
-        """Mean over rows of the weighted means over each row's answer, recalled facts and context."""
-        torch, options = self.torch, self.options
-        width = max(len(row.ids) for row in rows)
-        device = next(iter(self.model.parameters())).device
-        # Right padding and no mask: causal attention never looks at what comes after.
-        ids = torch.tensor([row.ids + [self.codec.pad] * (width - len(row.ids)) for row in rows], device=device)
-        weight = np.zeros((len(rows), width), dtype=np.float32)
-        for number, row in enumerate(rows):
-            answer = row.context + row.recalled
-            weight[number, answer : len(row.ids)] = 1 / (len(row.ids) - answer)
-            weight[number, row.context : answer] = options.recall_weight / max(1, row.recalled)
-            weight[number, 1 : row.context] = options.context_weight / max(1, row.context - 1)
-        first = int(np.flatnonzero(weight.any(0))[0])
-        logits = self.model(input_ids=ids, use_cache=False, **_keep(self.model, width - first + 1)).logits
-        logits = logits[:, first - 1 - width : -1].float()
-        nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, first:].flatten(), reduction="none")
-        return (nll.reshape(len(rows), -1) * torch.from_numpy(weight[:, first:]).to(device)).sum() / len(rows)
+        return group
 
     # --- validation --------------------------------------------------------------------------------------------------
 
-    def _first(self, task: FoldTask) -> tuple[Question, ...]:
-        return task.questions[: self.options.eval_questions]
-
-    def _validate(self, step: int, losses: Sequence[float], rows: list[_Row], begin: float) -> IcrPoint:
+    def _validate(self, step: int, losses: Sequence[float], groups: list[Group], begin: float) -> IcrPoint:
         with measuring(self.model):
-            loss = sum(float(self._loss(part)) * len(part) for part in self._parts(rows)) / len(rows)
+            loss = sum(float(part) * share for part, share in self.loss.parts(groups))
         scores = self.reader.evaluate(self.val, questions=self.options.eval_questions)
         return IcrPoint(
             step=step,
@@ -385,9 +357,3 @@ def _merit(point: IcrPoint) -> tuple[float, float]:
 
 def _generator(*parts: str | int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=seed_number(*parts)))
-
-
-def _keep(model: Any, count: int) -> dict[str, int]:
-    import inspect
-
-    return {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}

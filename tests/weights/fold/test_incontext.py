@@ -305,7 +305,8 @@ def test_an_adapter_can_be_trained_alone() -> None:
 
 
 @pytest.mark.parametrize("max_tokens", [64, 4096])
-def test_the_loss_is_what_the_options_say(max_tokens: int) -> None:
+@pytest.mark.parametrize("context_weight", [0, 0.25])
+def test_the_loss_is_what_the_options_say(max_tokens: int, context_weight: float) -> None:
     model, tokenizer = llama()
     task = FoldTask("a", FACTS, (Question("two is", "dark blue", (2, 0)), Question("one", "red", (0,))))
     codec = Codec(tokenizer, FoldFormat())
@@ -320,7 +321,9 @@ def test_the_loss_is_what_the_options_say(max_tokens: int) -> None:
         start = len(context) - 1
         answer = float(nll[start + response.recalled :].mean())
         expected.append(
-            answer + 0.5 * float(nll[start : start + response.recalled].mean()) + 0.25 * float(nll[:start].mean())
+            answer
+            + 0.5 * float(nll[start : start + response.recalled].mean())
+            + context_weight * float(nll[:start].mean())
         )
     result = train_incontext(
         model,
@@ -331,13 +334,29 @@ def test_the_loss_is_what_the_options_say(max_tokens: int) -> None:
         documents=1,
         lr=1e-12,
         recall_weight=0.5,
-        context_weight=0.25,
+        context_weight=context_weight,
         shuffle=False,
         max_tokens=max_tokens,
         max_new=2,
     )
     assert result.curve[0].train_loss == pytest.approx(sum(expected) / 2, abs=1e-4)
     assert result.curve[0].val_loss == pytest.approx(sum(expected) / 2, abs=1e-4)
+
+
+@MODELS
+def test_sharing_the_pass_over_the_facts_trains_the_same(make: Any) -> None:
+    longer = FoldTask("a", FACTS, (Question("two is", "dark blue", (2, 0)), Question("one", "red", (0,))))
+    shorter = FoldTask("b", FACTS[1:], (Question("two is not", "green", (0,)), Question("x", "red", (1,))))
+    trained: list[dict[str, Any]] = []
+    for share in (True, False):
+        model, tokenizer = make()
+        given = [longer, shorter]
+        train_incontext(
+            model, tokenizer, given, val=given, steps=2, warmup=0, documents=2, share_context=share, max_new=2
+        )
+        trained.append(model.state_dict())
+    for name, value in trained[0].items():
+        assert torch.allclose(value, trained[1][name], atol=1e-4), name  # each number moved by about 2e-3
 
 
 def test_training_can_be_stopped_and_refuses_what_it_does_not_know() -> None:
