@@ -20,6 +20,9 @@ from agentopt.errors import UserError
 from agentopt.weights.fold import Folder, Question
 from agentopt.weights.fold._documents import Documents, load_documents
 
+CARD = "fold.json"
+"""What a folder of `agentopt fold apply` holds beside the adapter."""
+
 if TYPE_CHECKING:
     from agentopt.weights.fold import Adapter, Answer
 
@@ -62,7 +65,7 @@ def apply_command(
         raise UserError("--docs is missing: give a text file with a fact a line, .md, .jsonl, or a folder of them.")
     if target is None:
         raise UserError("--out is missing: give the folder that the adapter goes to, e.g. --out handbook.")
-    check_free(Path(target), mark="fold.json", what="folded adapter")
+    check_free(Path(target), mark=CARD, what="folded adapter")
     found = load_documents(docs)
     still = quiet or as_json
     with _loaded(meta, base, device, quiet=still) as folder:
@@ -176,8 +179,9 @@ def ask_command(asked: Asked, *, base: str | None, device: str | None, as_json: 
     from agentopt.cli._fold_print import print_answers, where_from
 
     questions = asked.read()
-    if not Path(asked.adapter).is_dir():
-        raise UserError(f"{asked.adapter}: no such folder; ADAPTER is what agentopt fold apply --out wrote.")
+    if not (Path(asked.adapter) / CARD).is_file():
+        found = f"found a folder without {CARD}" if Path(asked.adapter).is_dir() else "no such folder"
+        raise UserError(f"{asked.adapter}: {found}; ADAPTER is what agentopt fold apply --out wrote.")
     still = quiet or as_json
     with _loaded(asked.meta, base, device, quiet=still) as folder:
         adapter = folder.load_adapter(asked.adapter)
@@ -251,6 +255,7 @@ def estimate_command(
 
 
 def _number(option: str, value: int | None, example: int) -> int:
-    if value is None:
-        raise UserError(f"{option} is missing: give a number, e.g. {option} {example}.")
+    if value is None or value < 1:
+        found = "is missing" if value is None else f"is {value}"
+        raise UserError(f"{option} {found}: give a number of at least 1, e.g. {option} {example}.")
     return value

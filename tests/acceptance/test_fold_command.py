@@ -55,31 +55,42 @@ Done = subprocess.CompletedProcess[str]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """Commands in a folder of their own, with torch imported for all of them at once."""
-    folder = tmp_path_factory.mktemp("fold")
-    warm = WarmCommands()
-    warm.import_once(*IMPORTED)
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fold")
 
+
+def command(warm: WarmCommands, folder: Path) -> Run:
     def fold(*arguments: str, send: Send | None = None) -> Done:
         done = warm.run(["fold", *arguments], folder, ENVIRONMENT, b"", 240, send)
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
-    fold.folder = folder  # type: ignore[attr-defined]
-    yield fold
+    return fold
+
+
+@pytest.fixture(scope="module")
+def light(warm: WarmCommands, path: Path) -> Run:
+    """Commands that end before a model is needed."""
+    return command(warm, path)
+
+
+@pytest.fixture(scope="module")
+def run(path: Path) -> Iterator[Run]:
+    """Commands that need a model, with torch imported for all of them at once."""
+    warm = WarmCommands()
+    warm.import_once(*IMPORTED)
+    yield command(warm, path)
     warm.close()
 
 
 @pytest.fixture(scope="module")
-def made(run: Run) -> Done:
-    return run(*MAKE, "--out", "tasks.jsonl")
+def made(light: Run) -> Done:
+    return light(*MAKE, "--out", "tasks.jsonl")
 
 
 @pytest.fixture(scope="module")
-def folder(run: Run, made: Done) -> Path:
+def folder(made: Done, path: Path) -> Path:
     """The folder that commands run in, with tasks, a model that knows their words, and documents."""
     assert made.returncode == 0, made.stderr
-    path: Path = run.folder  # type: ignore[attr-defined]
     tasks = [json.loads(line) for line in (path / "tasks.jsonl").read_text(encoding="utf-8").splitlines()]
     words = {word for task in tasks for fact in task["facts"] for word in fact.split()}
     model, tokenizer = tiny(sorted(words | {"bob", "clara", "not", "Question:", "Answer:", "So:"}))
@@ -155,12 +166,12 @@ def test_training_shows_plan_baselines_validations_and_one_result(trained: Done,
     assert {"meta.json", "init.safetensors"} <= set(report["files"])
 
 
-def test_the_same_command_again_gives_the_same_result_at_once(trained: Done, run: Run) -> None:
-    again = run(*TRAIN, "--out", "meta")
+def test_the_same_command_again_gives_the_same_result_at_once(trained: Done, light: Run) -> None:
+    again = light(*TRAIN, "--out", "meta")
     assert again.returncode == 0, again.stderr
     assert (again.stdout, again.stderr) == (trained.stdout, "")
-    assert json.loads(run("train", "--resume", "--out", "meta", "--json").stdout)["steps"] == 6
-    other = run(*TRAIN, "--out", "meta", "--seed", "3")
+    assert json.loads(light("train", "--resume", "--out", "meta", "--json").stdout)["steps"] == 6
+    other = light(*TRAIN, "--out", "meta", "--seed", "3")
     assert other.returncode == 2
     assert "meta: found a run without --seed, now 3" in other.stderr
 
@@ -212,7 +223,6 @@ def test_answers_go_to_stdout_and_where_they_come_from_to_stderr(applied: Done, 
     assert forced.returncode == 0, forced.stderr
     assert forced.stdout in ("brave\n", "calm\n")
     assert forced.stderr.startswith("folded: recall 0.")
-    assert run(*asked, "--no-gate", "--quiet").stderr == ""
     value = json.loads(run(*asked, "--json").stdout)
     assert value["source"] in ("folded", "in-context")
     rows = [{"question": "bob is", "answer": "calm", "choices": ["brave", "calm"]}, {"question": "clara is"}]
@@ -249,7 +259,7 @@ def test_estimate_admits_that_a_cached_context_is_cheaper(run: Run, folder: Path
     for part in ("fold", "cached", "re-reading", "operations"):
         assert part in quick.stdout
     assert fits(quick)
-    assert json.loads(run(*asked, "--no-measure", "--json").stdout)["cheaper"] == "in-context, cached"
+    assert "folding loses" in words(quick.stdout)
     measured = run(*asked)
     assert measured.returncode == 0, measured.stderr
     assert "a question" in measured.stdout
@@ -266,11 +276,9 @@ def test_estimate_admits_that_a_cached_context_is_cheaper(run: Run, folder: Path
         (("train", "model", "--out", "x"), "--tasks is missing"),
         (("train", "--resume", "--out", "nowhere"), "nowhere: found no command.json"),
         (("train", "model", "--tasks", "gone.jsonl", "--out", "x"), "gone.jsonl"),
-        (("train", "./gone", "--tasks", "tasks.jsonl", "--out", "x"), "gone"),
         ((*TRAIN, "--out", "x", "--rule", "magic"), 'rule is "magic"'),
         ((*TRAIN, "--out", "x", "--inner-lr", "-1"), "inner_lr is -1"),
         ((*TRAIN, "--out", "x", "--unroll", "some"), "--unroll: found 'some'"),
-        ((*TRAIN, "--out", "x", "--layers", "9"), "layers"),
         ((*TRAIN, "--out", "x", "--adapts", "all"), "--rank does nothing with --adapts all"),
         ((*TRAIN, "--out", "x", "--single-task", "--recall-weight", "2"), "--recall-weight does nothing"),
         ((*TRAIN, "--out", "x", "--val", "tasks.jsonl"), "are training or validation tasks too"),
@@ -291,23 +299,23 @@ def test_estimate_admits_that_a_cached_context_is_cheaper(run: Run, folder: Path
         (("ask", "meta", "adapter"), "give one question"),
         (("ask", "meta", "adapter", "bob is", "--choices", "one"), "--choices: found 'one'"),
         (("ask", "meta", "gone", "bob is"), "gone: no such folder"),
-        (("ask", "meta", "model", "bob is"), "model"),
-        (("ask", "other", "adapter", "bob is"), "other base"),
+        (("ask", "meta", "model", "bob is"), "model: found a folder without fold.json"),
         (("ask", "meta", "adapter", "--questions", "empty.jsonl"), "empty.jsonl:1: expected an object with a question"),
         (("estimate", "model", "--questions", "3"), "--context is missing"),
-        (("estimate", "model", "--context", "0", "--questions", "3"), "context"),
+        (("estimate", "model", "--context", "0", "--questions", "3"), "--context is 0"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(
-    applied: Done, run: Run, folder: Path, arguments: tuple[str, ...], said: str
+    applied: Done, light: Run, folder: Path, arguments: tuple[str, ...], said: str
 ) -> None:
     assert applied.returncode == 0
     two = (folder / "tasks.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:2]
     (folder / "two.jsonl").write_text("".join(two), encoding="utf-8")
     (folder / "empty.jsonl").write_text('{"fact": "bob is brave"}\n{"fact": " "}\n', encoding="utf-8")
-    if arguments[1] == "other" and not (folder / "other").exists():
-        other_base(run, folder)
-    done = run(*arguments)
+    refused(light(*arguments), folder, said)
+
+
+def refused(done: Done, folder: Path, said: str) -> None:
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
@@ -315,16 +323,17 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     assert not (folder / "x").exists()
 
 
-def other_base(run: Run, folder: Path) -> None:
-    """A META folder of a model with other weights."""
-    from transformers import AutoModelForCausalLM
+def test_what_the_model_does_not_allow_is_one_sentence(run: Run, folder: Path) -> None:
+    refused(run("train", "model", "--tasks", "tasks.jsonl", "--out", "x", "--quiet", "--layers", "9"), folder, "layers")
 
-    shutil.copytree(folder / "model", folder / "model2")
-    model: Any = AutoModelForCausalLM.from_pretrained(folder / "model2")
-    model.get_input_embeddings().weight.data[0] += 1
-    model.save_pretrained(folder / "model2")
-    done = run("train", "model2", *TRAIN[2:], "--steps", "1", "--out", "other", "--quiet")
-    assert done.returncode == 0, done.stderr
+
+def test_an_adapter_of_another_base_is_refused_by_its_hash(applied: Done, run: Run, folder: Path) -> None:
+    assert applied.returncode == 0
+    shutil.copytree(folder / "adapter", folder / "foreign")
+    card = json.loads((folder / "foreign" / "fold.json").read_text(encoding="utf-8"))
+    card["base_hash"] = "0" * 32
+    (folder / "foreign" / "fold.json").write_text(json.dumps(card), encoding="utf-8")
+    refused(run("ask", "meta", "foreign", "bob is"), folder, "another base (hash 000000000000")
 
 
 def test_an_inner_loop_that_breaks_says_what_to_do(run: Run, folder: Path) -> None:
@@ -335,10 +344,10 @@ def test_an_inner_loop_that_breaks_says_what_to_do(run: Run, folder: Path) -> No
     assert "Traceback" not in done.stderr
 
 
-def test_options_of_the_configuration_file(run: Run, folder: Path) -> None:
+def test_options_of_the_configuration_file(light: Run, folder: Path) -> None:
     (folder / "own.toml").write_text('[fold]\nmodel = "model"\ntasks = "tasks.jsonl"\nout = "x"\nstep = 3\n', "utf-8")
-    done = run("train", "--config", "own.toml")
+    done = light("train", "--config", "own.toml")
     assert done.returncode == 2
     assert "[fold]: unknown option 'step'; did you mean 'steps'?" in done.stderr
     (folder / "own.toml").write_text('[fold]\nmodel = "model"\ntasks = "tasks.jsonl"\nout = "x"\nrank = 0\n', "utf-8")
-    assert "[fold]: rank is 0" in run("train", "--config", "own.toml").stderr
+    assert "[fold]: rank is 0" in light("train", "--config", "own.toml").stderr
