@@ -197,7 +197,10 @@ def _check_reach(context: ProposeContext, name: str, adapter: str | None = None)
                 if name in about.get("knowledge", ()):
                     roles.add(str(about.get("role", "agent")))
     if calls and not roles:
-        raise UserError("no language-model call of the program names it; fold it for complete(..., knowledge=handle)")
+        raise UserError(
+            "no language-model call of the program names it, so no model would get the adapter; name it in the call: "
+            "complete(..., knowledge=handle)"
+        )
     for role in sorted(roles):
         client = resolve(role).client
         if adapter is None and not hasattr(client, "adapter_problem"):
