@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 # After a full stop and a space, after the full stops of scripts without spaces, and at the end of a line.
 _SENTENCE = re.compile(r"(?<=[.!?…])[\"')\]»”’]*\s+|(?<=[。！？])|\s*\n\s*")
+_REMEMBERED = 65536
+"""Texts whose rows are kept: facts come again in every epoch."""
+_MOST_TOKENS = 16384
+"""Of the rows, padding included, of knowledge bases that are folded at once without a graph."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,8 @@ class Encoder:
     def _rows(self, fact: str) -> tuple[tuple[tuple[int, ...], ...], str]:
         found = self._known.get(fact)
         if found is None:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
             found = self._known[fact] = self._cut(fact)
         return found
 
@@ -185,6 +191,21 @@ class Encoder:
                 whole = max(whole, response + len(self.prompt(question.text)))
                 alone = max(alone, response)
         return whole, alone
+
+
+def grouped(bases: Sequence[FactRows], documents: int) -> list[range]:
+    """Knowledge bases that are folded at once, in order: at most `documents`, and no more rows than fit the memory."""
+    groups: list[range] = []
+    rows = longest = 0
+    for place, base in enumerate(bases):
+        rows, longest = max(rows, len(base.ids)), max(longest, *map(len, base.ids))
+        before = groups[-1] if groups else range(0)
+        if not groups or len(before) == documents or (len(before) + 1) * rows * longest > _MOST_TOKENS:
+            groups.append(range(place, place + 1))
+            rows, longest = len(base.ids), max(map(len, base.ids))
+        else:
+            groups[-1] = range(before.start, place + 1)
+    return groups
 
 
 def sentences(text: str) -> list[str]:

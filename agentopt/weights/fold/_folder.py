@@ -26,7 +26,7 @@ from agentopt.weights.fold._answers import Answer
 from agentopt.weights.fold._asking import answer_pairs
 from agentopt.weights.fold._codec import Codec
 from agentopt.weights.fold._contradictions import contradictions
-from agentopt.weights.fold._encoding import Encoder, FactRows, check_tasks
+from agentopt.weights.fold._encoding import Encoder, FactRows, check_tasks, grouped
 from agentopt.weights.fold._events import Event
 from agentopt.weights.fold._gate import Gate
 from agentopt.weights.fold._incontext import InContext, Prefix, window_of
@@ -205,12 +205,12 @@ class Folder:
         return self.fold_many([docs])[0]
 
     def fold_many(self, bases: Sequence[Sequence[str]], *, documents: int = 8) -> list[Adapter]:
-        """Fold several knowledge bases, so many at once."""
+        """Fold several knowledge bases, at most `documents` at once; long ones by themselves."""
         kit, base, meta = self.kit, self.base_hash, self.meta_hash
         prepared = [self._prepared(docs) for docs in bases]
         found: list[Adapter] = []
-        for begin in range(0, len(prepared), documents):
-            group = prepared[begin : begin + documents]
+        for places in grouped([one for _, one, _ in prepared], documents):
+            begin, group = places.start, [prepared[place] for place in places]
             rows = [one for _, one, _ in group]
             state = kit.fold(rows, graph=False)
             after = kit.recalled(state, rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from agentopt.weights.fold._encoding import Pick
+from agentopt.weights.fold._encoding import Pick, grouped
 from agentopt.weights.fold._kit import Kit
 from agentopt.weights.fold._scores import FoldScores, Scored, judge
 from agentopt.weights.fold._types import FoldTask
@@ -45,15 +45,16 @@ def measure(
         kit: what folds.
         tasks: knowledge bases with questions.
         questions: at most so many of each, the first ones; None for all.
-        documents: knowledge bases folded at once.
+        documents: knowledge bases folded at once, at most.
         tell: told of the tasks that are done.
     """
     rows: list[Scored] = []
     recalls: list[float] = []
     loss = count = 0.0
-    for begin in range(0, len(tasks), documents):
-        group = tasks[begin : begin + documents]
-        bases = [kit.encoder.facts(task.facts) for task in group]
+    every = [kit.encoder.facts(task.facts) for task in tasks]
+    for places in grouped(every, documents):
+        group = [tasks[place] for place in places]
+        bases = [every[place] for place in places]
         state = kit.fold(bases, graph=False)
         recalls += [sum(one) / len(one) for one in kit.recalled(state, bases)]
         picks = [_pick(task, questions) for task in group]
@@ -77,7 +78,7 @@ def measure(
                 for (number, place), one in zip(part, written, strict=True)
             ]
         if tell is not None:
-            tell(begin + len(group))
+            tell(places.stop)
     return Measured(FoldScores(tuple(rows)), tuple(recalls), loss / count)
 
 

@@ -10,6 +10,7 @@ Two processes cannot write one folder: a lock is held on it.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -62,8 +63,7 @@ class RunFolder:
         except OSError:
             self._lock.close()
             raise UserError(f"{self.path}: another run is writing here; wait for it or give another folder.") from None
-        if saved is None:
-            write_json(self.path / RUN, {"version": VERSION, **asked})
+        self._asked = None if saved is not None else {"version": VERSION, **asked}
 
     def _check_free(self) -> None:
         if self.path.exists() and not self.path.is_dir():
@@ -81,6 +81,12 @@ class RunFolder:
                 raise UserError(
                     f"{self.path}: found a run with {change}; give the same to go on with it, or another folder."
                 )
+
+    def begin(self) -> None:
+        """Write what is asked, unless it is there: nothing is known against the run any more."""
+        if self._asked is not None:
+            write_json(self.path / RUN, self._asked)
+            self._asked = None
 
     # --- events ------------------------------------------------------------------------------------------------------
 
@@ -134,6 +140,14 @@ class RunFolder:
             self._events.close()
             self._events = None
         self._lock.close()
+        if self._asked is not None:
+            self._remove_traces()
+
+    def _remove_traces(self) -> None:
+        """Of a run that never began: a mistyped option leaves no folder behind."""
+        with contextlib.suppress(OSError):
+            (self.path / ".lock").unlink()
+            self.path.rmdir()
 
     def __enter__(self) -> RunFolder:
         return self

@@ -61,10 +61,13 @@ def meta_train(
             asked = _asked(folder, tasks, val, options, prompts if guarded else ())
             where = stack.enter_context(RunFolder(Path(out).expanduser(), asked, resume=resume))
             if (where.path / files.META).exists():
+                where.clean()
                 return _again(folder, where.path)
         folder.kit.max_new = longest
         watch = Guard(folder.kit, prompts, options.seed) if guarded else None
         outer = Outer(folder.kit, tasks, val, options, watch, where, tell, stop)
+        if where is not None:
+            where.begin()
         done = outer.resume()
         if done:
             outer.tell(events.Resumed(done))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from agentopt.errors import UserError
 from agentopt.weights.fold._codec import Codec
-from agentopt.weights.fold._encoding import Encoder, Pick, sentences
+from agentopt.weights.fold._encoding import Encoder, Pick, grouped, sentences
 from tests.weights.fold import tiny
 
 _, TOKENIZER = tiny.tiny_model(words=(*tiny.WORDS, "lot.", "drum.", "coin!"))
@@ -53,6 +53,14 @@ def test_rows_hold_every_token_once_and_in_order(facts: list[list[str]], row_tok
 def test_a_fact_without_anything_to_learn_is_refused(fact: str, found: str) -> None:
     with pytest.raises(UserError, match=f"number 1 .*{found}"):
         encoder().facts(["ann owns drum", fact])
+
+
+def test_knowledge_bases_are_folded_together_as_far_as_they_fit() -> None:
+    small = encoder(128).facts(["ann owns drum"])
+    large = encoder(128).facts(["ann owns " * 50] * 100)
+    assert grouped([small] * 5, 2) == [range(0, 2), range(2, 4), range(4, 5)]
+    found = grouped([small, large, small, small, large, large], 8)
+    assert [len(group) for group in found] == [1, 1, 2, 1, 1]
 
 
 def test_padding_and_first_tokens_have_no_weight() -> None:

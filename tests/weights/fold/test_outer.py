@@ -127,6 +127,9 @@ def test_a_folder_takes_only_its_own_run(tmp_path: Path) -> None:
         trained(folder(), out=tmp_path / "none", resume=True)
     with pytest.raises(UserError, match="its meta-training is not done"):
         Folder.load(out)
+    with pytest.raises(UserError, match="more than the 9 steps of warmup"):
+        trained(folder(), out=tmp_path / "new", warmup=9)
+    assert not (tmp_path / "new").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep", encoding="utf-8")
     with pytest.raises(UserError, match=r"found notes.txt and no run"):
