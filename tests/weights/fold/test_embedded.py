@@ -27,9 +27,11 @@ def test_the_embedded_model_folds_facts_that_peft_computes_with(tmp_path: Path) 
         "The ferry to Varn leaves every second Tuesday.",
     ]
     question = "Who built the lighthouse of Varn?"
-    with Folder(model, tokenizer, rank=8, layers=2, rule="normalized", lr=0.02, multi_task=False) as folder:
+    with Folder(
+        model, tokenizer, rank=8, layers=2, rule="normalized", lr=0.003, inner_steps=8, multi_task=False
+    ) as folder:
         adapter = folder.fold(facts)
-        assert adapter.lift > 0.05 and min(adapter.fact_recall) > adapter.recall_before
+        assert adapter.lift > 0.1 and min(adapter.fact_recall) > adapter.recall_before
         answer = folder.ask(adapter, question, choices=["Oda Kell", "Mira Stone"])
         assert answer.source == "folded" and answer.text == "Oda Kell"
         assert folder.ask(adapter, question, max_new=8).text
