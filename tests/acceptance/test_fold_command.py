@@ -176,29 +176,26 @@ def test_the_same_command_again_gives_the_same_result_at_once(trained: Done, lig
     assert "meta: found a run without --seed, now 3" in other.stderr
 
 
-def test_killed_then_interrupted_then_resumed_gives_the_same_folder(trained: Done, run: Run, folder: Path) -> None:
+def test_interrupted_then_resumed_gives_the_same_folder(trained: Done, run: Run, folder: Path) -> None:
     assert trained.returncode == 0
     events = folder / "again" / "events.jsonl"
 
-    def after(steps: int) -> Callable[[], bool]:
-        return lambda: events.exists() and events.read_text(encoding="utf-8").count('"kind": "stepped"') >= steps
+    def after_three_steps() -> bool:
+        return events.exists() and events.read_text(encoding="utf-8").count('"kind": "stepped"') >= 3
 
-    killed = run(*TRAIN, "--out", "again", send=(signal.SIGKILL, after(1)))
-    assert killed.returncode == -signal.SIGKILL
-    stopped = run("train", "--resume", "--out", "again", send=(signal.SIGINT, after(3)))
+    stopped = run(*TRAIN, "--out", "again", send=(signal.SIGINT, after_three_steps))
     assert stopped.returncode == 130
     assert "what was trained is kept; go on with: agentopt fold train --resume --out again" in stopped.stderr
     done = run("train", "--resume", "--out", "again")
     assert done.returncode == 0, done.stderr
     assert "resumed" in done.stderr
-    for name in ("init.safetensors",):
-        assert (folder / "again" / name).read_bytes() == (folder / "meta" / name).read_bytes()
+    assert (folder / "again" / "init.safetensors").read_bytes() == (folder / "meta" / "init.safetensors").read_bytes()
     results = [json.loads((folder / name / "result.json").read_text(encoding="utf-8")) for name in ("again", "meta")]
     for name in ("accuracy", "interval", "gate", "best_step"):
         assert results[0][name] == results[1][name]
 
 
-def test_an_adapter_says_how_well_it_holds_its_facts(applied: Done, run: Run, folder: Path) -> None:
+def test_an_adapter_says_how_well_it_holds_its_facts(applied: Done, folder: Path) -> None:
     said = words(applied.stdout)
     assert "4 facts into adapter, recall 0." in said
     assert "1 repeated fact was left out" in said
@@ -208,9 +205,6 @@ def test_an_adapter_says_how_well_it_holds_its_facts(applied: Done, run: Run, fo
     assert fits(applied)
     card = json.loads((folder / "adapter" / "fold.json").read_text(encoding="utf-8"))
     assert card["facts"] == ["bob is brave", "brave is calm", "clara is not calm", "clara is calm"]
-    report = json.loads(run("apply", "meta", "--docs", "facts.txt", "--out", "adapter", "--json").stdout)
-    assert report["base_hash"] == card["base_hash"]
-    assert [one["place"] for one in report["fact_recall"]] == [f"facts.txt:{line}" for line in (1, 3, 5, 6)]
     config = json.loads((folder / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
     assert (config["peft_type"], config["r"]) == ("LORA", 2)
     assert config["base_model_name_or_path"] == str(folder / "model")
@@ -223,8 +217,6 @@ def test_answers_go_to_stdout_and_where_they_come_from_to_stderr(applied: Done, 
     assert forced.returncode == 0, forced.stderr
     assert forced.stdout in ("brave\n", "calm\n")
     assert forced.stderr.startswith("folded: recall 0.")
-    value = json.loads(run(*asked, "--json").stdout)
-    assert value["source"] in ("folded", "in-context")
     rows = [{"question": "bob is", "answer": "calm", "choices": ["brave", "calm"]}, {"question": "clara is"}]
     (folder / "ask.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     many = run("ask", "meta", "adapter", "--questions", "ask.jsonl")
@@ -234,38 +226,34 @@ def test_answers_go_to_stdout_and_where_they_come_from_to_stderr(applied: Done, 
     assert fits(many)
 
 
-def test_a_shut_gate_is_told_and_answers_in_context(applied: Done, run: Run, folder: Path) -> None:
+def test_what_the_gate_turns_away_is_answered_in_context(applied: Done, run: Run, folder: Path) -> None:
     assert applied.returncode == 0
     shutil.copytree(folder / "meta", folder / "strict")
     head: dict[str, Any] = json.loads((folder / "strict" / "meta.json").read_text(encoding="utf-8"))
     head["gate"] = {"recall": 0.999, "margin": 0.0, "calibration": None}
     (folder / "strict" / "meta.json").write_text(json.dumps(head), encoding="utf-8")
-    done = run("apply", "strict", "--docs", "facts.txt", "--out", "refused")
-    assert done.returncode == 0, done.stderr
-    assert "not accepted" in done.stdout
-    assert "Questions will be answered in context" in done.stdout
-    assert fits(done)
-    asked = run("ask", "strict", "refused", "bob is", "--choices", "brave,calm")
+    asked = run("ask", "strict", "adapter", "bob is", "--choices", "brave,calm", "--json")
     assert asked.returncode == 0, asked.stderr
-    assert asked.stderr.startswith("in-context: ")
-    assert "below the gate's 0.999" in asked.stderr
+    value = json.loads(asked.stdout)
+    assert value["source"] == "in-context"
+    assert "below the gate's 0.999" in value["reason"]
 
 
-def test_estimate_admits_that_a_cached_context_is_cheaper(run: Run, folder: Path) -> None:
+def test_estimate_compares_the_ways_on_this_machine(run: Run, folder: Path) -> None:
     assert (folder / "model").is_dir()
-    asked = ("estimate", "model", "--context", "150", "--questions", "18")
-    quick = run(*asked, "--no-measure")
-    assert quick.returncode == 0, quick.stderr
-    for part in ("fold", "cached", "re-reading", "operations"):
-        assert part in quick.stdout
-    assert fits(quick)
-    assert "folding loses" in words(quick.stdout)
-    measured = run(*asked)
-    assert measured.returncode == 0, measured.stderr
-    assert "a question" in measured.stdout
-    assert fits(measured)
-    beyond = run("estimate", "model", "--context", "4096", "--questions", "18", "--no-measure")
-    assert "Reading is impossible" in words(beyond.stdout)
+    done = run("estimate", "model", "--context", "150", "--questions", "18")
+    assert done.returncode == 0, done.stderr
+    for part in (
+        "operations",
+        "all 18",
+        "KV memory",
+        "fold and ask",
+        "cached context",
+        "re-reading",
+        "Folding is cheaper",
+    ):
+        assert part in done.stdout
+    assert fits(done)
 
 
 @pytest.mark.parametrize(
