@@ -61,7 +61,7 @@ def count(number: float) -> str:
 
 
 def value_lines(value: Any, name: str = "") -> list[str]:
-    """The value of parameter `name` as lines: text as it is, demonstrations one a line, the rest readable or as JSON."""
+    """The value of parameter `name` as lines: text as it is, a demonstration a line, the rest readable or as JSON."""
     if isinstance(value, str):
         return value.splitlines() or [""]
     if isinstance(value, list):
