@@ -212,7 +212,11 @@ class Folder:
         for places in grouped([one for _, one, _ in prepared], documents):
             begin, group = places.start, [prepared[place] for place in places]
             rows = [one for _, one, _ in group]
-            state = kit.fold(rows, graph=False)
+            try:
+                state = kit.fold(rows, graph=False)
+            except RunError as error:
+                counted = f" (the first of these is knowledge base {begin})" if begin else ""
+                raise RunError(f"{error}{counted}") from None
             after = kit.recalled(state, rows)
             before = kit.recalled(kit.start(len(rows)), rows)
             for place, (facts, one, notes) in enumerate(group):

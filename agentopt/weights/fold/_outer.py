@@ -183,49 +183,58 @@ class Outer:
         return self.options.patience == 0 or self.course.since_best < self.options.patience
 
     def _step(self) -> None:
-        torch, options = self.torch, self.options
+        course = self.course
         started = time.perf_counter()
         for group, base in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = self.schedule.lr(self.course.step, base)
-        self.optimizer.zero_grad(set_to_none=True)
+            group["lr"] = self.schedule.lr(course.step, base)
         self.stop.busy = True
         try:
-            sums = [0.0] * 4
-            for part in range(options.accumulate):
-                losses = self._losses(part)
-                (losses[0] / options.accumulate).backward()
-                found = [float(one.detach()) / options.accumulate for one in losses]
-                sums = [one + two for one, two in zip(sums, found, strict=True)]
-            norm = float(torch.nn.utils.clip_grad_norm_(list(self.named.values()), options.clip))
-            if math.isfinite(norm) and math.isfinite(sums[0]):
+            sums, norm, wrong = self._gradient()
+            if not wrong:
                 self.optimizer.step()
-                self.course.bad = 0
+                course.bad = 0
             else:
-                self._bad_step()
+                self._bad_step(wrong)
         finally:
             self.stop.busy = False
-        self.course.step += 1
+        course.step += 1
         seconds = time.perf_counter() - started
-        self.course.seconds += seconds
-        recall = sums[2] if self.kit.options.multi_task else None
-        guarded = sums[3] if self.guard is not None else None
-        lr = self.optimizer.param_groups[0]["lr"]
-        if math.isfinite(norm) and math.isfinite(sums[0]):
-            self.tell(events.Stepped(self.course.step, sums[0], sums[1], recall, guarded, lr, norm, round(seconds, 6)))
+        course.seconds += seconds
+        if not wrong:
+            recall = sums[2] if self.kit.options.multi_task else None
+            guarded = sums[3] if self.guard is not None else None
+            lr = self.optimizer.param_groups[0]["lr"]
+            self.tell(events.Stepped(course.step, sums[0], sums[1], recall, guarded, lr, norm, round(seconds, 6)))
 
-    def _bad_step(self) -> None:
+    def _gradient(self) -> tuple[list[float], float, str]:
+        """Losses (all, answers, recall, guard), norm of the meta-gradient, and what is wrong with it, if anything."""
+        options = self.options
+        self.optimizer.zero_grad(set_to_none=True)
+        sums = [0.0] * 4
+        for part in range(options.accumulate):
+            picks = self._draw(part)
+            try:
+                losses = self._losses(picks, part)
+            except RunError as error:  # the inner loop left the numbers
+                tasks = ", ".join(repr(pick.task.id) for pick in picks[:8])
+                return sums, math.nan, f"{error} The documents are the tasks {tasks}{', ...' * (len(picks) > 8)}."
+            (losses[0] / options.accumulate).backward()
+            found = [float(one.detach()) / options.accumulate for one in losses]
+            sums = [one + two for one, two in zip(sums, found, strict=True)]
+        norm = float(self.torch.nn.utils.clip_grad_norm_(list(self.named.values()), options.clip))
+        return sums, norm, "" if math.isfinite(norm + sums[0]) else "The meta-gradient is no number."
+
+    def _bad_step(self, wrong: str) -> None:
         self.course.bad += 1
         step = self.course.step + 1
-        self.warn(f"step {step}: the meta-gradient is no number; such steps are left out.")
+        if not any(" is left out. " in message for message in self.course.warnings):
+            self.warn(f"step {step} is left out. {wrong}")
         if self.course.bad >= _ENOUGH:
-            raise RunError(
-                f"meta-training: the gradient of {_ENOUGH} steps in a row (to step {step}) is no number; {_ADVICE}."
-            )
+            raise RunError(f"meta-training: {_ENOUGH} steps in a row (to step {step}) failed; {_ADVICE}. {wrong}")
 
-    def _losses(self, part: int) -> tuple[Any, Any, Any, Any]:
+    def _losses(self, picks: Sequence[Pick], part: int) -> tuple[Any, Any, Any, Any]:
         """Of one batch: all, answers, recalled facts, guard."""
         kit = self.kit
-        picks = self._draw(part)
         state = kit.folded([pick.facts for pick in picks], graph=True)
         answer, recall = kit.losses(state, kit.encoder.questions(picks))
         total = answer
