@@ -45,21 +45,18 @@ def base_hash(names: Mapping[str, Any], kit: Kit) -> str:
     return fingerprint((name, moved.get(name, tensor)) for name, tensor in names.items())
 
 
-def meta_hash(kit: Kit) -> str:
-    """A name for the options and the meta-parameters."""
-    tensors = fingerprint(sorted(kit.named().items()))
-    return digest([kit.options.model_dump(mode="json"), tensors])
+def meta_hash(kit: Kit, base: str) -> str:
+    """A name for the options and the meta-parameters, on a base of this hash."""
+    own = stored_names(kit)
+    tensors = fingerprint((name, tensor) for name, tensor in sorted(kit.named().items()) if name in own)
+    return digest([kit.options.model_dump(mode="json"), base, tensors])
 
 
-def stored(kit: Kit) -> dict[str, Any]:
-    """What init.safetensors holds: what base/ does not."""
+def stored_names(kit: Kit) -> set[str]:
+    """What init.safetensors holds: the meta-parameters that base/ does not."""
     moved = set(base_weights(kit))
-    state = kit.meta.state_dict()
-    return {name: tensor for name, tensor in state.items() if name.partition("/")[2] not in moved or _own(name)}
-
-
-def _own(name: str) -> bool:
-    return name.partition("/")[0] in ("rates", "token_weights")
+    kinds = {name: name.partition("/") for name in kit.named()}
+    return {name for name, (kind, _, own) in kinds.items() if own not in moved or kind in ("rates", "token_weights")}
 
 
 def plain_model(kit: Kit, values: Mapping[str, Any]) -> Any:
@@ -100,7 +97,8 @@ def save_meta(path: Path, kit: Kit, tokenizer: Any, head: Mapping[str, Any]) -> 
         raise UserError(f"{path}: found a file, expected a folder to write into.") from None
     except (OSError, need("safetensors").SafetensorError) as error:
         raise RunError(f"{path}: cannot be written ({error}); make room and save it again.") from error
-    write_tensors(path / INIT, stored(kit), {"version": VERSION})
+    own = stored_names(kit)
+    write_tensors(path / INIT, {name: one for name, one in kit.named().items() if name in own}, {"version": VERSION})
     write_json(path / META, {"version": VERSION, **head})
 
 

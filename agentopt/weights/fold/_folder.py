@@ -10,14 +10,13 @@ RECKONING (arXiv 2305.06349) with `adapts="all"`, PERK (arXiv 2507.06415) with L
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from agentopt.errors import RunError, UserError
+from agentopt.errors import UserError
 from agentopt.weights import load
 from agentopt.weights.finetuning import Stop
 from agentopt.weights.fold import _files as files
@@ -25,9 +24,9 @@ from agentopt.weights.fold._adapter import Adapter
 from agentopt.weights.fold._answers import Answer
 from agentopt.weights.fold._asking import answer_pairs
 from agentopt.weights.fold._codec import Codec
-from agentopt.weights.fold._contradictions import contradictions
-from agentopt.weights.fold._encoding import Encoder, FactRows, check_tasks, grouped
+from agentopt.weights.fold._encoding import Encoder, check_tasks
 from agentopt.weights.fold._events import Event
+from agentopt.weights.fold._folding import fold_bases
 from agentopt.weights.fold._gate import Gate
 from agentopt.weights.fold._incontext import InContext, Prefix, window_of
 from agentopt.weights.fold._kit import MAX_NEW, Kit
@@ -147,7 +146,7 @@ class Folder:
     @property
     def meta_hash(self) -> str:
         """A name for options and meta-parameters."""
-        return files.meta_hash(self.kit)
+        return files.meta_hash(self.kit, self.base_hash)
 
     # --- meta-training -----------------------------------------------------------------------------------------------
 
@@ -206,65 +205,10 @@ class Folder:
 
     def fold_many(self, bases: Sequence[Sequence[str]], *, documents: int = 8) -> list[Adapter]:
         """Fold several knowledge bases, at most `documents` at once; long ones by themselves."""
-        kit, base, meta = self.kit, self.base_hash, self.meta_hash
-        prepared = [self._prepared(docs) for docs in bases]
-        found: list[Adapter] = []
-        for places in grouped([one for _, one, _ in prepared], documents):
-            begin, group = places.start, [prepared[place] for place in places]
-            rows = [one for _, one, _ in group]
-            try:
-                state = kit.fold(rows, graph=False)
-            except RunError as error:
-                counted = f" (the first of these is knowledge base {begin})" if begin else ""
-                raise RunError(f"{error}{counted}") from None
-            after = kit.recalled(state, rows)
-            before = kit.recalled(kit.start(len(rows)), rows)
-            for place, (facts, one, notes) in enumerate(group):
-                if not all(map(math.isfinite, after[place])):
-                    raise RunError(
-                        f"fold: knowledge base {begin + place} is folded, but its facts' loss is no number; use a "
-                        "smaller inner learning rate, or look at its documents."
-                    )
-                adapter = Adapter(
-                    state={name: tensor[place].detach().clone() for name, tensor in state.items()},
-                    facts=facts,
-                    rows=len(one.ids),
-                    fact_recall=tuple(after[place]),
-                    recall_before=sum(before[place]) / len(before[place]),
-                    base_hash=base,
-                    meta_hash=meta,
-                    contradictions=contradictions(facts),
-                    write=self._write_adapter,
-                )
-                notes = [*notes, *(f"{one.sentence}; both were folded." for one in adapter.contradictions)]
-                adapter.warnings = tuple(notes)
-                self._judge(adapter)
-                found.append(adapter)
-        return found
+        return fold_bases(self, bases, documents)
 
-    def _prepared(self, docs: Sequence[str]) -> tuple[tuple[str, ...], FactRows, list[str]]:
-        """Facts without repetitions, their rows, and what there is to say about them."""
-        if isinstance(docs, str):
-            raise UserError("fold: found one text, expected a list of documents: fold([text]).")
-        if not docs:
-            raise UserError("fold: found no documents, expected at least one sentence.")
-        for place, doc in enumerate(docs):
-            if not isinstance(doc, str) or not doc.strip():  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise UserError(f"fold: document {place} is {doc!r}, expected a text that is not empty.")
-        kept = {" ".join(doc.split()): doc.strip() for doc in reversed(docs)}
-        facts = tuple(kept[key] for key in dict.fromkeys(" ".join(doc.split()) for doc in docs))
-        rows = self.kit.encoder.facts(facts)
-        notes = list(rows.cuts)
-        again = len(docs) - len(facts)
-        if again:
-            notes.append(f"{again} repeated {'document was' if again == 1 else 'documents were'} folded once.")
-        if self.codec.multi_task and any(self.codec.marker in " ".join(fact.split()) for fact in facts):
-            notes.append(
-                f"a fact holds {self.codec.marker!r}, which closes what is recalled; change the format's recall."
-            )
-        return facts, rows, notes
-
-    def _judge(self, adapter: Adapter) -> None:
+    def judge(self, adapter: Adapter) -> None:
+        """Say whether the gate takes an adapter."""
         if self.gate is None:
             adapter.reason = "no gate: meta-training has not calibrated one"
             return
@@ -438,11 +382,12 @@ class Folder:
             UserError: no adapter, or one for another base.
         """
         adapter = files.read_adapter(path, self.kit, self.base_hash)
-        adapter.write = self._write_adapter
-        self._judge(adapter)
+        adapter.write = self.write_adapter
+        self.judge(adapter)
         return adapter
 
-    def _write_adapter(self, adapter: Adapter, path: Path) -> None:
+    def write_adapter(self, adapter: Adapter, path: Path) -> None:
+        """What `Adapter.save` does."""
         kit = self.kit
         self._check_mine(adapter)
         base = None

@@ -86,7 +86,7 @@ def test_an_adapter_for_another_base_is_refused_by_its_hash(tiny_folder: Folder,
         with pytest.raises(UserError, match=hashes):
             other.ask(adapter, QUESTIONS[0])
         with pytest.raises(UserError, match=hashes):
-            other._write_adapter(adapter, saved)
+            other.write_adapter(adapter, saved)
 
 
 def test_a_meta_folder_wants_its_own_base(tiny_meta: Path, tiny_base: Path, tmp_path: Path) -> None:

@@ -221,9 +221,10 @@ def test_tasks_that_cannot_be_learned_from_are_refused(tasks: list[FoldTask], ma
 
 def test_losses_that_are_no_numbers_end_the_run_with_advice() -> None:
     seen: list[Event] = []
+    longer: dict[str, Any] = {**SHORT, "steps": 20, "eval_every": 20}
     made = folder(rule="sgd", lr=3e38)
     with pytest.raises(RunError, match=r"10 steps in a row \(to step 10\) failed; use a lower inner lr \(--inner-lr\)"):
-        made.meta_train(TASKS, val=VAL, on_event=seen.append, **{**SHORT, "steps": 20, "eval_every": 20})
+        made.meta_train(TASKS, val=VAL, on_event=seen.append, **longer)
     (told,) = (event.message for event in seen if isinstance(event, Warned))
     assert told.startswith("step 1 is left out. ") and ("'0-" in told or "no number" in told)
     with pytest.raises(RunError, match="validation loss after step 2 is no number"):
