@@ -7,6 +7,7 @@ the batched LoRA layer: one forward pass for all of them) or a `FullEngine` (all
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -35,6 +36,7 @@ class Engine(Protocol):
 
     model: Any
     options: FoldOptions
+    device: Any
     hidden_size: int
     """Width of the hidden states that the head is given."""
 
@@ -102,7 +104,7 @@ def make_engine(model: Any, options: FoldOptions) -> Engine:
     return FullEngine(model, options)
 
 
-class Held:
+class Held(ABC):
     """A model while an engine has it: in evaluation mode, with its head in hand, put back by `close`."""
 
     def __init__(self, model: Any, options: FoldOptions) -> None:
@@ -134,9 +136,9 @@ class Held:
         """See `Engine`."""
         return work(rows, self.device)
 
+    @abstractmethod
     def tokens(self, state: State | None, work: Work, *, twice: bool = False) -> tuple[Tensor, Tensor]:
         """See `Engine`."""
-        raise NotImplementedError
 
     def nll(self, state: State | None, rows: Rows, *, twice: bool = False) -> Tensor:
         """See `Engine`."""
@@ -145,8 +147,7 @@ class Held:
     def nll_hidden(self, state: State | None, rows: Rows) -> tuple[Tensor, Tensor]:
         """See `Engine`."""
         nll, hidden = self.tokens(state, self.work(rows))
-        each = [unpack(column, rows) for column in hidden.unbind(1)]
-        return unpack(nll, rows), torch.stack(each, -1)
+        return unpack(nll, rows), unpack(hidden, rows)
 
 
 def _nothing(*_args: Any, **_kwargs: Any) -> None:

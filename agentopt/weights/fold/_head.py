@@ -111,7 +111,7 @@ class _HeadNll(torch.autograd.Function):
                 share = logits.sub_(total).exp_()
                 share.scatter_add_(1, wanted, share.new_full(wanted.shape, -1.0))
                 slopes.append(share.to(weight.dtype) @ weight)
-        slope = torch.cat(slopes) if slopes else hidden.new_zeros(0)
+        slope = torch.cat(slopes) if slopes else torch.zeros_like(hidden)
         ctx.save_for_backward(hidden, weight, bias, slope)
         return torch.cat(losses) if losses else _logits(hidden, weight, bias)[:, :0].sum(1)
 

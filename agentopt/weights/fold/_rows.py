@@ -92,8 +92,9 @@ def work(rows: Rows, device: Any) -> Work:
 
 
 def unpack(values: Any, rows: Rows) -> Any:
-    """Values of the weighted tokens, in the order of `Work`, back in (E, R, L); 0 elsewhere. Differentiable."""
+    """Values (K, ...) of the weighted tokens, in the order of `Work`, back in (E, R, L, ...); 0 elsewhere."""
     weighted = (rows.weight != 0).to(values.device)
     weighted[:, :, 0] = False
     places = weighted.reshape(-1).nonzero().squeeze(1)
-    return values.new_zeros(weighted.numel()).index_copy(0, places, values).reshape(weighted.shape)
+    every = values.new_zeros(weighted.numel(), *values.shape[1:]).index_copy(0, places, values)
+    return every.reshape(*weighted.shape, *values.shape[1:])

@@ -61,6 +61,32 @@ def test_padding_counts_for_nothing(adapts: str) -> None:
 
 
 @BOTH
+def test_a_document_without_facts_stays_at_the_start(adapts: str) -> None:
+    engine, meta = started(gpt2, adapts=adapts, token_weights=True, rule="normalized")
+    given = rows(2)
+    given.weight[1] = 0
+    state = fold_rows(engine, meta, given, graph=False)
+    same({name: tensor[1] for name, tensor in state.items()}, {n: t.detach() for n, t in meta.init.items()})
+    assert not any(torch.equal(tensor[0], meta.init[name]) for name, tensor in state.items() if "lora" in name)
+    nothing = Rows(given.ids, torch.zeros(given.ids.shape))
+    start = {name: tensor.detach() for name, tensor in meta.init.items()}
+    same(fold_rows(engine, meta, nothing, graph=False), engine.expand(start, 2))
+
+
+@BOTH
+def test_hidden_states_are_those_that_predict(adapts: str) -> None:
+    engine, meta = started(llama, adapts=adapts, trains="all")
+    given = rows(2)
+    state = fold_rows(engine, meta, given, graph=False)
+    nll, hidden = engine.nll_hidden(state, given)
+    torch.testing.assert_close(nll, engine.nll(state, given))
+    with engine.using({name: tensor[1:] if adapts == "lora" else tensor[1] for name, tensor in state.items()}):
+        last = engine.model.model(input_ids=given.ids[1]).last_hidden_state
+    torch.testing.assert_close(hidden[1, 1, 1:4], last[1, :3])
+    assert hidden.shape == (*given.ids.shape, 16) and not hidden[:, :, 4:].any()
+
+
+@BOTH
 def test_inference_keeps_nothing(adapts: str) -> None:
     engine, meta = started(gpt2, adapts=adapts, token_weights=True)
     with_graph = fold_rows(engine, meta, rows(2), graph=True)
