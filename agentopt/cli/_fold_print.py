@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 WORST = 3
 """Facts shown that are recalled worst."""
+SHOWN = 0.005
+"""A threshold below this turns nothing away that is a number."""
+LITTLE = 0.1
+"""Recall that folding should add at least."""
 VLLM_RANK = 16
 """vLLM takes adapters up to this rank without being told."""
 WARN = "bold yellow"
@@ -49,7 +53,7 @@ def print_training(report: Mapping[str, Any], console: Console) -> None:
     console.print(f"{report['steps']:,} steps in {duration(report['seconds'])}, {best}; {report['stop_reason']}")
     for warning in report["warnings"]:
         _paragraph(console, f"warning: {warning}", "yellow")
-    shown = os.path.relpath(report["folder"])
+    shown = os.path.relpath(str(report["folder"]))
     held = [f"{what} ({name}, {size(report['files'][name])})" for name, what in HELD.items() if name in report["files"]]
     _paragraph(console, f"in {shown}: {', '.join(held)}")
     next_command = f"agentopt fold apply {shlex.quote(shown)} --docs FACTS.txt --out ADAPTER"
@@ -97,7 +101,7 @@ def _accuracies(report: Mapping[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(f"{report['part']} tasks")
     table.add_column("accuracy", justify="right")
-    table.add_column("recall", justify="right")
+    table.add_column("exact recall", justify="right")
     recall = "-" if report["recall_set"] is None else f"{report['recall_set']:.3f}"
     for name, value in report["accuracy"].items():
         folded = name == "folded"
@@ -107,7 +111,7 @@ def _accuracies(report: Mapping[str, Any]) -> Table:
 
 def gate_text(gate: Mapping[str, Any]) -> str:
     """What the gate lets through, and what that did on the tasks it was set by."""
-    limits = [f"{name} {gate[name]:.2f}" for name in ("recall", "margin") if gate[name] is not None]
+    limits = [f"{name} {gate[name]:.2f}" for name in ("recall", "margin") if (gate[name] or 0) >= SHOWN]
     text = f"gate: answers in context below {' or '.join(limits)}" if limits else "gate: lets every answer pass"
     seen = gate.get("calibration")
     if not seen:
@@ -132,6 +136,10 @@ def print_adapter(report: Mapping[str, Any], console: Console) -> None:
     else:
         _paragraph(console, f"Folded, not accepted: {what}, {recall}.", WARN)
         _paragraph(console, f"Questions will be answered in context: {report['reason']}.", "yellow")
+    if report["recall"] - report["recall_before"] < LITTLE and report["recall_before"] < 1 - LITTLE:
+        _paragraph(
+            console, "The facts were hardly taken up: meta-train longer, or on tasks that resemble them.", "yellow"
+        )
     if report["repeated"]:
         again = "fact was" if report["repeated"] == 1 else "facts were"
         console.print(f"{report['repeated']:,} repeated {again} left out.")
@@ -158,8 +166,8 @@ def _worst(facts: Sequence[Mapping[str, Any]]) -> list[str]:
 def _usage(report: Mapping[str, Any]) -> list[str]:
     meta, target, base = (shlex.quote(shown_path(report[name])) for name in ("meta", "adapter", "base"))
     lines = [f'ask:   agentopt fold ask {meta} {target} "QUESTION"']
-    if report["rank"] is None:
-        return lines
+    if report["rank"] is None:  # all weights moved: a whole model
+        return [*lines, f"serve: vllm serve {target}"]
     name = shlex.quote(os.path.basename(os.path.normpath(report["adapter"])))
     rank = f" --max-lora-rank {report['rank']}" if report["rank"] > VLLM_RANK else ""
     lines.append(f"serve: vllm serve {base} --enable-lora{rank} --lora-modules {name}={target}")

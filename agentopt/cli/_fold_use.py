@@ -234,7 +234,7 @@ def estimate_command(
     from agentopt.weights import load
     from agentopt.weights.fold._estimator import estimate, measure_speed
 
-    sizes = {
+    sizes: dict[str, Any] = {
         "context_tokens": _number("--context", context, 4096),
         "questions": _number("--questions", questions, 18),
         **{name: value for name, value in values.items() if value is not None},

@@ -194,7 +194,9 @@ def test_an_adapter_is_described_with_its_worst_facts_and_how_to_serve_it() -> N
     assert "--max-lora-rank 32 --lora-modules 'hand book'='out/hand book'" in said
     whole = printed(print_adapter, adapter(rank=None, facts=1, rows=1, repeated=0, contradictions=[], warnings=[]))
     assert "1 fact into" in whole
-    assert "vllm" not in whole
+    assert "--lora-modules" not in whole
+    assert "hardly taken up" not in said
+    assert "hardly taken up" in printed(print_adapter, adapter(recall_before=0.35))
 
 
 def test_a_fold_that_is_not_accepted_says_what_happens_then() -> None:
