@@ -19,11 +19,11 @@ from tests.weights.fold import tiny
 torch: Any = pytest.importorskip("torch")
 
 TASKS, VAL = tiny.tasks(12), tiny.tasks(4, seed=1)
-SHORT: dict[str, Any] = {"steps": 6, "lr": 1e-2, "documents": 2, "questions": 2, "eval_every": 2, "eval_tasks": 4}
+SHORT: dict[str, Any] = {"steps": 6, "lr": 1e-2, "documents": 2, "questions": 1, "eval_every": 2, "eval_tasks": 2}
 
 
 def folder(**fields: Any) -> Folder:
-    model, tokenizer = tiny.tiny_model(width=16, spread=tiny.SPREAD)
+    model, tokenizer = tiny.tiny_model(width=16, layers=1, spread=tiny.SPREAD)
     return Folder(model, tokenizer, options=tiny.options(**fields))
 
 
