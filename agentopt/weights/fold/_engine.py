@@ -21,7 +21,7 @@ from agentopt.evaluation import seed_number
 from agentopt.weights import adapters
 from agentopt.weights.fold import _head
 from agentopt.weights.fold._attention import check_attention, twice_differentiable
-from agentopt.weights.fold._head import Head, replaced
+from agentopt.weights.fold._head import Head, fused, replaced
 from agentopt.weights.fold._rows import Rows, Work, unpack, work
 from agentopt.weights.fold._types import FoldOptions
 
@@ -115,6 +115,7 @@ class Held(ABC):
         for module in self._quiet:  # padding on the right needs no mask; the look at the values would stop vmap
             module.warn_if_padding_and_no_attention_mask = _nothing
         model.eval()
+        self.fused = fused(model)
         self.head = Head(model)
         self.device: Any = self.head.module.weight.device
         self.hidden_size = int(self.head.hidden.shape[-1]) if self.head.hidden is not None else self._width()
@@ -220,6 +221,7 @@ class LoraEngine(Held):
         rows = work.ids.reshape(-1, work.ids.shape[-1])
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.adapters.use(dict(self._zero if state is None else state)))
+            stack.enter_context(replaced(self.fused))
             stack.enter_context(
                 self.head.picking(lambda hidden: hidden.reshape(-1, hidden.shape[-1])[places].unsqueeze(0), skip=skip)
             )

@@ -16,6 +16,7 @@ from torch import Tensor
 from agentopt.weights.fold import _head
 from agentopt.weights.fold._attention import twice_differentiable
 from agentopt.weights.fold._engine import Held, State, leaf, swapped
+from agentopt.weights.fold._head import replaced
 from agentopt.weights.fold._rows import Rows, Work
 from agentopt.weights.fold._types import FoldOptions
 
@@ -82,7 +83,7 @@ class FullEngine(Held):
             return torch.func.vmap(one)(dict(state), ids)
 
     def _forward(self, state: Mapping[str, Tensor], rows: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        with self.head.picking(lambda hidden: hidden[:, first:], skip=False):
+        with replaced(self.fused), self.head.picking(lambda hidden: hidden[:, first:], skip=False):
             arguments = {"input_ids": rows, "use_cache": False}
             logits: Tensor = torch.func.functional_call(self.model, dict(state), (), arguments).logits
             hidden: Tensor = self.head.hidden
