@@ -65,6 +65,9 @@ class IcrOptions(BaseModel):
     """Weight of the loss on facts and question themselves."""
     shuffle: bool = True
     """A new order of the facts every time; False keeps the task's order."""
+    curriculum: int = Field(default=0, ge=0)
+    """Over so many first steps the tasks with few facts come first, more and more of the others join (competence-based
+    curriculum, arXiv 1903.09848). Looking up one fact among many is hard to find, among two it is not."""
     share_context: bool = True
     """Questions about the same facts share the forward pass over them: the same loss, faster. (Not with
     `context_weight`.)"""
@@ -72,8 +75,10 @@ class IcrOptions(BaseModel):
     eval_tasks: int = Field(default=64, ge=1)
     eval_questions: int = Field(default=4, ge=1)
     """At most so many of each validation task, the first ones."""
-    patience: int = Field(default=5, ge=0)
-    """Validations without progress in accuracy or loss after which the training has converged; 0 makes all steps."""
+    patience: int = Field(default=20, ge=0)
+    """Validations without progress in accuracy or loss after which the training has converged; 0 makes all steps. A
+    model that still guesses among the facts' values can stay there for thousands of steps before it finds out how to
+    look them up: fewer validations than that would call it converged. None are counted during the curriculum."""
     max_tokens: int = Field(default=16384, ge=64)
     """Tokens of one forward pass; larger steps are made in parts, with the same gradient."""
     max_new: int = Field(default=96, ge=1)
@@ -182,6 +187,7 @@ class _Training:
             share=options.share_context,
             max_tokens=options.max_tokens,
         )
+        self.easy = sorted(range(len(self.tasks)), key=lambda number: len(self.tasks[number].facts))
         self.epoch = (-1, list[int]())
         """The number of an epoch and its order of tasks."""
         self.adapters: Adapters | None = None
@@ -241,6 +247,8 @@ class _Training:
             losses = []
             if watch.see(point):
                 kept = [weight.detach().clone() for weight in weights]
+            if step < options.curriculum:
+                watch.waited = 0
             if on_point is not None:
                 on_point(point)
             if stopped or watch.converged:
@@ -279,9 +287,13 @@ class _Training:
         options, count = self.options, len(self.tasks)
         groups: list[Group] = []
         for place in range(step * options.documents, (step + 1) * options.documents):
-            epoch, at = divmod(place, count)
-            task = self.tasks[self._order(epoch)[at]]
             draw = _generator("in-context", options.seed, place)
+            if step < options.curriculum:
+                known = max(1, math.ceil(count * (step + 1) / options.curriculum))
+                task = self.tasks[self.easy[int(draw.integers(known))]]
+            else:
+                epoch, at = divmod(place, count)
+                task = self.tasks[self._order(epoch)[at]]
             asked: list[int] = draw.permutation(len(task.questions))[: options.questions].tolist()
             order = draw.permutation(len(task.facts)).tolist() if options.shuffle else range(len(task.facts))
             groups.append(self._group(task, [task.questions[number] for number in asked], order))

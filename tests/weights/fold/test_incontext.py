@@ -343,6 +343,21 @@ def test_the_loss_is_what_the_options_say(max_tokens: int, context_weight: float
     assert result.curve[0].val_loss == pytest.approx(sum(expected) / 2, abs=1e-4)
 
 
+def test_a_curriculum_begins_with_few_facts_and_waits_with_stopping() -> None:
+    model, tokenizer = llama()
+    short, long = tasks(4), [FoldTask("long", FACTS * 6, (Question("one", "red", (0,)),))] * 4
+    widths: list[int] = []
+    hook = model.register_forward_pre_hook(
+        lambda _, __, given: widths.append(given["input_ids"].shape[1]) if torch.is_grad_enabled() else None,
+        with_kwargs=True,
+    )
+    train: dict[str, Any] = {"val": short, "documents": 2, "max_new": 2, "lr": 1e-12, "eval_every": 1, "patience": 1}
+    result = train_incontext(model, tokenizer, [*long, *short], steps=20, curriculum=8, **train)
+    hook.remove()
+    assert max(widths[:4]) < 20 < max(widths)
+    assert (result.stopped, result.steps) == ("converged", 9)
+
+
 @MODELS
 def test_sharing_the_pass_over_the_facts_trains_the_same(make: Any) -> None:
     longer = FoldTask("a", FACTS, (Question("two is", "dark blue", (2, 0)), Question("one", "red", (0,))))
