@@ -14,8 +14,7 @@ from rich.text import Text
 from agentopt.cli._console import hanging, out
 from agentopt.cli._training_live import WIDTH, size
 from agentopt.errors import UserError
-from agentopt.weights.fold import FoldTask, worlds
-from agentopt.weights.fold._reading import save_tasks
+from agentopt.weights.fold import FoldTask, save_tasks, worlds
 
 
 def range_of(option: str, text: str | None, *, both: bool = False) -> Any:

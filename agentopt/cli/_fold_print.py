@@ -16,7 +16,7 @@ from agentopt.cli._console import hanging, short
 from agentopt.cli._training_live import WIDTH, duration, shown_path, size
 
 if TYPE_CHECKING:
-    from agentopt.weights.fold._estimator import Estimate
+    from agentopt.weights.fold import Estimate
 
 WORST = 3
 """Facts shown that are recalled worst."""
@@ -60,6 +60,10 @@ def print_training(report: Mapping[str, Any], console: Console) -> None:
     console.print(Text(f"next: {next_command}", style="dim"), soft_wrap=True)
 
 
+def _bases(number: int) -> str:
+    return "1 knowledge base" if number == 1 else f"{number:,} knowledge bases"
+
+
 def _paragraph(console: Console, text: str, style: str = "") -> None:
     """Wrapped at words, without the blanks that end a line."""
     for line in textwrap.wrap(text, console.width, break_on_hyphens=False):
@@ -74,7 +78,7 @@ def training_sentences(report: Mapping[str, Any]) -> list[str]:
     untouched = "test tasks, untouched until now" if report["part"] == "test" else "validation tasks"
     interval = f"95 % interval {low:.3f} to {high:.3f}; " if enough else ""
     sentences = [
-        f"Folded: {folded:.3f} of {report['questions']:,} questions about {report['tasks']:,} knowledge bases answered "
+        f"Folded: {folded:.3f} of {report['questions']:,} questions about {_bases(report['tasks'])} answered "
         f"right without the facts in the prompt ({interval}{untouched})."
     ]
     if report["part"] == "validation":
@@ -90,10 +94,8 @@ def training_sentences(report: Mapping[str, Any]) -> list[str]:
     elif report["unread"]:
         sentences.append(f"{report['unread'][:1].upper()}{report['unread'][1:]}")
     if not enough:
-        sentences.append(
-            f"{report['tasks']} knowledge bases are too few to conclude from: at least "
-            f"{report['least_tasks']} are needed."
-        )
+        few = f"{_bases(report['tasks'])} {'is' if report['tasks'] == 1 else 'are'} too few to conclude from"
+        sentences.append(f"{few}: at least {report['least_tasks']} are needed.")
     return sentences
 
 
@@ -164,7 +166,9 @@ def _worst(facts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _usage(report: Mapping[str, Any]) -> list[str]:
-    meta, target, base = (shlex.quote(shown_path(report[name])) for name in ("meta", "adapter", "base"))
+    meta, target = (shlex.quote(report[name]) for name in ("meta", "adapter"))
+    folder = not report["base"].startswith(("embedded", "hf:")) and not report["base"].endswith(".gguf")
+    base = shlex.quote(shown_path(report["base"])) if folder else "BASE"
     lines = [f'ask:   agentopt fold ask {meta} {target} "QUESTION"']
     if report["rank"] is None:  # all weights moved: a whole model
         return [*lines, f"serve: vllm serve {target}"]
@@ -172,6 +176,8 @@ def _usage(report: Mapping[str, Any]) -> list[str]:
     rank = f" --max-lora-rank {report['rank']}" if report["rank"] > VLLM_RANK else ""
     lines.append(f"serve: vllm serve {base} --enable-lora{rank} --lora-modules {name}={target}")
     lines.append(f"peft:  PeftModel.from_pretrained(base, {report['adapter']!r})")
+    if not folder:  # servers read folders
+        lines.append(f"BASE:  load.model({report['base']!r})[0].save_pretrained('BASE'), its tokenizer beside it")
     return lines
 
 

@@ -17,14 +17,11 @@ from agentopt.cli._fold_live import LiveFold
 from agentopt.cli._fold_settings import COMMAND, FoldSettings
 from agentopt.errors import UserError
 from agentopt.evaluation import MIN_TEST_ROWS, bootstrap_interval, content_hash, paired_test, seeded
-from agentopt.weights.fold import Folder, FoldTask
-from agentopt.weights.fold._reading import load_tasks, split_tasks
+from agentopt.weights.fold import Folder, FoldTask, load_tasks, split_tasks
 
 if TYPE_CHECKING:
     from agentopt.weights.finetuning import Stop
-    from agentopt.weights.fold import MetaResult
-    from agentopt.weights.fold._events import Event
-    from agentopt.weights.fold._scores import FoldScores
+    from agentopt.weights.fold import Event, FoldScores, MetaResult
 
 RUN, BASELINES, RESULT = "run.json", "baselines.json", "result.json"
 TEST_TASKS, TEST_QUESTIONS = 200, 4
@@ -237,7 +234,7 @@ def _report(
 ) -> dict[str, Any]:
     part = "test" if parts.test else "validation"
     accuracy = {**before[part], "folded": scores.accuracy}
-    gate = folder.gate
+    gate, depths = folder.gate, scores.by_depth()
     return {
         "base": folder.base_name,
         "base_hash": folder.base_hash,
@@ -251,7 +248,7 @@ def _report(
         "unread": before["unread"],
         "recall_exact": scores.recall_exact,
         "recall_set": scores.recall_set,
-        "by_depth": {"none" if depth is None else str(depth): value for depth, value in scores.by_depth().items()},
+        "by_depth": {"none" if depth is None else str(depth): depths[depth] for depth in sorted(depths, key=_last)},
         "validation": trained.validation,
         "gate": None if gate is None else gate.to_dict(),
         "steps": trained.steps,
@@ -260,6 +257,11 @@ def _report(
         "stop_reason": trained.stop_reason,
         "warnings": list(trained.warnings),
     }
+
+
+def _last(depth: int | None) -> tuple[bool, int]:
+    """What has no proof comes last."""
+    return depth is None, depth or 0
 
 
 def clustered_interval(correct: Correct, *, seed: int) -> tuple[float, float]:

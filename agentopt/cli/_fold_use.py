@@ -6,6 +6,7 @@ An answer goes to stdout and where it came from to stderr, so that `answer=$(age
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,8 +18,7 @@ from rich.text import Text
 from agentopt.cli._console import err, out
 from agentopt.cli._fold_settings import check_free
 from agentopt.errors import UserError
-from agentopt.weights.fold import Folder, Question
-from agentopt.weights.fold._documents import Documents, load_documents
+from agentopt.weights.fold import Documents, Folder, Question, load_documents
 
 CARD = "fold.json"
 """What a folder of `agentopt fold apply` holds beside the adapter."""
@@ -110,9 +110,14 @@ def _adapter_report(folder: Folder, adapter: Adapter, found: Documents, meta: st
             }
             for one in adapter.contradictions
         ],
-        "warnings": [text for text in adapter.warnings if not text.startswith(contrary or ("\0",))],
+        "warnings": [_placed(text, found) for text in adapter.warnings if not text.startswith(contrary or ("\0",))],
         "bytes": sum(file.stat().st_size for file in Path(target).glob("*") if file.is_file()),
     }
+
+
+def _placed(note: str, found: Documents) -> str:
+    """A note about a fact by its number (from 0) says where the fact stands."""
+    return re.sub(r"^fact (\d+)\b", lambda match: found.places[int(match[1])], note)
 
 
 # --- ask -------------------------------------------------------------------------------------------------------------
@@ -232,7 +237,7 @@ def estimate_command(
     """Say what each way costs, and which is cheaper."""
     from agentopt.cli._fold_print import print_estimate
     from agentopt.weights import load
-    from agentopt.weights.fold._estimator import estimate, measure_speed
+    from agentopt.weights.fold import estimate, measure_speed
 
     sizes: dict[str, Any] = {
         "context_tokens": _number("--context", context, 4096),

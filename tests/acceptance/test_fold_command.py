@@ -47,7 +47,7 @@ IMPORTED = (
     "agentopt.weights.fold.worlds",
     *(f"agentopt.cli._fold{part}" for part in ("", "_make", "_print", "_run", "_use")),
 )
-FACTS = "bob is brave\n\nbrave is calm\nbob is brave\nclara is not calm\nclara is calm\n"
+FACTS = "bob is brave\n\nbrave is calm\nbob is brave\nclara is not calm\nclara is calm\n" + "bob is calm " * 6 + "\n"
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Send = tuple[signal.Signals, Callable[[], bool]]
@@ -197,14 +197,15 @@ def test_interrupted_then_resumed_gives_the_same_folder(trained: Done, run: Run,
 
 def test_an_adapter_says_how_well_it_holds_its_facts(applied: Done, folder: Path) -> None:
     said = words(applied.stdout)
-    assert "4 facts into adapter, recall 0." in said
+    assert "5 facts (6 rows) into adapter, recall 0." in said
     assert "1 repeated fact was left out" in said
     assert "worst 0." in said
     assert "contrary facts.txt:5 clara is not calm facts.txt:6 clara is calm" in said
     assert "vllm serve" in said and "--lora-modules adapter=adapter" in said
     assert fits(applied)
     card = json.loads((folder / "adapter" / "fold.json").read_text(encoding="utf-8"))
-    assert card["facts"] == ["bob is brave", "brave is calm", "clara is not calm", "clara is calm"]
+    assert "note facts.txt:7 has 18 tokens, more than a row of 16" in said
+    assert card["facts"][:4] == ["bob is brave", "brave is calm", "clara is not calm", "clara is calm"]
     config = json.loads((folder / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
     assert (config["peft_type"], config["r"]) == ("LORA", 2)
     assert config["base_model_name_or_path"] == str(folder / "model")

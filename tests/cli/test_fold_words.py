@@ -16,8 +16,7 @@ from agentopt.cli._fold_print import gate_text, print_adapter, print_answers, pr
 from agentopt.cli._fold_run import clustered_interval, compared, trimmed
 from agentopt.cli._fold_settings import FoldSettings, settings_of
 from agentopt.errors import UserError
-from agentopt.weights.fold import FoldOptions, FoldTask, Question
-from agentopt.weights.fold._estimator import estimate
+from agentopt.weights.fold import FoldOptions, FoldTask, Question, estimate
 
 GIVEN = {"model": "m", "tasks": "t.jsonl"}
 
@@ -26,7 +25,9 @@ def printed(write: Any, *arguments: Any) -> str:
     console = Console(file=io.StringIO(), width=80)
     write(*arguments, console)
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
-    assert all(len(line.rstrip()) <= 80 or line.startswith(("ask:", "serve:", "peft:")) for line in text.splitlines())
+    assert all(
+        len(line.rstrip()) <= 80 or line.startswith(("ask:", "serve:", "peft:", "BASE:")) for line in text.splitlines()
+    )
     return " ".join(text.split())
 
 
@@ -192,6 +193,9 @@ def test_an_adapter_is_described_with_its_worst_facts_and_how_to_serve_it() -> N
     assert "contrary a.txt:0 it is a.txt:3 it is not" in said
     assert "note fact 2 was cut" in said
     assert "--max-lora-rank 32 --lora-modules 'hand book'='out/hand book'" in said
+    embedded = printed(print_adapter, adapter(base="embedded"))
+    assert "vllm serve BASE" in embedded
+    assert "BASE: load.model('embedded')" in embedded
     whole = printed(print_adapter, adapter(rank=None, facts=1, rows=1, repeated=0, contradictions=[], warnings=[]))
     assert "1 fact into" in whole
     assert "--lora-modules" not in whole

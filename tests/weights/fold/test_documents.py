@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agentopt.errors import UserError
-from agentopt.weights.fold._documents import load_documents
+from agentopt.weights.fold import load_documents
 
 
 def written(folder: Path, name: str, text: str) -> Path:
