@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from agentopt.weights.fold._types import FoldOptions
 
 _START = {
-    ("lora", "sgd"): 1.0,
+    ("lora", "sgd"): 0.3,
     ("lora", "normalized"): 1e-2,
     ("lora", "adamw"): 1e-2,
     ("all", "sgd"): 1e-1,

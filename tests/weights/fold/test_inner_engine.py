@@ -228,13 +228,25 @@ def test_options_that_do_not_fit_the_model(options: dict[str, Any], message: str
     assert not any("forward" in module.__dict__ for module in model.modules())
 
 
+def test_a_fused_activation_computes_the_same_and_only_within() -> None:
+    model = gpt2()
+    given = rows(1)
+    keep = torch.zeros(given.ids.shape, dtype=torch.bool)
+    keep[:, :, 1:] = True
+    before = model(input_ids=given.ids[0]).logits[:, :-1].reshape(-1, VOCABULARY)
+    engine = make_engine(model, FoldOptions())
+    assert len(_head.fused(model)) == 2
+    torch.testing.assert_close(engine.logits_at(None, given, keep), before, rtol=1e-9, atol=1e-12)
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
 def test_the_lean_head_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_head, "_CHUNK", 1)  # chunks of 16
     head = Head(llama())
     assert head.plain
     draw = torch.Generator().manual_seed(0)
-    hidden = torch.randn(18, 16, dtype=torch.float64, generator=draw).requires_grad_()
-    targets = torch.randint(0, VOCABULARY, (18,), generator=draw)
+    hidden = torch.randn(17, 16, dtype=torch.float64, generator=draw).requires_grad_()
+    targets = torch.randint(0, VOCABULARY, (17,), generator=draw)
     logits = torch.nn.functional.linear(hidden, head.module.weight.detach())
     torch.testing.assert_close(head.lean_nll(hidden, targets), _head.nll(logits, targets))
     assert torch.autograd.gradcheck(lambda h: head.lean_nll(h, targets), (hidden,))
