@@ -168,9 +168,13 @@ class LoraEngine(Held):
         targets = _targets(model, blocks, options)
         super().__init__(model, options)
         rank = options.rank
-        self.adapters = adapters.attach(
-            model, rank=rank, alpha=options.alpha or rank, targets=targets, seed=options.seed
-        )
+        try:
+            self.adapters = adapters.attach(
+                model, rank=rank, alpha=options.alpha or rank, targets=targets, seed=options.seed
+            )
+        except UserError:
+            super().close()
+            raise
         self._shared: dict[str, Tensor] = {}
         self._names: dict[str, str] = {}
         if options.trains == "all":

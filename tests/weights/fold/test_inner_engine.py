@@ -240,6 +240,17 @@ def test_a_fused_activation_computes_the_same_and_only_within() -> None:
     assert not any("forward" in module.__dict__ for module in model.modules())
 
 
+def test_a_model_that_has_adapters_is_refused_and_left_alone() -> None:
+    model = llama().train()
+    first = make_engine(model, FoldOptions())
+    model.train()
+    with pytest.raises(UserError, match="adapters already"):
+        make_engine(model, FoldOptions())
+    assert model.training
+    first.close()
+    assert not any("lora" in name for name, _ in model.named_parameters())
+
+
 def test_the_lean_head_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_head, "_CHUNK", 1)  # chunks of 16
     head = Head(llama())
