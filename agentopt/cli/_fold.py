@@ -19,6 +19,7 @@ from agentopt.cli._console import err, out
 from agentopt.cli._fold_live import LiveFold
 from agentopt.cli._fold_settings import check_free, settings_of
 from agentopt.cli._training_live import interruptible
+from agentopt.errors import RunError
 
 
 def train_command(values: Mapping[str, Any], *, resume: bool, config: str | None, as_json: bool, quiet: bool) -> int:
@@ -41,6 +42,10 @@ def train_command(values: Mapping[str, Any], *, resume: bool, config: str | None
             told = f"what was trained is kept; go on with: {command}" if kept else "nothing was trained yet"
             err().print(Text(f"agentopt: interrupted; {told}"), soft_wrap=True)
             sys.exit(130)
+        except RunError as error:
+            if "inner learning rate" not in str(error):
+                raise
+            raise RunError(f"{error} On the command line: a lower --inner-lr, or --rule normalized.") from error
     if as_json:
         print(json.dumps(report, ensure_ascii=False, indent=2))
     else:

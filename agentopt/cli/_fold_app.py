@@ -9,7 +9,7 @@ import typer
 from agentopt.cli._arguments import AsJson, Config, Quiet
 
 fold_app = typer.Typer(
-    help="Fold knowledge bases into adapters that answer without the facts in the prompt.",
+    help="Fold knowledge bases into adapters; ask them.\n\nAnswers come without the facts in the prompt.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

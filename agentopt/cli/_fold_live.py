@@ -23,7 +23,7 @@ class LiveFold(LiveTraining):
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
         super().__init__(quiet=quiet, console=console)
         self.accuracy: float | None = None
-        self._shown: tuple[int, float, float] | None = None
+        self.recall: float | None = None
 
     def plan(self, folder: Folder, parts: Parts, options: MetaOptions) -> None:
         """Everything that is known before anything is computed."""
@@ -60,11 +60,12 @@ class LiveFold(LiveTraining):
     def on_stepped(self, event: Any) -> None:
         rate, left = self.advance(event.step, event.loss, event.seconds)
         accuracy = "" if self.accuracy is None else f"acc {self.accuracy:.3f} "
-        note = f"loss {self.loss:.3f} {accuracy}{pace(rate)} {duration(left)} left"
+        recall = "" if self.recall is None else f"rec {self.recall:.2f} "
+        note = f"loss {self.loss:.3f} {accuracy}{recall}{pace(rate)} {duration(left)} left"
         self.show(f"step {event.step}/{self.steps}", done=event.step, total=self.steps, note=note)
 
     def on_validated(self, event: Any) -> None:
-        self.accuracy = event.accuracy
+        self.accuracy, self.recall = event.accuracy, event.recall
         train = "" if self.loss is None else f"loss {self.loss:.3f}, "
         recall = f"recall {event.recall:.2f}"
         if event.recall_set is not None:

@@ -329,7 +329,7 @@ def test_an_inner_loop_that_breaks_says_what_to_do(run: Run, folder: Path) -> No
     assert (folder / "model").is_dir()
     done = run(*TRAIN, "--inner-lr", "1e30", "--out", "broken", "--quiet")
     assert done.returncode == 1
-    assert "inner learning rate" in done.stderr
+    assert "a lower --inner-lr, or --rule normalized" in done.stderr
     assert "Traceback" not in done.stderr
 
 
