@@ -66,6 +66,7 @@ def fold_train(
     row_tokens: Annotated[int | None, typer.Option(help="longest row; longer facts are cut  [default: 128]")] = None,
     single_task: Annotated[bool, typer.Option("--single-task", help="train the answer alone, no recall")] = False,
     recall_weight: Annotated[float | None, typer.Option(help="of the recalled facts' loss  [default: 1]")] = None,
+    fact_share: Annotated[float | None, typer.Option(help="of it, for the facts as bare rows  [default: 0.1]")] = None,
     guard: Annotated[
         str | None, typer.Option(help="prompts, one a line, whose answers must stay  [default: a few]")
     ] = None,
@@ -120,6 +121,7 @@ def fold_train(
         "row_tokens": row_tokens,
         "multi_task": False if single_task else None,
         "recall_weight": recall_weight,
+        "fact_share": fact_share,
         "guard": guard,
         "guard_weight": guard_weight,
         "eval_every": eval_every,

@@ -111,7 +111,7 @@ def _refuse_idle(given: Mapping[str, Any], fold: FoldOptions) -> None:
     """An option that would do nothing is an error: what was asked for would silently not happen."""
     idle = {
         "with --adapts all": ("rank", "alpha") if fold.adapts == "all" else (),
-        "with --single-task": () if fold.multi_task else ("recall_weight",),
+        "with --single-task": () if fold.multi_task else ("recall_weight", "fact_share"),
         "with --trains init, which leaves the base as it is": () if fold.trains == "all" else ("base_lr",),
         "with --static-lr": () if fold.learn_lr else ("rates_lr",),
     }

@@ -33,9 +33,6 @@ from agentopt.weights.load import need
 from agentopt.weights.zeroth._schedule import Schedule
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-_ROW_SHARE = 0.1
-"""Of the recall loss that the relevant facts have as rows of their own: without it folds answer as well, but how likely
-they find their facts (`Adapter.recall`) says little."""
 _ENOUGH = 10
 """Steps in a row whose gradient is no number, after which the run fails."""
 
@@ -239,7 +236,8 @@ class Outer:
         answer, recall = kit.losses(state, kit.encoder.questions(picks))
         total = answer
         if kit.options.multi_task:
-            total = total + kit.options.recall_weight * (recall + _ROW_SHARE * kit.row_loss(state, picks))
+            rows = kit.row_loss(state, picks) if kit.options.fact_share else 0.0
+            total = total + kit.options.recall_weight * (recall + kit.options.fact_share * rows)
         guarded = answer.new_zeros(())
         if self.guard is not None:
             guarded = self.guard.divergence(state, len(picks), self.course.step, part)

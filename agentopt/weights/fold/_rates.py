@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 _START = {
     ("lora", "sgd"): 0.3,
-    ("lora", "normalized"): 1e-2,
-    ("lora", "adamw"): 1e-2,
+    ("lora", "normalized"): 3e-3,
+    ("lora", "adamw"): 3e-3,
     ("all", "sgd"): 1e-1,
     ("all", "normalized"): 1e-3,
     ("all", "adamw"): 1e-3,

@@ -98,6 +98,9 @@ class FoldOptions(BaseModel):
     """The target is the relevant facts and then the answer, not the answer alone."""
     recall_weight: float = Field(default=1.0, ge=0)
     """Weight of the recalled facts' loss beside the answer's."""
+    fact_share: float = Field(default=0.1, ge=0)
+    """Share of the recall loss that the relevant facts have as rows of their own. At 0 (RECKONING as published) folds
+    answer as well, but how likely they find their facts, by which the gate judges them, says little."""
     guard_weight: float = Field(default=0.0, ge=0)
     """Weight of the KL divergence from the untouched base on unrelated prompts."""
     format: FoldFormat = FoldFormat()
