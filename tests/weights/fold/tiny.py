@@ -68,7 +68,7 @@ def tasks(count: int, *, seed: int = 0, facts: int = 3, questions: int = 2, choi
     return made
 
 
-OPTIONS = FoldOptions(rank=8, alpha=32, inner_steps=1, unroll=1, rule="normalized", format=FORMAT)
+OPTIONS = FoldOptions(rank=8, alpha=32, inner_steps=1, unroll=1, rule="normalized", lr=1e-2, format=FORMAT)
 TRAINING = MetaOptions(steps=60, lr=1e-2, documents=16, questions=2, eval_every=30, eval_tasks=32)
 
 
