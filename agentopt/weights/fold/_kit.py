@@ -46,7 +46,7 @@ class Kit:
         """The same of rows."""
         from agentopt.weights.fold._inner import fold_rows
 
-        rows = self.encoder.fold_rows(bases).scaled("row")
+        rows = self.encoder.fold_rows(bases).scaled(self.options.sum_over)
         return fold_rows(self.engine, self.meta, rows, graph=graph)
 
     def start(self, documents: int) -> dict[str, Any]:

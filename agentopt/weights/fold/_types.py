@@ -92,6 +92,9 @@ class FoldOptions(BaseModel):
     checkpoint: bool = True
     """Recompute each inner step in the backward pass: memory of one step's graph instead of `unroll` of them."""
 
+    sum_over: Literal["row", "root", "document"] = "row"
+    """What the inner loss adds up to: every row's mean ("row"), those over the root of the number of rows ("root", for
+    documents of many more facts than were trained), or the mean over the document."""
     row_tokens: int = Field(default=128, ge=8)
     """Longest row of the inner loop; longer facts are cut at sentence ends."""
     multi_task: bool = True

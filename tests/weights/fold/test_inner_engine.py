@@ -361,6 +361,7 @@ def test_rows_of_other_shapes_are_refused() -> None:
     given = rows(2)
     assert given.scaled("document").weight.sum((1, 2)).tolist() == pytest.approx([1, 1])
     assert given.scaled("row").weight.sum(2).flatten().tolist() == pytest.approx([1] * 4)
+    assert given.scaled("root").weight.sum(2).flatten().tolist() == pytest.approx([0.5**0.5] * 4)
     engine, meta = started(gpt2)
     with pytest.raises(UserError, match="documents_at_once is 0"):
         fold_rows(engine, meta, given, graph=False, documents_at_once=0)
