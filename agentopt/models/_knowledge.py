@@ -7,14 +7,19 @@ placed twice. A folded form puts nothing into the messages: the request names it
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePath
-from typing import Any, cast
+from functools import lru_cache
+from pathlib import Path, PurePath
+from typing import Any, Final, cast
 
 from agentopt import graph
 from agentopt.errors import UserError
 from agentopt.models._protocol import Client, Message
+
+_CARD: Final = "fold.json"
+"""What folding writes beside an adapter: its facts, and the hashes of base and META."""
 
 
 @dataclass(slots=True)
@@ -92,6 +97,26 @@ def _shown(turn: Message) -> str:
 def adapter_name(adapter: str) -> str:
     """The name that a server knows an adapter by: a name as it is, of a folder its last part."""
     return PurePath(adapter).name or adapter
+
+
+def adapter_version(adapter: str | None) -> str:
+    """A hash that changes when the adapter's folder is written again with other facts; "" where no folder is here.
+
+    A folder keeps its name when its documents are folded anew, and cached replies must not outlive them.
+    """
+    if adapter is None:
+        return ""
+    try:
+        card = Path(adapter).expanduser() / _CARD
+        about = card.stat()
+        return _card_hash(str(card.resolve()), about.st_mtime_ns, about.st_size)
+    except (OSError, ValueError):
+        return ""
+
+
+@lru_cache(maxsize=256)
+def _card_hash(card: str, _written: int, _size: int) -> str:
+    return hashlib.sha256(Path(card).read_bytes()).hexdigest()[:16]
 
 
 def adapter_problem(client: Client, adapter: str) -> str | None:

@@ -23,7 +23,7 @@ from agentopt.models._background import run_sync
 from agentopt.models._cache import keep, look_up, shared_flights
 from agentopt.models._call import Attempts, Call, LMSettings, reply_watch
 from agentopt.models._errors import LMBadReply, LMError, LMRateLimit, LMTimeout
-from agentopt.models._knowledge import check_adapter
+from agentopt.models._knowledge import adapter_version, check_adapter
 from agentopt.models._messages import build, tools_of
 from agentopt.models._protocol import Client, LMOptions, Reply, ReplyCache, Request
 from agentopt.models._structured import match_choice, output_of, repair_turn
@@ -198,6 +198,7 @@ class LM:
             choices=None if choices is None else tuple(choices),
             options=options,
             adapter=named.adapter,
+            adapter_version=adapter_version(named.adapter),
         )
         return Call(request, prompt, wanted)
 

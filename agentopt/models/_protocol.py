@@ -68,6 +68,8 @@ class Request:
     options: LMOptions = LMOptions()
     adapter: str | None = None
     """The adapter that a folded knowledge is in: its folder, or the name that a server knows it by."""
+    adapter_version: str = ""
+    """Hash of what the adapter's folder says of itself; "" where it is not here. Part of the cache key."""
     _key: list[str] = field(default_factory=list[str], init=False, repr=False, compare=False)
 
     def key(self) -> str:
@@ -87,7 +89,9 @@ class Request:
             "choices": None if self.choices is None else list(self.choices),
             "options": self.options.to_dict(),
         }
-        return data if self.adapter is None else data | {"adapter": self.adapter}
+        if self.adapter is not None:
+            data["adapter"] = self.adapter
+        return data | {"adapter_version": self.adapter_version} if self.adapter_version else data
 
 
 @dataclass(frozen=True, slots=True)

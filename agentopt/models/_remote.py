@@ -17,7 +17,7 @@ from agentopt.models import _config, _errors
 from agentopt.models._call import Call, LMSettings
 from agentopt.models._config import ModelsConfig, resolve
 from agentopt.models._errors import BudgetExhausted, LMError, UnknownModel
-from agentopt.models._knowledge import check_adapter
+from agentopt.models._knowledge import adapter_version, check_adapter
 from agentopt.models._lm import LM
 from agentopt.models._messages import Prompt
 from agentopt.models._protocol import LMOptions, Reply, Request
@@ -47,6 +47,7 @@ def request_from_dict(data: Mapping[str, Any]) -> Request:
         choices=None if data["choices"] is None else tuple(data["choices"]),
         options=options_from_dict(data["options"]),
         adapter=data.get("adapter"),
+        adapter_version=adapter_version(data.get("adapter")),  # the folder may be out of reach for who asks
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,6 +155,18 @@ async def test_cached_replies_of_two_forms_do_not_mix(handbook: ao.Knowledge, ca
             texts.append((await model.complete("q", knowledge=handbook)).text)
     assert texts == ["by one", "by two", "by one"]
     assert cache.puts == 2
+
+
+async def test_cached_replies_do_not_outlive_what_was_folded(
+    handbook: ao.Knowledge, cache: MemoryCache, tmp_path: Path
+) -> None:
+    model = LM(ao.FunctionLM(lambda _: (tmp_path / "fold.json").read_text("utf-8"), name="reader"), cache=cache)
+    texts: list[str] = []
+    for facts in ("noon", "midnight", "midnight"):
+        (tmp_path / "fold.json").write_text(facts, encoding="utf-8")
+        with folded(handbook, str(tmp_path)):
+            texts.append((await model.complete("q", knowledge=handbook)).text)
+    assert texts == ["noon", "midnight", "midnight"]
 
 
 # ---- clients
