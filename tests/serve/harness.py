@@ -51,8 +51,9 @@ class Served:
     adapters: dict[str, Adapter]
 
     def targets(self) -> list[str]:
-        """Names of the layers that the adapters change."""
-        return json.loads((self.paths["one"] / "adapter_config.json").read_text(encoding="utf-8"))["target_modules"]
+        """Short names of the layers that the adapters change: with whole names vLLM leaves out those that it packs."""
+        config = json.loads((self.paths["one"] / "adapter_config.json").read_text(encoding="utf-8"))
+        return sorted({name.rpartition(".")[2] for name in config["target_modules"]})
 
     def questions(self) -> list[tuple[str, Question]]:
         """All facts of both knowledge bases, asked for."""
@@ -78,8 +79,11 @@ def sentences(name: str) -> tuple[str, ...]:
     return tuple(f"{person} owns {thing}" for person, thing in OWNS[name].items())
 
 
-def make(place: Path, dtype: str) -> Served:
-    """A base in this number format, a folder trained on it, two adapters; close the folder afterwards."""
+def make(place: Path, dtype: str, *, layers: int | None = None) -> Served:
+    """A base in this number format, a folder trained on it, two adapters; close the folder afterwards.
+
+    With `layers`, only so many of the topmost are adapted.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -101,7 +105,8 @@ def make(place: Path, dtype: str) -> Served:
         torch.manual_seed(0)
         LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(place / "base")
     tokenizer.save_pretrained(place / "base")
-    folder = Folder(place / "base", options=tiny.OPTIONS, dtype=dtype, device="cpu")
+    options = tiny.OPTIONS.model_copy(update={"layers": layers})
+    folder = Folder(place / "base", options=options, dtype=dtype, device="cpu")
     folder.meta_train(tiny.tasks(400), val=tiny.tasks(32, seed=1), options=tiny.TRAINING)
     adapters = dict(zip(OWNS, folder.fold_many([sentences(name) for name in OWNS]), strict=True))
     paths = {name: adapter.save(place / name) for name, adapter in adapters.items()}

@@ -23,10 +23,11 @@ pytestmark = [
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
 
 
-@pytest.fixture(scope="module", params=sorted(TOLERANCE))
+@pytest.fixture(scope="module", params=[("float32", None), ("bfloat16", None), ("float32", 1)], ids=str)
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A base in one number format with two adapters."""
-    found = harness.make(tmp_path_factory.mktemp("served"), request.param)
+    """A base in one number format with two adapters, for all layers or for the topmost alone."""
+    dtype, layers = request.param
+    found = harness.make(tmp_path_factory.mktemp("served"), dtype, layers=layers)
     yield found
     found.folder.close()
 

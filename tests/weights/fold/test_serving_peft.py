@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,21 @@ def test_peft_says_what_the_folder_says(tiny_meta: Path, tmp_path: Path, dtype: 
     assert found.difference <= tolerance
     assert all(margin <= tolerance for margin in found.flips)
     assert min(sum(one.logprobs) for one in ours) > -2, "the folds hold their facts"
+
+
+def test_a_trained_base_is_what_the_adapter_names(tiny_base: Path, tmp_path: Path) -> None:
+    """With `trains="all"` peft finds the base that goes with the adapter in the adapter's own configuration."""
+    options = tiny.OPTIONS.model_copy(update={"trains": "all"})
+    short = tiny.TRAINING.model_copy(update={"steps": 2, "eval_every": 2, "eval_tasks": 2})
+    with Folder(tiny_base, options=options, device="cpu") as folder:
+        folder.meta_train(tiny.tasks(40), options=short, out=tmp_path / "meta")
+        adapters = {task.id: folder.fold(task.facts) for task in TASKS}
+        paths = {name: adapter.save(tmp_path / name) for name, adapter in adapters.items()}
+        config = json.loads((paths[TASKS[0].id] / "adapter_config.json").read_text(encoding="utf-8"))
+        theirs = by_peft(folder, Path(config["base_model_name_or_path"]), paths, torch.float32)
+        assert compare(by_folder(folder, adapters), theirs).difference <= 1e-3
+        plain = by_peft(folder, tiny_base, paths, torch.float32)
+        assert compare(by_folder(folder, adapters), plain).difference > 1e-2
 
 
 def test_what_is_asked_is_what_peft_writes(tiny_folder: Folder, tiny_base: Path, tmp_path: Path) -> None:
