@@ -7,7 +7,7 @@ can be read as a theory whose chainer agrees with the label, its proof is used.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from agentopt.errors import UserError
@@ -49,17 +49,19 @@ def _logic_lm(row: Row) -> FoldTask:
     if not facts:
         raise UserError(f"{row.place}: context: found no sentences.")
     statement = asked.rsplit("? ", 1)[-1].strip()
-    relevant, depth = _proved(facts, statement, found[answer])
     identity = row.fields.get("id")
     name = str(identity) if identity is not None else row.place
+    relevant, depth = _proved(_solved(facts, name), statement, found[answer])
     question = Question(statement, found[answer], relevant, depth, tuple(found.values()))
     return FoldTask(name, facts, (question,), {"source": "logic-lm", "world": _world(name)})
 
 
-def _proved(facts: tuple[str, ...], statement: str, answer: str) -> tuple[tuple[int, ...], int | None]:
-    """A proof of ours, where the theory can be read and says the same as the label."""
+def _proved(solution: Solution | None, statement: str, answer: str) -> tuple[tuple[int, ...], int | None]:
+    """A proof of ours, where theory and statement can be read and say the same as the label."""
+    if solution is None:
+        return (), None
     try:
-        solution, literal = solve(parse_theory(facts)), parse_statement(statement)
+        literal = parse_statement(statement)
     except UserError:
         return (), None
     truth = {True: "true", False: "false", None: "unknown"}[solution.truth(literal)]
@@ -94,7 +96,7 @@ def _published(row: Row) -> FoldTask:
     return FoldTask(name, tuple(facts), tuple(questions), {"source": "proofwriter", "world": _world(name)})
 
 
-def _solved(facts: list[str], name: str) -> Solution | None:
+def _solved(facts: Sequence[str], name: str) -> Solution | None:
     try:
         return solve(parse_theory(facts, world="closed" if _world(name) == "closed" else "open"))
     except UserError:
@@ -120,8 +122,7 @@ def _question(
         raise UserError(f"{row.place}: {prefix}QDep: found {depth!r}, expected a number from 0.")
     relevant = _cited(fields, places)
     if not relevant and solution is not None:
-        literal = parse_statement(text)
-        return Question(text, answer, solution.proof(literal), solution.depth(literal), choices)
+        return Question(text, answer, *_proved(solution, text, answer), choices)
     # Their depth of a question that nothing proves is that of a failed search, which is another thing than ours.
     return Question(text, answer, relevant, depth if relevant else None, choices)
 

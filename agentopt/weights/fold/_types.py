@@ -160,5 +160,7 @@ def options_from(kind: type[OptionsT], values: Mapping[str, Any], place: str) ->
         if first["type"] == "extra_forbidden":
             known = ", ".join(kind.model_fields)
             raise UserError(f"{place}: unknown option {name!r}; the options are {known}.") from None
+        if first["type"] == "value_error":  # a check of our own names the option itself
+            raise UserError(f"{place}: {first['msg'].removeprefix('Value error, ')}.") from None
         found = json.dumps(first["input"], default=str)
         raise UserError(f"{place}: {name} is {found}, expected: {first['msg']}.") from None

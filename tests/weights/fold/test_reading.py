@@ -121,6 +121,12 @@ def test_proofwriter_as_it_was_published() -> None:
     ]
     (solved,) = load_tasks([{**PUBLISHED, "triples": {}, "rules": {}}])
     assert solved.questions[0].relevant == (0, 1) and solved.questions[0].choices == ("true", "false", "unknown")
+    odd = {"Q1": {"question": "The cat is big.", "answer": False}, "Q2": {"question": "It rains.", "answer": "Unknown"}}
+    (other,) = load_tasks([{**PUBLISHED, "triples": {}, "rules": {}, "questions": odd}])
+    assert [(one.answer, one.relevant, one.depth) for one in other.questions] == [
+        ("false", (), None),  # the chainer proves the opposite of the label
+        ("unknown", (), None),
+    ]
 
 
 @pytest.mark.parametrize(
