@@ -11,6 +11,7 @@ empty, so a call that was built from the text and does not name it would go with
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import warnings
@@ -35,7 +36,8 @@ _KEYS: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
 }
 """Form → the keys that it must have beside "form", and those that it may have."""
 _HASH_LENGTH: Final = 16
-_PATH_LIKE: Final = (".txt", ".md", ".markdown", ".rst", ".text")
+_PATH_LIKE: Final = re.compile(r"[!-~]*[/\\][!-~]*|\S*[^\s.]\.[A-Za-z][A-Za-z0-9]{1,8}")
+"""One word with a slash (in ASCII: Chinese has no spaces) or an ending is a file's name, also of a file not there."""
 _LONGEST_NAME: Final = 255
 _BYTES_PER_TOKEN: Final = 4
 
@@ -169,19 +171,20 @@ def _documents(name: str, docs: Any, beside: Path) -> tuple[str, ...]:
 
 
 def _names_a_path(text: str, beside: Path) -> bool:
-    """Whether a text is the name of a file: one that is there, or one line that ends like a text file's name."""
+    """Whether a text is the name of a file or folder: of one that is there, or one word that looks like it."""
     if "\n" in text or not text.strip() or len(text) > 16 * _LONGEST_NAME:
         return False
-    if not any(character.isspace() for character in text) and text.casefold().endswith(_PATH_LIKE):
+    if _PATH_LIKE.fullmatch(text):
         return True
     try:
-        return Path(text).exists() or (beside / text).exists()
+        return Path(text).expanduser().exists() or (beside / text).exists()
     except (OSError, ValueError):
         return False  # longer than a name may be: a document
 
 
 def _from_path(name: str, path: Path, beside: Path) -> list[str]:
-    found = path if path.exists() else beside / path
+    here = path.expanduser()
+    found = here if here.exists() else beside / path
     if not found.exists():
         raise UserError(
             f"parameter {name!r}: there is no file or folder {str(path)!r}, neither here nor beside the file that "

@@ -50,6 +50,7 @@ def test_texts_lists_files_and_folders_are_documents(tmp_path: Path) -> None:
     assert ao.knowledge("two", FACTS).documents == tuple(FACTS)
     assert ao.knowledge("file", tmp_path / "b.md").documents == ("Second.",)
     assert ao.knowledge("name", str(tmp_path / "b.md")).documents == ("Second.",)
+    assert ao.knowledge("word", "noon.").documents == ("noon.",)
     assert ao.knowledge("folder", str(tmp_path)).documents == ("First.\n\nMore.", "Second.")
 
 
@@ -65,7 +66,9 @@ def test_a_path_is_looked_up_here_and_beside_the_declaring_file(
     assert names["k"].documents == ("Beside.",)
 
 
-@pytest.mark.parametrize("docs", ["", [], ["  "], 3, [1], ["a", None], "missing.md", Path("nowhere")])
+@pytest.mark.parametrize(
+    "docs", ["", [], ["  "], 3, [1], ["a", None], "missing.md", "gone.pdf", "no/where", Path("nowhere")]
+)
 def test_documents_that_are_none_are_refused_in_one_sentence(docs: Any) -> None:
     with pytest.raises(UserError, match=r"^parameter 'x': .*\.$"):
         ao.knowledge("x", docs)
