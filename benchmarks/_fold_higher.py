@@ -1,4 +1,4 @@
-"""One meta-gradient of a batch of documents, computed by `higher` and by our inner loop; a process of its own each.
+"""One meta-gradient of a batch of documents, computed by `higher` and by our inner loop; each in a process of its own.
 
 The same problem for both: documents of random facts (each fact a row), inner steps of SGD with a learned rate per
 tensor and step, then questions whose last tokens are the answers; wanted is the gradient of the summed outer loss with
@@ -7,13 +7,14 @@ document by document, `track_higher_grads`, `copy_initial_weights=False`, the ou
 the batch; and once more with a backward pass per document, which needs less memory. It gets attention that can be
 differentiated twice (the fused kernel cannot), and the very layers that ours uses.
 
-    python benchmarks/_fold_higher.py --case KEY --size SIZE --peers FOLDER      prints its numbers as JSON
+    python benchmarks/_fold_higher.py --cases KEY ... --size SIZE --peers FOLDER      prints a line of JSON for each
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -248,28 +249,59 @@ def timed(act: Callable[[], Any]) -> float:
     return time.process_time() - begun
 
 
+def measured(size: Size, case: Case, repeats: int) -> dict[str, Any]:
+    """Seconds of every repeat but the first, and by how much the peak of memory grew in all of them."""
+    import torch
+
+    problem = Problem(size, case)
+    with torch.no_grad():
+        problem.model(input_ids=problem.facts.ids[0], use_cache=False)
+    settle()
+    before = peak_mib()
+    seconds = [timed(problem.gradient) for _ in range(repeats + 1)][1:]
+    return {"seconds": seconds, "mib": peak_mib() - before, "before_mib": before}
+
+
+def apart_from_here(act: Callable[[], Any]) -> Any:
+    """What `act` returns in a process of its own, which has everything imported already."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with os.fdopen(writing, "w", encoding="utf-8") as out:
+                json.dump(act(), out)
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writing)
+    with os.fdopen(reading, encoding="utf-8") as found:
+        text = found.read()
+    if os.waitpid(child, 0)[1]:
+        raise SystemExit("a case failed; its message is above")
+    return json.loads(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
+    known = {case.key: case for case in CASES}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", required=True, choices=[*(case.key for case in CASES), "compare"])
+    parser.add_argument("--cases", required=True, nargs="+", choices=[*known, "compare"])
     parser.add_argument("--size", required=True, choices=SIZES)
     parser.add_argument("--peers", required=True, help="folder with the package `higher`")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args(arguments)
     sys.path.append(options.peers)  # last: everything else is this environment's own
+    import higher  # noqa: F401
     import torch
+    from transformers import GPT2LMHeadModel, LlamaForCausalLM  # noqa: F401
+
+    from agentopt.weights.fold import _engine, _inner, _meta  # noqa: F401
 
     torch.set_num_threads(1)
     size = SIZES[options.size]
-    if options.case == "compare":
-        print(json.dumps(compared(size)))
-        return
-    problem = Problem(size, next(case for case in CASES if case.key == options.case))
-    with torch.no_grad():
-        problem.model(input_ids=problem.facts.ids[0], use_cache=False)
-    settle()
-    before = peak_mib()
-    seconds = [timed(problem.gradient) for _ in range(options.repeats + 1)][1:]
-    print(json.dumps({"seconds": seconds, "mib": peak_mib() - before, "before_mib": before}))
+    for key in options.cases:
+        act = (lambda: compared(size)) if key == "compare" else (lambda: measured(size, known[key], options.repeats))  # noqa: B023
+        print(json.dumps({key: apart_from_here(act)}), flush=True)
 
 
 if __name__ == "__main__":

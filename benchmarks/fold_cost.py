@@ -2,16 +2,17 @@
 
     python benchmarks/fold_cost.py [--quick] [--repeats 3] [--only reading|training] [--model embedded]
 
-Part (a), reading. A document of 256 to 8,192 tokens and 1 to 64 questions of 32 tokens, answered with 8: folded into an
-adapter (rank 16, 4 inner steps, rows of 128 tokens), read again for every question, or read once with its keys and
-values kept. A Llama of 6M random weights in float32 on one thread; seconds are the processor's. Every break-even
-stands beside the forecast of `estimate`, which knows the model's sizes and three timings of it (`measure_speed`). Where
-folding loses, the row says so: against a kept prefix it is expected to lose in time on all but very long documents.
+Part (a), reading (results/fold_cost.json). A document of 256 to 8,192 tokens and 1 to 64 questions of 32 tokens,
+answered with 8: folded into an adapter (rank 16, 4 inner steps, rows of 128 tokens), read again for every question, or
+read once with its keys and values kept. A Llama of 6M random weights in float32 on one thread; seconds are the
+processor's. Every break-even stands beside the forecast of `estimate`, which knows the model's sizes and three timings
+of it (`measure_speed`). Where folding loses, the row says so: against a kept prefix it loses in time, unless very many
+questions are asked.
 
-Part (b), training. One meta-gradient over 16 documents, full second order through 4 inner steps, by our inner loop and
-by `higher` 0.2.1 (installed into .venv-peers), which is used as RECKONING's code uses it. Both compute the same
-gradient: the difference is a row. Every way runs in a process of its own; seconds are the processor's on one thread,
-memory is what the peak of resident memory grows by over the loaded model.
+Part (b), training (results/fold_cost_training.json). One meta-gradient over 16 documents, full second order through 4
+inner steps, by our inner loop and by `higher` 0.2.1 (installed into .venv-peers), which is used as RECKONING's code
+uses it. Both compute the same gradient: the difference is a row. Every way runs in a process of its own; seconds are
+the processor's on one thread, memory is what the peak of resident memory grows by over the loaded model.
 """
 
 from __future__ import annotations
@@ -202,24 +203,25 @@ def training(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
     rows: list[Row] = []
     numbers: dict[str, Any] = {}
     for size in ("tiny",) if options.quick else ("study", "small", "llama", "all"):
-        cases = [case for case in CASES if not options.quick or case.key in ("batch", "ours")]
-        found = {case.key: _worker(case.key, size, peers, options.repeats) for case in cases}
-        found["compare"] = _worker("compare", size, peers, 1)
+        cases = ["batch", "ours"] if options.quick else [case.key for case in CASES]
+        found = _worker([*cases, "compare"], size, peers, options.repeats)
         numbers[size] = found
-        for key, value in found.items():
-            print(size, key, value, flush=True)
         rows += _training_rows(size, found, goals=not options.quick)
     return rows, numbers
 
 
-def _worker(case: str, size: str, peers: str, repeats: int) -> dict[str, Any]:
-    command = [sys.executable, str(Path(__file__).with_name("_fold_higher.py")), "--case", case, "--size", size]
+def _worker(cases: list[str], size: str, peers: str, repeats: int) -> dict[str, Any]:
+    command = [sys.executable, str(Path(__file__).with_name("_fold_higher.py")), "--cases", *cases, "--size", size]
     command += ["--peers", peers, "--repeats", str(repeats)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment)
-    if done.returncode:
-        raise RuntimeError(f"{case} ({size}) failed: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = {}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment) as worker:
+        for line in worker.stdout or ():
+            print(size, line, end="", flush=True)
+            found |= json.loads(line)
+    if worker.returncode:
+        raise RuntimeError(f"{command} failed")
+    return found
 
 
 def _training_rows(size: str, found: dict[str, Any], *, goals: bool) -> list[Row]:
@@ -278,13 +280,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.repeats = 1
-    rows: list[Row] = []
-    extra: dict[str, Any] = {}
-    for name, part in (("reading", reading), ("training", training)):
+    for name, file, part in (("reading", "fold_cost", reading), ("training", "fold_cost_training", training)):
         if options.only in (None, name):
-            found, extra[name] = part(options)
-            rows += found
-    write_results("fold_cost", rows, quick=options.quick, extra=extra)
+            rows, numbers = part(options)
+            write_results(file, rows, quick=options.quick, extra=numbers)
 
 
 if __name__ == "__main__":
