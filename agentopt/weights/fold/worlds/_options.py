@@ -22,10 +22,14 @@ from agentopt.weights.fold.worlds._names import (
     nonsense,
     third,
 )
+from agentopt.weights.fold.worlds._parsing import RESERVED
 from agentopt.weights.fold.worlds._render import Style, Templates
 
 Range = tuple[int, int]
 Kind = OneOf["attributes", "relations", "mixed"]
+
+
+_LEAST = {"names": 1, "animals": 1, "attributes": 1, "verbs": 1, "women": 0, "men": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,18 @@ class _Options(BaseModel):
     """Which such words; the same for every task, so that a vocabulary can be listed."""
     shuffle: bool = True
     """Statements in random order; otherwise what is relevant comes first."""
+
+    @model_validator(mode="after")
+    def _vocabulary_is_enough(self) -> Self:
+        for field, least in _LEAST.items():
+            count = getattr(self, field, least)
+            if isinstance(count, int) and count < least:
+                raise ValueError(f"{field} is {count}, expected {least} or more")
+        words: tuple[str, ...] = getattr(self, "words", ())
+        said = {word.strip().casefold() for word in words}
+        if "" in said or len(said) < len(words):
+            raise ValueError(f"words is {list(words)}, expected answers that differ")
+        return self
 
     def _list(self, given: int | tuple[str, ...], usual: tuple[str, ...], what: str, kind: str) -> tuple[str, ...]:
         if self.nonsense and isinstance(given, int):
@@ -230,6 +246,10 @@ def both(given: int | Range) -> Range:
 
 def _apart(words: Words) -> Words:
     """No word may be both a name and an attribute, or a sentence could be read in two ways."""
+    said = (*words.names, *words.attributes, *words.verbs)
+    glue = next((word for word in said if word.lower() in RESERVED), None)
+    if glue is not None:
+        raise UserError(f"{glue!r} has a meaning of its own in the sentences of rules; choose another word.")
     names = {name.lower() for name in words.names}
     shared = names & {word.lower() for word in (*words.attributes, *words.verbs)}
     if shared:

@@ -18,6 +18,8 @@ from agentopt.weights.fold.worlds._names import third
 _OPEN = frozenset({"someone", "something", "somebody", "anyone", "anything", "everyone", "everything", "x"})
 _AGAIN = frozenset({"they", "it", "he", "she"})
 _GLUE = frozenset({"is", "are", "do", "does", "not", "if", "then", "and", "all", "every"})
+RESERVED = _OPEN | _AGAIN | _GLUE
+"""Words that no name or attribute may be, or a sentence would be read as another statement than it was meant as."""
 _WORD = r"[A-Za-z][\w-]*"
 _COPULA = re.compile(rf"(?P<subject>.+?) (?:is|are) (?P<not>not )?(?P<quality>{_WORD})", re.IGNORECASE)
 _VERB = re.compile(
