@@ -211,7 +211,8 @@ def print_answers(rows: Sequence[Mapping[str, Any]], accuracy: float | None, sco
     table.add_column("question", overflow="ellipsis", no_wrap=True)
     for row in rows:
         mark = {True: "right", False: "wrong", None: ""}[row["correct"]]
-        cells = [row["answer"], *([mark] if scored else []), row["source"], f"{row['margin']:.2f}", row["question"]]
+        margin = "-" if row["margin"] is None else f"{row['margin']:.2f}"
+        cells = [row["answer"], *([mark] if scored else []), row["source"], margin, row["question"]]
         table.add_row(*(Text(cell) for cell in cells))
     console.print(table)
     reading = sum(row["source"] != "folded" for row in rows)

@@ -6,6 +6,7 @@ An answer goes to stdout and where it came from to stderr, so that `answer=$(age
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -154,7 +155,7 @@ class Asked:
 
 def _questions(path: Path, choices: tuple[str, ...]) -> list[Question]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold other line separators in a text
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--questions {str(path)!r}: cannot be read as text ({error}).") from None
     found = [_question(line, f"{path}:{number}", choices) for number, line in enumerate(lines, 1) if line.strip()]
@@ -190,6 +191,9 @@ def ask_command(asked: Asked, *, base: str | None, device: str | None, as_json: 
     still = quiet or as_json
     with _loaded(asked.meta, base, device, quiet=still) as folder:
         adapter = folder.load_adapter(asked.adapter)
+        if adapter.meta_hash != folder.meta_hash and not quiet:
+            note = "note: another META folded this adapter; fold it again, or this one's gate may not suit it"
+            err().print(Text(note), soft_wrap=True)
         with _working(f"answering {len(questions):,} questions", quiet=still):
             answers = folder.ask_many(adapter, questions, gate=asked.gate)
     rows = [_row(question, answer) for question, answer in zip(questions, answers, strict=True)]
@@ -215,8 +219,13 @@ def _row(question: Question, answer: Answer) -> dict[str, Any]:
         "answer": answer.text,
         "expected": question.answer or None,
         "correct": correct,
-        **{name: value for name, value in asdict(answer).items() if name != "text"},
+        **{name: _number_or_none(value) for name, value in asdict(answer).items() if name != "text"},
     }
+
+
+def _number_or_none(value: Any) -> Any:
+    """JSON has no infinity, which is the margin of an answer without another one."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # --- estimate --------------------------------------------------------------------------------------------------------

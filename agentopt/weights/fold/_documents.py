@@ -115,7 +115,8 @@ def _markdown(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _rows(file: Path, text: str) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines: JSON may hold other line separators (U+2028, U+0085) inside a text.
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         place = f"{file}:{number}"

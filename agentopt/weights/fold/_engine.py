@@ -115,10 +115,14 @@ class Held(ABC):
         for module in self._quiet:  # padding on the right needs no mask; the look at the values would stop vmap
             module.warn_if_padding_and_no_attention_mask = _nothing
         model.eval()
-        self.fused = fused(model)
-        self.head = Head(model)
-        self.device: Any = self.head.module.weight.device
-        self.hidden_size = int(self.head.hidden.shape[-1]) if self.head.hidden is not None else self._width()
+        try:
+            self.fused = fused(model)
+            self.head = Head(model)
+            self.device: Any = self.head.module.weight.device
+            self.hidden_size = int(self.head.hidden.shape[-1]) if self.head.hidden is not None else self._width()
+        except BaseException:  # nobody has an engine to close then
+            Held.close(self)
+            raise
 
     def _width(self) -> int:
         with torch.no_grad(), self.head.picking(lambda hidden: hidden, skip=False):

@@ -13,7 +13,7 @@ import copy
 from collections.abc import Generator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from agentopt.errors import RunError, UserError
 from agentopt.weights import load
@@ -28,6 +28,7 @@ from agentopt.weights.zeroth._fingerprint import fingerprint
 
 VERSION = 1
 META, INIT, CARD, BASE, TOKENIZER = "meta.json", "init.safetensors", "fold.json", "base", "tokenizer"
+_HEAD = ("options", "base", "meta_hash", "gate", "max_new", "result")
 
 
 # --- what tensors are called, and their hashes ----------------------------------------------------------------------
@@ -113,14 +114,49 @@ def read_meta(path: str | Path) -> dict[str, Any]:
     if head is None:
         running = " (its meta-training is not done: go on with it)" if (folder / "run.json").is_file() else ""
         raise UserError(f"{path}: found no {META}, expected a folder of meta-training{running}.")
-    if head.get("version") != VERSION:
-        raise UserError(f"{path}: {META} has version {head.get('version')!r}, expected {VERSION}.")
+    _check_card(head, str(path), META, _HEAD)
+    base = cast("dict[str, Any]", head["base"]) if isinstance(head["base"], dict) else {}
+    if not {"name", "hash", "dtype", "own"} <= base.keys():
+        raise UserError(f"{path}: {META} lacks the name, hash, dtype or own of its base; make the folder again.")
     return head
+
+
+def _check_card(card: Any, place: str, file: str, names: tuple[str, ...]) -> None:
+    """Whether this is a JSON object of our version with these names.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not isinstance(card, dict):
+        raise UserError(f"{place}: {file} holds {type(card).__name__}, expected an object as `fold` writes it.")
+    found = cast("dict[str, Any]", card)
+    if found.get("version") != VERSION:
+        raise UserError(f"{place}: {file} has version {found.get('version')!r}, expected {VERSION}.")
+    missing = next((name for name in names if name not in found), None)
+    if missing is not None:
+        raise UserError(f"{place}: {file} lacks {missing!r}; it was cut or changed: make the folder again.")
 
 
 def read_init(path: str | Path) -> dict[str, Any]:
     """Tensors of init.safetensors."""
     return read_tensors(Path(path).expanduser() / INIT)[0]
+
+
+def read_tokenizer(path: str | Path) -> Any:
+    """The tokenizer of a META folder.
+
+    Raises:
+        UserError: it is not there or cannot be read.
+    """
+    folder = Path(path).expanduser() / TOKENIZER
+    if not folder.is_dir():  # else its path would be looked up as a name on the hub
+        raise UserError(f"{path}: found no {TOKENIZER}/, expected a folder of meta-training; give tokenizer=.")
+    try:
+        with quiet():
+            return need("transformers").AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        first = str(error).partition("\n")[0]
+        raise UserError(f"{folder}: the tokenizer cannot be read ({first}); copy the folder again.") from None
 
 
 def trained_base(path: str | Path, kit: Kit) -> dict[str, Any]:
@@ -144,6 +180,8 @@ def save_adapter(
     Raises:
         RunError: it cannot be written.
     """
+    with contextlib.suppress(OSError):
+        (path / CARD).unlink()  # until the new one is whole, nothing says that another knowledge base is in here
     if kit.options.adapts == "lora":
         with _held(kit, adapter.state) as adapters:
             adapters.save(path)
@@ -179,8 +217,7 @@ def read_adapter(path: str | Path, kit: Kit, base: str) -> Adapter:
     card = read_json(folder / CARD)
     if card is None:
         raise UserError(f"adapter {str(path)!r}: found no {CARD}, expected a folder that `fold` wrote.")
-    if card.get("version") != VERSION:
-        raise UserError(f"adapter {str(path)!r}: {CARD} has version {card.get('version')!r}, expected {VERSION}.")
+    _check_card(card, f"adapter {str(path)!r}", CARD, ("base_hash", "adapts"))
     if card["base_hash"] != base:
         raise UserError(
             f"adapter {str(path)!r}: it was folded for another base (hash {card['base_hash'][:12]}, this one has "

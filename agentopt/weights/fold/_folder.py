@@ -10,6 +10,7 @@ RECKONING (arXiv 2305.06349) with `adapts="all"`, PERK (arXiv 2507.06415) with L
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -84,6 +85,8 @@ class Folder:
         self.result: MetaResult | None = None
         """Of the meta-training."""
         self._prefixes: OrderedDict[Adapter, Prefix] = OrderedDict()
+        self.lock = threading.RLock()
+        """Held by clients while they use the folder: its model computes with one set of adapters at a time."""
         self._names: dict[str, Any] = dict(self.model.named_parameters())
         self._kit: Kit | None = self._make_kit()
         self.base_hash = files.base_hash(self._names, self.kit)
@@ -96,7 +99,11 @@ class Folder:
         if len(codec.lead) + 1 >= self.options.row_tokens:
             raise UserError(f"fold: row_tokens is {self.options.row_tokens}, expected more than begin of text needs.")
         engine = make_engine(self.model, self.options)
-        return Kit(engine, new_meta(engine, self.options), Encoder(codec, self.options.row_tokens), self.options)
+        try:
+            return Kit(engine, new_meta(engine, self.options), Encoder(codec, self.options.row_tokens), self.options)
+        except BaseException:  # out of memory, Ctrl-C: nobody has a folder to close
+            engine.close()
+            raise
 
     def __repr__(self) -> str:
         where = self.base_name or type(self.model).__name__
@@ -349,12 +356,12 @@ class Folder:
         folder = Path(path).expanduser()
         head = files.read_meta(folder)
         own, about = head["base"]["own"], head["base"]
-        base = folder / files.BASE if own else about["name"] if base is None else base
+        if base is None:
+            base = folder / files.BASE if own else about["name"]
         if base is None:
             raise UserError(f"{path}: its base was a model without a name; give it: Folder.load(path, base=model).")
         options = options_from(FoldOptions, head["options"], str(folder / files.META))
-        with files.quiet():
-            tokenizer = tokenizer or need("transformers").AutoTokenizer.from_pretrained(str(folder / files.TOKENIZER))
+        tokenizer = tokenizer or files.read_tokenizer(folder)
         found = cls(base, tokenizer, options=options, device=device, dtype=None if own else about["dtype"])
         if found.base_hash != about["hash"]:
             found.close()
@@ -363,7 +370,11 @@ class Folder:
                 f"one has {found.base_hash[:12]}."
             )
         found.base_name = about["name"]
-        found.restore(folder, head)
+        try:
+            found.restore(folder, head)
+        except BaseException:
+            found.close()
+            raise
         return found
 
     def restore(self, folder: Path, head: dict[str, Any]) -> None:
@@ -384,6 +395,8 @@ class Folder:
         adapter = files.read_adapter(path, self.kit, self.base_hash)
         adapter.write = self.write_adapter
         self.judge(adapter)
+        if adapter.meta_hash != self.meta_hash:
+            adapter.reason += "; other meta-parameters folded it, so the gate's thresholds may not suit it"
         return adapter
 
     def write_adapter(self, adapter: Adapter, path: Path) -> None:

@@ -134,7 +134,8 @@ class Shared:
     """An open folder that several clients (and the folding of documents) use one after the other."""
 
     def __init__(self, folder: Folder | Path, device: Any = None) -> None:
-        self.lock = threading.RLock()
+        # Of the folder where it was given: two clients over one model must not take its adapters from each other.
+        self.lock = threading.RLock() if isinstance(folder, Path) else folder.lock
         self._source = folder
         self._device = device
         self._folder: Folder | None = None

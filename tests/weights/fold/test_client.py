@@ -15,7 +15,7 @@ from agentopt.errors import UserError
 from agentopt.models import LM, LMRefused, Reply, Request, connect
 from agentopt.weights.fold import Folder
 from agentopt.weights.fold._gate import Gate
-from agentopt.weights.fold.client import FolderLM, fold_once, shared_folder
+from agentopt.weights.fold.client import FolderLM, Shared, fold_once, shared_folder
 from tests.weights.fold.tiny import OPTIONS, THINGS, tiny_model
 
 pytestmark = pytest.mark.anyio
@@ -160,6 +160,7 @@ async def test_an_open_folder_and_closing(base: str, meta: Path) -> None:
         assert isinstance(pieces[-1], Reply) and pieces[0] == pieces[-1].text
         client.close()
         assert folder.codec is not None, "a folder that was given is not closed"
+        assert Shared(folder).lock is Shared(folder).lock, "two clients over one model wait for each other"
     loaded = FolderLM(meta)
     first = await loaded.send(asked(None, choices=THINGS))
     loaded.close()

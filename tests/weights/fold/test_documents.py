@@ -84,3 +84,9 @@ def test_nothing_there_and_no_text(tmp_path: Path) -> None:
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not UTF-8 at byte 0"):
         load_documents(tmp_path / "binary.txt")
+
+
+def test_rows_may_hold_other_line_separators(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes('{"fact": "one\u2028two"}\r\n{"fact": "three"}\r\n'.encode())
+    assert load_documents(file).facts == ("one two", "three")

@@ -129,6 +129,32 @@ def test_a_broken_adapter_folder_is_refused(
     assert float(sum(t.abs().sum() for n, t in tiny_folder.engine.adapters.state().items() if n.endswith("B"))) == 0
 
 
+def test_an_adapter_of_other_meta_parameters_says_so(tiny_folder: Folder, saved: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(saved, tmp_path / "adapter"))
+    card = json.loads((path / "fold.json").read_text(encoding="utf-8"))
+    (path / "fold.json").write_text(json.dumps({**card, "meta_hash": "0" * 32}), encoding="utf-8")
+    assert "other meta-parameters folded it" in tiny_folder.load_adapter(path).reason
+    assert "other meta-parameters" not in tiny_folder.load_adapter(saved).reason
+
+
+def test_json_that_was_cut_and_a_lost_tokenizer_are_one_sentence(
+    tiny_folder: Folder, tiny_meta: Path, saved: Path, tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(saved, tmp_path / "adapter"))
+    for text, match in (("[]", "holds list, expected an object"), ('{"version": 1}', "lacks 'base_hash'")):
+        (path / "fold.json").write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=match):
+            tiny_folder.load_adapter(path)
+    meta = Path(shutil.copytree(tiny_meta, tmp_path / "meta"))
+    shutil.rmtree(meta / "tokenizer")
+    with pytest.raises(UserError, match="found no tokenizer/"):
+        Folder.load(meta)
+    for text, match in (("7", "holds int"), ('{"version": 1}', "lacks 'options'")):
+        (meta / "meta.json").write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=match):
+            Folder.load(meta)
+
+
 def test_a_trained_base_goes_with_the_folder(tmp_path: Path) -> None:
     model, tokenizer = tiny.tiny_model(width=16, spread=tiny.SPREAD)
     short: dict[str, Any] = {"steps": 2, "documents": 2, "eval_every": 2, "eval_tasks": 2}

@@ -140,6 +140,16 @@ def test_the_model_is_given_back_as_it_was() -> None:
     folder.close()  # twice is once
 
 
+def test_a_model_that_cannot_fold_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny.tiny_model(width=16)
+    model.train()
+    monkeypatch.setattr(model, "get_output_embeddings", lambda: None)
+    with pytest.raises(UserError, match="no output head"):
+        Folder(model, tokenizer, options=tiny.OPTIONS)
+    assert all(module.training for module in model.modules())
+    assert all(tensor.requires_grad for tensor in model.parameters())
+
+
 def test_options_and_model_must_fit() -> None:
     model, tokenizer = tiny.tiny_model(width=16)
     with pytest.raises(UserError, match=r"expected Folder\(model, tokenizer\)"):
