@@ -33,6 +33,9 @@ class Size:
     """Longest training of a reader."""
     test: int = 64
     """Test questions of a cell."""
+    tested: tuple[str, ...] = ("clean", "+2", "all", "2x", "4x")
+    longer: bool = True
+    """Test longer chains too."""
     width: int = 64
     layers: int = 2
 
@@ -45,6 +48,8 @@ class Variant:
     lr: float
     fold: dict[str, Any] = field(default_factory=dict[str, Any])
     multi_task: bool = True
+    times: int = 1
+    """Steps of reading, as a multiple."""
 
 
 class Until:
@@ -64,10 +69,13 @@ def run(name: str, variant: Variant, seed: int, size: Size, data: Path, model: s
     began = time.perf_counter()
     tasks, val, cells, words = _prepared(name, seed, size, data)
     base, tokenizer = _base(model, words, size, seed)
-    learned = _pretrained(base, tokenizer, name, seed, size, data) if model == "small" else None
+    learned = _pretrained(base, tokenizer, (name, seed, size, variant.multi_task), data) if model == "small" else None
     started = time.perf_counter()
     if variant.method == "fold":
-        record, evaluate = _fold(base, tokenizer, tasks, val, variant, seed, size)
+        given = FOLD if model == "small" else PRETRAINED
+        record, evaluate = _fold(
+            base, tokenizer, tasks, val, replace(variant, fold={**given, **variant.fold}), seed, size
+        )
     else:
         record, evaluate = _read(base, tokenizer, tasks, val, variant, seed, size)
     trained = time.perf_counter() - started
@@ -97,14 +105,15 @@ def _prepared(name: str, seed: int, size: Size, data: Path) -> Prepared:
     return tasks, val, _cells(place, size, seed), place.words
 
 
-_BASES: dict[tuple[Any, ...], tuple[dict[str, Any], float]] = {}
+_BASES: dict[tuple[str, int, Size, bool], tuple[dict[str, Any], float]] = {}
 
 
-def _pretrained(base: Any, tokenizer: Any, name: str, seed: int, size: Size, data: Path) -> float:
+def _pretrained(base: Any, tokenizer: Any, key: tuple[str, int, Size, bool], data: Path) -> float:
     """Pre-train a base, once for all methods that start from it; its last loss."""
-    key = (name, seed, size)
+    name, seed, size, multi_task = key
     if key not in _BASES:
-        learned = pretrain(base, tokenizer, _prepared(name, seed, size, data)[0], size.pretrain, seed)
+        tasks = _prepared(name, seed, size, data)[0]
+        learned = pretrain(base, tokenizer, tasks, size.pretrain, seed, multi_task=multi_task)
         _BASES.clear()
         _BASES[key] = copy.deepcopy(base.state_dict()), learned
     state, learned = _BASES[key]
@@ -124,8 +133,8 @@ def _cells(place: World, size: Size, seed: int) -> dict[str, list[FoldTask]]:
     """Test tasks: trained depths with every number of distractors, longer ones clean and with all."""
     found: dict[str, list[FoldTask]] = {}
     for name, count in place.distractors().items():
-        for depth in place.tested:
-            if depth <= place.trained[1] or name in ("clean", "all"):
+        for depth in place.tested if name in size.tested else ():
+            if depth <= place.trained[1] or (size.longer and name in ("clean", "all")):
                 try:
                     found[f"{name}|{depth}"] = place.test(size.test, seed, depth, count)
                 except UserError as error:
@@ -151,14 +160,16 @@ def _scored(evaluate: Any, tasks: list[FoldTask]) -> list[float | None]:
     return [found.accuracy, found.recall_exact, len(found)]
 
 
-def pretrain(model: Any, tokenizer: Any, tasks: Sequence[FoldTask], steps: int, seed: int) -> float:
+def pretrain(
+    model: Any, tokenizer: Any, tasks: Sequence[FoldTask], steps: int, seed: int, *, multi_task: bool = True
+) -> float:
     """Teach a base the language: single statements, and questions with proof and answer, no facts in front of them.
 
     It learns how a proof goes on and what answer it has, but nothing that a question could be answered with.
     """
     import torch
 
-    encoder = Encoder(Codec(tokenizer, FORMAT), 64)
+    encoder = Encoder(Codec(tokenizer, FORMAT, multi_task=multi_task), 64)
     model.requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
     draw, last = random.Random(seed), 0.0
@@ -190,21 +201,22 @@ FOLD: dict[str, Any] = {
     "lr": 0.07,
     "sum_over": "root",
 }
+PRETRAINED: dict[str, Any] = {"rank": 16, "inner_steps": 4, "unroll": 2, "layers": 8, "sum_over": "root"}
+"""For a base that knows its language: frozen, as in PERK."""
 
 
 def _fold(
     base: Any, tokenizer: Any, tasks: Any, val: Any, variant: Variant, seed: int, size: Size
 ) -> tuple[dict[str, Any], Any]:
-    settings = {**FOLD, **variant.fold}
     folder = Folder(
         base,
         tokenizer,
         format=FORMAT,
         multi_task=variant.multi_task,
         row_tokens=64,
-        checkpoint=False,
+        checkpoint=model_is_large(base),
         seed=seed,
-        **settings,
+        **variant.fold,
     )
     result = folder.meta_train(
         tasks,
@@ -214,7 +226,7 @@ def _fold(
         rates_lr=10 * variant.lr,
         documents=size.documents,
         questions=3,
-        warmup=min(30, size.steps // 4 + 1),
+        warmup=min(30, size.steps // 4),
         eval_every=max(1, size.steps // 4),
         eval_tasks=48,
         seed=seed,
@@ -232,6 +244,11 @@ def _fold(
     return record, lambda found: folder.evaluate(found, documents=24)
 
 
+def model_is_large(model: Any) -> bool:
+    """Whether inner steps are better computed again than kept."""
+    return sum(parameter.numel() for parameter in model.parameters()) > 10_000_000
+
+
 def _say(event: Any) -> None:
     if type(event).__name__ in ("Validated", "Warned"):
         print(str(event)[:160], flush=True)
@@ -246,14 +263,14 @@ def _read(
         tasks,
         val=val,
         on_point=lambda point: print(str(point)[:160], flush=True),
-        stop=Until(60 * size.minutes),
+        stop=Until(60 * size.minutes * variant.times),
         format=FORMAT,
         multi_task=variant.multi_task,
-        steps=size.icr_steps,
+        steps=size.icr_steps * variant.times,
         lr=variant.lr,
         documents=16,
         questions=2,
-        warmup=min(30, size.icr_steps // 4 + 1),
+        warmup=min(30, size.icr_steps // 4),
         eval_every=min(500, size.icr_steps),
         eval_tasks=48,
         patience=0,

@@ -1,6 +1,6 @@
 """Folding against reading: the study that docs/fold_study.md set down before it ran.
 
-    python benchmarks/fold_reasoning.py [--part main|ablation|proofwriter] [--quick] [--seeds 3] [--minutes M]
+    python benchmarks/fold_reasoning.py [--part main|ablation|proofwriter|longer] [--quick] [--seeds 3] [--minutes M]
                                         [--shard i/n] [--table] [--data DIR] [--model small|embedded] [--steps N]
 
 Small models on a CPU, trained from scratch by the script: knowledge folded into LoRA factors by a meta-learned inner
@@ -31,17 +31,20 @@ from _zeroth_runs import Cell, Runs, add_options, interval
 
 FOLD_LR, READ_LR = 3e-3, 2e-3
 MAIN = {"fold": Variant("fold", FOLD_LR), "FT-ICR": Variant("read", READ_LR)}
+LONGER = {"FT-ICR, twice the steps": Variant("read", READ_LR, times=2)}
+"""Whether the readers of kinship had converged."""
 ABLATIONS = {
     "fold": Variant("fold", FOLD_LR),
     "static rates": Variant("fold", FOLD_LR, {"learn_lr": False}),
     "T = 0 (first order)": Variant("fold", FOLD_LR, {"unroll": 0}),
-    "T = 1": Variant("fold", FOLD_LR, {"unroll": 1}),
-    "T = 3 (all)": Variant("fold", FOLD_LR, {"unroll": 3}),
     "single-task": Variant("fold", FOLD_LR, multi_task=False),
     "rank 4": Variant("fold", FOLD_LR, {"rank": 4}),
+    "T = 1": Variant("fold", FOLD_LR, {"unroll": 1}),
+    "T = 3 (all)": Variant("fold", FOLD_LR, {"unroll": 3}),
     "rank 64": Variant("fold", FOLD_LR, {"rank": 64}),
+    "sum over facts": Variant("fold", FOLD_LR, {"sum_over": "row", "lr": 0.02}),
     "frozen base": Variant("fold", FOLD_LR, {"trains": "init"}),
-    "all weights (RECKONING)": Variant("fold", FOLD_LR, {"adapts": "all", "trains": "all"}),
+    "all weights (RECKONING)": Variant("fold", FOLD_LR, {"adapts": "all", "trains": "all", "lr": 0.01}),
 }
 PROOFWRITER = {
     "fold": Variant("fold", FOLD_LR, multi_task=False),
@@ -49,16 +52,20 @@ PROOFWRITER = {
 }
 WORLDS = {"chains": "rule chains", "kinship": "kinship", "theories": "rule theories"}
 SIZE = Size()
-SIZES = {"kinship": smaller(SIZE, pretrain=1200, steps=1000, icr_steps=6000)}
+SIZES = {
+    "kinship": smaller(SIZE, pretrain=1200, steps=1000, icr_steps=6000),
+    "proofwriter": smaller(SIZE, pretrain=200, steps=150, icr_steps=600, minutes=3, test=30),
+}
 """Kinship has a composition to learn beside the recall."""
-ABLATION = smaller(SIZE, tasks=4000, pretrain=300, steps=250, test=48)
+ABLATION = smaller(SIZE, tasks=4000, pretrain=300, steps=250, test=48, tested=("clean", "all", "4x"), longer=False)
+PARTS = ("main", "ablation", "proofwriter", "longer")
 UNIT = "accuracy, mean of seeds"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
-    parser.add_argument("--part", choices=("main", "ablation", "proofwriter"), nargs="*")
+    parser.add_argument("--part", choices=PARTS, nargs="*")
     parser.add_argument("--world", choices=tuple(WORLDS), nargs="*", default=list(WORLDS))
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--model", default="small", help='"small", or a model that Folder takes ("embedded")')
@@ -67,7 +74,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    parts = options.part or ["main", "ablation", "proofwriter"]
+    parts = options.part or PARTS
     with tempfile.TemporaryDirectory() as folder:
         small = options.quick or options.model != "small"
         name = "fold_reasoning.quick.jsonl" if small else "fold_reasoning.jsonl"
@@ -96,6 +103,14 @@ def cells(parts: Sequence[str], options: argparse.Namespace) -> list[Cell]:
         return found
     if "ablation" in parts:
         found += [Cell("ablation", method, variant.lr, seed) for seed in seeds for method, variant in ABLATIONS.items()]
+    if "longer" in parts:
+        order = (2, 0, 1)  # the reader that was furthest from converging first
+        found += [
+            Cell("kinship", method, variant.lr, seed)
+            for seed in order
+            if seed in seeds
+            for method, variant in LONGER.items()
+        ]
     if "proofwriter" in parts:
         if (options.data / "proofwriter").exists():
             found += [
@@ -109,12 +124,14 @@ def cells(parts: Sequence[str], options: argparse.Namespace) -> list[Cell]:
 
 
 def _run(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
-    variant = {"ablation": ABLATIONS, "proofwriter": PROOFWRITER}.get(cell.part, MAIN)[cell.method]
+    variant = {"ablation": ABLATIONS, "proofwriter": PROOFWRITER}.get(cell.part, MAIN | LONGER)[cell.method]
     size = ABLATION if cell.part == "ablation" else SIZES.get(cell.part, SIZE)
     if options.quick:
         size = smaller(size, tasks=200, pretrain=5, steps=3, icr_steps=4, documents=4, test=2, minutes=0.1)
+        if options.model != "small":
+            size = smaller(size, steps=1, icr_steps=1, documents=1, test=1, tested=("clean",), longer=False)
     elif options.steps:
-        size = smaller(size, tasks=200, steps=options.steps, icr_steps=options.steps, documents=2, test=2)
+        size = smaller(size, steps=options.steps, icr_steps=options.steps)
     place = "chains" if cell.part == "ablation" else cell.part
     return run(place, variant, cell.seed, size, options.data, options.model)
 
@@ -185,6 +202,20 @@ def _compared(runs: Runs, name: str, label: str) -> list[Row]:
                 goal=">= -2" if method == "fold" else None,
             )
         )
+    for method in LONGER:
+        for seed, record in _seeds(runs, name, method).items():
+            for what in ("clean", "all", "4x") if seed in seeds else ():
+                note = f"validation {record['val']:.3f}, with the usual steps {read[seed]['val']:.3f}"
+                rows.append(
+                    Row(
+                        f"{label}, trained lengths, {what}, seed {seed}: {method}",
+                        _of(record, name, what, 0),
+                        "accuracy",
+                        peer="fold, same seed",
+                        peer_value=_of(fold[seed], name, what, 0),
+                        note=note,
+                    )
+                )
     for what in ("clean", "all"):
         for depth in place.tested:
             key = f"{what}|{depth}"
