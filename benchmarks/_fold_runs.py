@@ -99,7 +99,7 @@ Prepared = tuple[list[FoldTask], list[FoldTask], dict[str, list[FoldTask]], Sequ
 def _prepared(name: str, seed: int, size: Size, data: Path) -> Prepared:
     """Training tasks, validation tasks, test tasks by cell, words."""
     if name == "proofwriter":
-        return _proofwriter(data, size)
+        return proofwriter(data, size)
     place = world(name)
     tasks, val = place.training(size.tasks, seed), place.training(64, 900 + seed, 1)
     return tasks, val, _cells(place, size, seed), place.words
@@ -142,7 +142,7 @@ def _cells(place: World, size: Size, seed: int) -> dict[str, list[FoldTask]]:
     return found
 
 
-def _proofwriter(data: Path, size: Size) -> Prepared:
+def proofwriter(data: Path, size: Size) -> Prepared:
     """Trained on the first thousand of its train file, tested on its dev file; a tenth of the former chooses."""
     train = read_proofwriter(data / "proofwriter" / "logiclm_train_first1000_owa_d5.json")
     test = read_proofwriter(data / "proofwriter" / "logiclm_dev_600_owa_d5.json")[: size.test * 10]

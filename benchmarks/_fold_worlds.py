@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,6 +184,19 @@ def read_proofwriter(path: Path) -> list[FoldTask]:
         question = Question(_spaced(asked), names[row["answer"]], (), None, tuple(names.values()))
         found.append(FoldTask(row["id"], tuple(_spaced(fact.rstrip(".")) for fact in facts), (question,)))
     return found
+
+
+def wording_alone(train: Sequence[FoldTask], test: Sequence[FoldTask]) -> float:
+    """Accuracy of the commonest label of questions with "not" and of those without: what needs no facts at all."""
+    counts: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
+
+    def negated(task: FoldTask) -> bool:
+        return " not " in task.questions[0].text
+
+    for task in train:
+        counts[negated(task)][task.questions[0].answer] += 1
+    guesses = {key: found.most_common(1)[0][0] for key, found in counts.items()}
+    return sum(guesses[negated(task)] == task.questions[0].answer for task in test) / len(test)
 
 
 def _spaced(sentence: str) -> str:
