@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentopt.cli._fold_live import LiveFold
 from agentopt.cli._fold_settings import COMMAND, FoldSettings
-from agentopt.errors import UserError
+from agentopt.errors import RunError, UserError
 from agentopt.evaluation import MIN_TEST_ROWS, bootstrap_interval, content_hash, paired_test, seeded
 from agentopt.weights.fold import Folder, FoldTask, load_tasks, split_tasks
 
@@ -307,4 +307,4 @@ def _write(path: Path, value: Any) -> None:
     try:
         path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}).") from None
+        raise RunError(f"{path}: cannot be written ({error.strerror or error}).") from None

@@ -299,19 +299,27 @@ class Folder:
 
     # --- measuring ---------------------------------------------------------------------------------------------------
 
-    def evaluate(self, tasks: Sequence[FoldTask], *, questions: int | None = None, documents: int = 16) -> FoldScores:
+    def evaluate(
+        self,
+        tasks: Sequence[FoldTask],
+        *,
+        questions: int | None = None,
+        documents: int = 16,
+        max_new: int | None = None,
+    ) -> FoldScores:
         """Fold every task and ask its questions, without the gate.
 
         Args:
             tasks: knowledge bases with questions.
             questions: at most so many of each, the first ones; None for all.
             documents: folded at once.
+            max_new: most tokens of recalled facts, and of an answer; None for what meta-training saw.
 
         Raises:
             UserError: no tasks, or one that cannot be asked.
         """
         check_tasks(tasks, "evaluate")
-        return measure(self.kit, tasks, questions=questions, documents=documents).scores
+        return measure(self.kit, tasks, questions=questions, documents=documents, max_new=max_new).scores
 
     # --- files -------------------------------------------------------------------------------------------------------
 

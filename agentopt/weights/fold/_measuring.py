@@ -37,6 +37,7 @@ def measure(
     *,
     questions: int | None = None,
     documents: int = 16,
+    max_new: int | None = None,
     tell: Callable[[int], None] | None = None,
 ) -> Measured:
     """Fold and ask.
@@ -46,6 +47,7 @@ def measure(
         tasks: knowledge bases with questions.
         questions: at most so many of each, the first ones; None for all.
         documents: knowledge bases folded at once, at most.
+        max_new: most tokens of recalled facts, and of an answer; None for what meta-training saw.
         tell: told of the tasks that are done.
     """
     rows: list[Scored] = []
@@ -72,6 +74,7 @@ def measure(
                 [number for number, _ in part],
                 [kit.encoder.prompt(question.text) for question in wanted],
                 [question.choices for question in wanted],
+                max_new=max_new,
             )
             rows += [
                 judge(group[number], place, one, codec=kit.codec)

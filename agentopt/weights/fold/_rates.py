@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from agentopt.weights.fold._types import FoldOptions
 
 _START = {
-    ("lora", "sgd"): 0.3,
+    ("lora", "sgd"): 2e-2,
     ("lora", "normalized"): 3e-3,
     ("lora", "adamw"): 3e-3,
     ("all", "sgd"): 1e-1,
