@@ -64,13 +64,22 @@ class Served:
         ]
 
     def cases(self) -> list[Case]:
-        """The questions with their answers in tokens, and the same prompts to the base among them."""
+        """The questions with their answers in tokens, and the same prompts to the base among them.
+
+        In float32 also with the answer to another question: an adapter is so sure of its own answers that a float32 of
+        their log-probability cannot show a difference. (Of unlikely tokens bfloat16 keeps too little to be compared.)
+        """
         codec = self.folder.codec
+        asked = [
+            ([*codec.lead, *codec.question(question.text)], list(codec.response(question, sentences(name)).ids))
+            for name, question in self.questions()
+        ]
         found: list[Case] = []
-        for name, question in self.questions():
-            prompt = [*codec.lead, *codec.question(question.text)]
-            answer = list(codec.response(question, sentences(name)).ids)
+        for place, (name, _) in enumerate(self.questions()):
+            prompt, answer = asked[place]
             found += [Case(name, prompt, answer), Case(None, prompt, answer)]
+            if self.dtype == "float32":
+                found.append(Case(name, prompt, asked[(place + 1) % len(asked)][1], own=False))
         return found
 
 

@@ -14,6 +14,8 @@ class Case:
     adapter: str | None
     prompt: list[int]
     answer: list[int]
+    own: bool = True
+    """Whether it is the answer to this very question."""
 
 
 @dataclass(frozen=True, slots=True)
