@@ -368,7 +368,6 @@ class Lab:
             budget_left=self.left,
             objectives=self.options.objectives,
             files=asking.files,
-            taken=frozenset({self.baseline.hash}),  # it was no proposal, so the history does not have it
         )
 
     def offer(
