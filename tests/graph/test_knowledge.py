@@ -245,3 +245,4 @@ def test_no_warning_where_the_call_names_it_or_it_is_in_the_prompt() -> None:
             model.complete_sync("Something else.")
             _ = str(handle)
         model.complete_sync("Another candidate by now.")
+    assert len(model.requests) == 5

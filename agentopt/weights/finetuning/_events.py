@@ -3,29 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Base of all events; `kind` names the type in the file."""
-
-    kind: ClassVar[str] = "event"
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values; `kind` included."""
-        return {"kind": self.kind, **asdict(self)}
-
-
-@dataclass(frozen=True, slots=True)
-class Working(Event):
-    """What is being done now, in a few words. Shown, not written."""
-
-    kind: ClassVar[str] = "working"
-    what: str
-    done: int = 0
-    total: int | None = None
+from agentopt.weights._events import Event, Resumed, Warned, Working
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +66,6 @@ class RateFound(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class Resumed(Event):
-    """An interrupted run goes on after this many steps."""
-
-    kind: ClassVar[str] = "resumed"
-    step: int
-
-
-@dataclass(frozen=True, slots=True)
 class Stepped(Event):
     """One step of training. `step` counts from 1: the weights have had so many updates."""
 
@@ -119,14 +92,6 @@ class Validated(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class Warned(Event):
-    """Something the user should know; the run goes on."""
-
-    kind: ClassVar[str] = "warned"
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
 class Finished(Event):
     """The last event: the claim and where the model is."""
 
@@ -139,4 +104,5 @@ class Finished(Event):
 
 def event_kinds() -> Mapping[str, type[Event]]:
     """Kind to event type."""
-    return {cls.kind: cls for cls in Event.__subclasses__()}
+    kinds = (Working, Resumed, Warned, Planned, BaselinesDone, RateFound, Stepped, Validated, Finished)
+    return {cls.kind: cls for cls in kinds}

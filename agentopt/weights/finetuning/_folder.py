@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from agentopt.errors import RunError, UserError
-from agentopt.weights.finetuning._events import Event, Working
+from agentopt.weights._events import Event, append
 from agentopt.weights.finetuning._options import FinetuneOptions, first_difference, make_options, portable
 
 VERSION = 1
@@ -124,16 +124,7 @@ class RunFolder:
         Raises:
             RunError: the disk is full or gone; what was written before stays.
         """
-        if self._events is None or isinstance(event, Working):
-            return
-        try:
-            self._events.write(json.dumps(event.to_dict(), ensure_ascii=False) + "\n")
-            self._events.flush()
-        except OSError as error:
-            raise RunError(
-                f"{self.path / EVENTS}: cannot be written ({error.strerror or error}); nothing is lost, make room and "
-                "run the same command again."
-            ) from error
+        append(self._events, self.path / EVENTS, event)
 
     def events(self) -> Iterator[dict[str, Any]]:
         """What happened so far, oldest first."""

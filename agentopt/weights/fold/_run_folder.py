@@ -21,8 +21,8 @@ from types import TracebackType
 from typing import Any, TextIO, cast
 
 from agentopt.errors import RunError, UserError
+from agentopt.weights._events import Event, append
 from agentopt.weights.finetuning._folder import read_json, write_json, write_text
-from agentopt.weights.fold._events import Event, Working
 from agentopt.weights.load import need
 
 VERSION = 1
@@ -108,15 +108,7 @@ class RunFolder:
         Raises:
             RunError: the disk is full or gone; what was written before stays.
         """
-        if self._events is None or isinstance(event, Working):
-            return
-        try:
-            self._events.write(json.dumps(event.to_dict(), ensure_ascii=False) + "\n")
-            self._events.flush()
-        except OSError as error:
-            raise RunError(
-                f"{self.path / EVENTS}: cannot be written ({error.strerror or error}); make room and run it again."
-            ) from error
+        append(self._events, self.path / EVENTS, event)
 
     # --- tensors -----------------------------------------------------------------------------------------------------
 
