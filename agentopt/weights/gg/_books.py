@@ -1,0 +1,139 @@
+"""Books of 255 levels for `rf8-gg`: the optimal compander of a generalized Gaussian, and its refinement on weights.
+
+At high rate the best quantizer of a density p has levels of density proportional to p^(1/3) (Panter and Dite 1951).
+For a generalized Gaussian that is one of the same shape, 3^(1/nu) times as wide: its quantiles are the levels. An odd
+number of them has 0 in the middle, so that pruned weights stay zero.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from agentopt.errors import UserError
+from agentopt.weights.gg import _grid
+
+NUS = (0.5, 0.65, 0.8, 1.0, 1.3, 1.6, 2.0, math.inf)
+"""The shapes of the default books; infinity is the uniform one, in which per-channel INT8 is contained."""
+
+
+def compander(nu: float, levels: int = 255) -> Tensor:
+    """Levels for weights of unit variance that follow a generalized Gaussian of shape nu; float32 (levels,), rising.
+
+    `level_i = sign(u - 1/2) b 3^(1/nu) P^-1(1/nu, |2u - 1|)^(1/nu)` with `u = (i + 1/2) / levels`, P the regularised
+    lower incomplete gamma function and `b = sqrt(Gamma(1/nu) / Gamma(3/nu))`; for an infinite nu the levels are
+    equally spaced from -sqrt(3) to sqrt(3).
+
+    Args:
+        nu: shape, above 0.
+        levels: 2 to 256; an odd number has the level 0.
+
+    Raises:
+        UserError: a nu or a number of levels outside these ranges.
+    """
+    if not nu > 0:
+        raise UserError(f"compander: nu: found {nu!r}, expected a number above 0.")
+    if not 2 <= levels <= _grid.LEVELS:
+        raise UserError(f"compander: levels: found {levels!r}, expected 2 to {_grid.LEVELS}.")
+    if math.isinf(nu):
+        return (math.sqrt(3) * torch.linspace(-1, 1, levels, dtype=torch.float64)).to(torch.float32)
+    upper = torch.arange(levels - 1, -1, -2, dtype=torch.float64).flip(0) / levels
+    scale = math.sqrt(math.exp(math.lgamma(1 / nu) - math.lgamma(3 / nu))) * 3 ** (1 / nu)
+    positive = scale * _gammaincinv(1 / nu, upper) ** (1 / nu)
+    negative = -positive.flip(0)
+    return torch.cat([negative[: levels // 2], positive]).to(torch.float32)
+
+
+def _gammaincinv(shape: float, probability: Tensor) -> Tensor:
+    low, high = torch.zeros_like(probability), torch.full_like(probability, 1e4)
+    at = torch.full_like(probability, shape)
+    for _ in range(200):
+        middle = (low + high) / 2
+        below = torch.special.gammainc(at, middle) < probability
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return torch.where(probability == 0, torch.zeros_like(low), (low + high) / 2)
+
+
+@functools.cache
+def _default_books() -> Tensor:
+    return torch.stack([torch.nn.functional.pad(compander(nu), (0, 1)) for nu in NUS])
+
+
+def default_books() -> Tensor:
+    """The formula's books for `NUS`: float32 (8, 256), 255 levels each and a zero that pads them."""
+    return _default_books().clone()
+
+
+def sample_rows(weight: Tensor, rows: int = 64, seed: int = 0) -> Tensor:
+    """Rows to refine books on, without replacement: float32 (min(rows, out), in).
+
+    Args:
+        weight: (out, in).
+        rows: how many.
+        seed: of the draw.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(weight), generator=generator)[:rows].sort().values
+    return weight.detach()[chosen.to(weight.device)].to(torch.float32)
+
+
+def refine(
+    books: Tensor,
+    samples: Sequence[Tensor],
+    *,
+    column_weights: Sequence[Tensor | None] | None = None,
+    rounds: int = 3,
+    inertia: float = 4.0,
+) -> Tensor:
+    """Move every level to the mean of the sampled weights that have its code, each in the unit of its row (Lloyd 1982).
+
+    Every round chooses book and scale of every sampled row anew. The level 0 stays; a level with few weights stays
+    near its place; the levels keep rising.
+
+    Args:
+        books: (K, 256).
+        samples: weights (rows, in), of any widths.
+        column_weights: one (in,) per sample, or None for equal ones; they are scaled to a mean of 1.
+        rounds: how often.
+        inertia: weights that the old place of a level counts for.
+
+    Returns:
+        float32 (K, 256).
+    """
+    from agentopt.weights.gg._search import search
+
+    books = _grid.check(books)
+    weights = list(column_weights) if column_weights is not None else [None] * len(samples)
+    if len(weights) != len(samples):
+        raise UserError(f"refine: found {len(weights)} column weights for {len(samples)} samples, expected as many.")
+    for _ in range(rounds):
+        grid = _grid.Grid.of(books)
+        mass = torch.zeros(books.numel(), dtype=torch.float64)
+        total = torch.zeros_like(mass)
+        for sample, column_weight in zip(samples, weights, strict=True):
+            if not sample.numel():
+                continue
+            codes, scale, book = search(sample, grid, column_weight)
+            unit = (sample.to(torch.float32) / scale).flatten().double()
+            place = (codes.long() + book.long() * _grid.LEVELS).flatten()
+            pull = torch.ones(sample.shape[1], dtype=torch.float64) if column_weight is None else column_weight.double()
+            pull = (pull / pull.mean()).expand(sample.shape).flatten()
+            mass.scatter_add_(0, place, pull)
+            total.scatter_add_(0, place, pull * unit)
+        moved = ((total + inertia * books.flatten()) / (mass + inertia)).view_as(books)
+        books = _kept(moved, books)
+    return books
+
+
+def _kept(moved: Tensor, books: Tensor) -> Tensor:
+    """The moved levels, with zeros where they were; a book whose levels would no longer rise stays as it was."""
+    moved = torch.where(books == 0, torch.zeros_like(moved), moved).to(torch.float32)
+    rising = [
+        bool((new[1:count] > new[: count - 1]).all())
+        for new, count in zip(moved, _grid.level_counts(books), strict=True)
+    ]
+    return torch.where(torch.tensor(rising)[:, None], moved, books)
