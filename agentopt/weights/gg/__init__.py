@@ -26,6 +26,8 @@ from agentopt.weights.gg._types import (
 )
 
 if TYPE_CHECKING:
+    from agentopt.weights.gg._backslash import BackSlash as BackSlash
+    from agentopt.weights.gg._backslash import Record as Record
     from agentopt.weights.gg._books import NUS as NUS
     from agentopt.weights.gg._books import compander as compander
     from agentopt.weights.gg._books import default_books as default_books
@@ -35,36 +37,79 @@ if TYPE_CHECKING:
     from agentopt.weights.gg._codec import decode as decode
     from agentopt.weights.gg._codec import encode as encode
     from agentopt.weights.gg._codec import sqnr as sqnr
+    from agentopt.weights.gg._density import beta_of as beta_of
+    from agentopt.weights.gg._density import cdf as cdf
+    from agentopt.weights.gg._density import entropy as entropy
+    from agentopt.weights.gg._density import logpdf as logpdf
+    from agentopt.weights.gg._density import pdf as pdf
+    from agentopt.weights.gg._density import quantile as quantile
+    from agentopt.weights.gg._density import ratio as ratio
+    from agentopt.weights.gg._density import sample as sample
+    from agentopt.weights.gg._density import sigma_of as sigma_of
+    from agentopt.weights.gg._fit import fit as fit
+    from agentopt.weights.gg._init import init_ as init_
+    from agentopt.weights.gg._rates import Rates as Rates
+    from agentopt.weights.gg._rates import bits_per_weight as bits_per_weight
 
 _LAZY: dict[str, str] = {
+    "BackSlash": "_backslash",
+    "Record": "_backslash",
     "NUS": "_books",
-    "code_entropy": "_codec",
     "compander": "_books",
-    "decode": "_codec",
     "default_books": "_books",
-    "encode": "_codec",
     "refine": "_books",
     "sample_rows": "_books",
+    "code_entropy": "_codec",
+    "decode": "_codec",
+    "encode": "_codec",
     "sqnr": "_codec",
+    "beta_of": "_density",
+    "cdf": "_density",
+    "entropy": "_density",
+    "logpdf": "_density",
+    "pdf": "_density",
+    "quantile": "_density",
+    "ratio": "_density",
+    "sample": "_density",
+    "sigma_of": "_density",
+    "fit": "_fit",
+    "init_": "_init",
+    "Rates": "_rates",
+    "bits_per_weight": "_rates",
 }
 
 __all__ = [
+    "BackSlash",
     "EXPORTS",
-    "FORMATS",
-    "NUS",
     "Encoded",
+    "FORMATS",
     "GGFit",
+    "NUS",
     "Quality",
     "QuantizeOptions",
     "QuantizeResult",
+    "Rates",
+    "Record",
     "TensorReport",
+    "beta_of",
+    "bits_per_weight",
+    "cdf",
     "code_entropy",
     "compander",
     "decode",
     "default_books",
     "encode",
+    "entropy",
+    "fit",
+    "init_",
+    "logpdf",
+    "pdf",
+    "quantile",
+    "ratio",
     "refine",
+    "sample",
     "sample_rows",
+    "sigma_of",
     "sqnr",
 ]
 
