@@ -15,18 +15,20 @@ import torch
 from torch import Tensor
 
 from agentopt.errors import UserError
-from agentopt.weights.gg import _grid
+from agentopt.weights.gg import _density, _grid
 
-NUS = (0.5, 0.65, 0.8, 1.0, 1.3, 1.6, 2.0, math.inf)
-"""The shapes of the default books; infinity is the uniform one, in which per-channel INT8 is contained."""
+NUS = (0.5, 0.65, 0.8, 1.0, 1.3, 1.6, 2.0, 3.0, 5.0, math.inf)
+"""The shapes of the default books; infinity is the uniform one, in which per-channel INT8 is contained.
+
+Above 2 they are for short rows: of a few hundred Gaussian weights none lies far out, and levels there are wasted.
+"""
 
 
 def compander(nu: float, levels: int = 255) -> Tensor:
     """Levels for weights of unit variance that follow a generalized Gaussian of shape nu; float32 (levels,), rising.
 
-    `level_i = sign(u - 1/2) b 3^(1/nu) P^-1(1/nu, |2u - 1|)^(1/nu)` with `u = (i + 1/2) / levels`, P the regularised
-    lower incomplete gamma function and `b = sqrt(Gamma(1/nu) / Gamma(3/nu))`; for an infinite nu the levels are
-    equally spaced from -sqrt(3) to sqrt(3).
+    Level i is the quantile at `(i + 1/2) / levels` of a generalized Gaussian of that shape and of standard deviation
+    `3^(1/nu)`; for an infinite nu the levels are equally spaced from -sqrt(3) to sqrt(3).
 
     Args:
         nu: shape, above 0.
@@ -40,22 +42,12 @@ def compander(nu: float, levels: int = 255) -> Tensor:
     if not 2 <= levels <= _grid.LEVELS:
         raise UserError(f"compander: levels: found {levels!r}, expected 2 to {_grid.LEVELS}.")
     if math.isinf(nu):
-        return (math.sqrt(3) * torch.linspace(-1, 1, levels, dtype=torch.float64)).to(torch.float32)
-    upper = torch.arange(levels - 1, -1, -2, dtype=torch.float64).flip(0) / levels
-    scale = math.sqrt(math.exp(math.lgamma(1 / nu) - math.lgamma(3 / nu))) * 3 ** (1 / nu)
-    positive = scale * _gammaincinv(1 / nu, upper) ** (1 / nu)
-    negative = -positive.flip(0)
-    return torch.cat([negative[: levels // 2], positive]).to(torch.float32)
-
-
-def _gammaincinv(shape: float, probability: Tensor) -> Tensor:
-    low, high = torch.zeros_like(probability), torch.full_like(probability, 1e4)
-    at = torch.full_like(probability, shape)
-    for _ in range(200):
-        middle = (low + high) / 2
-        below = torch.special.gammainc(at, middle) < probability
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return torch.where(probability == 0, torch.zeros_like(low), (low + high) / 2)
+        steps = torch.arange(1 - levels, levels, 2, dtype=torch.float64)
+        return (math.sqrt(3) / (levels - 1) * steps).to(torch.float32)
+    lower = (torch.arange(levels // 2, dtype=torch.float64) + 0.5) / levels
+    negative = _density.quantile(lower, nu, 3 ** (1 / nu))
+    middle = negative.new_zeros(levels % 2)
+    return torch.cat([negative, middle, -negative.flip(0)]).to(torch.float32)
 
 
 @functools.cache
@@ -64,7 +56,7 @@ def _default_books() -> Tensor:
 
 
 def default_books() -> Tensor:
-    """The formula's books for `NUS`: float32 (8, 256), 255 levels each and a zero that pads them."""
+    """The formula's books for `NUS`: float32 (10, 256), 255 levels each and a zero that pads them."""
     return _default_books().clone()
 
 
@@ -91,8 +83,9 @@ def refine(
 ) -> Tensor:
     """Move every level to the mean of the sampled weights that have its code, each in the unit of its row (Lloyd 1982).
 
-    Every round chooses book and scale of every sampled row anew. The level 0 stays; a level with few weights stays
-    near its place; the levels keep rising.
+    Every round chooses book and scale of every sampled row anew. The level 0 stays, a level with few weights stays
+    near its place, the levels keep rising, and a book of equally spaced levels is left alone: with it no row is worse
+    than per-channel INT8.
 
     Args:
         books: (K, 256).
@@ -130,10 +123,10 @@ def refine(
 
 
 def _kept(moved: Tensor, books: Tensor) -> Tensor:
-    """The moved levels, with zeros where they were; a book whose levels would no longer rise stays as it was."""
+    """The moved levels, but zeros where they were, and books that are uniform or would no longer rise as they were."""
     moved = torch.where(books == 0, torch.zeros_like(moved), moved).to(torch.float32)
-    rising = [
-        bool((new[1:count] > new[: count - 1]).all())
-        for new, count in zip(moved, _grid.level_counts(books), strict=True)
-    ]
-    return torch.where(torch.tensor(rising)[:, None], moved, books)
+    take: list[bool] = []
+    for new, old, count in zip(moved, books, _grid.level_counts(books), strict=True):
+        steps = old[1:count] - old[: count - 1]
+        take.append(bool((new[1:count] > new[: count - 1]).all()) and bool(steps.max() > 1.001 * steps.min()))
+    return torch.where(torch.tensor(take)[:, None], moved, books)

@@ -93,10 +93,11 @@ def sqnr(weight: Tensor, decoded: Tensor) -> float:
     if weight.shape != decoded.shape:
         raise UserError(f"sqnr: found {tuple(decoded.shape)}, expected the shape of the weight, {tuple(weight.shape)}.")
     signal = noise = 0.0
-    for one, other in zip(weight.flatten().split(_TILE), decoded.flatten().split(_TILE), strict=True):
-        exact = one.double()
-        signal += float(exact.square().sum())
-        noise += float((exact - other.double()).square_().sum())
+    exact, other = weight.detach().flatten(), decoded.detach().flatten()
+    for start in range(0, len(exact), _TILE):
+        part = exact[start : start + _TILE].double()
+        signal += float(part.square().sum())
+        noise += float((part - other[start : start + _TILE].double()).square_().sum())
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal else -math.inf

@@ -91,7 +91,8 @@ def _tried(unit: Tensor, peak: Tensor, grid: Grid, power: Tensor | None) -> tupl
         power = share if power is None else power * share
         unit, power = torch.cat([unit, peak], 1), torch.cat([power, power.new_ones(1, 1)], 1)
     between = torch.tensor(_BETWEEN, device=unit.device)
-    scales, errors = [], []
+    scales: list[Tensor] = []
+    errors: list[Tensor] = []
     for number in range(len(grid.books)):
         wide = peak / grid.outermost[number]
         tried = square * (wide / square) ** between
