@@ -89,6 +89,10 @@ class Settings(BaseModel):
     """The SQLite file; by default .agentopt/agentopt.db."""
     finetune: dict[str, Any] = Field(default_factory=dict)
     """Options of `agentopt finetune`, which checks them itself."""
+    fold: dict[str, Any] = Field(default_factory=dict)
+    """Options of `agentopt fold train`, which checks them itself."""
+    quantize: dict[str, Any] = Field(default_factory=dict)
+    """Options of `agentopt quantize`, which checks them itself."""
 
     PATHS: ClassVar[tuple[str, ...]] = ("train", "val", "test", "template", "store")
 
