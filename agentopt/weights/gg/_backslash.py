@@ -5,6 +5,9 @@ The penalty is `lam * sum (|w| + eps)^nu`, the generalized-Gaussian code length 
 penalty is taken, which sets weights to exactly zero and never turns a sign. Imports torch.
 """
 
+# torch's own annotations are partial: its values are checked by the tests, not by the type checker.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import math
@@ -100,7 +103,7 @@ class BackSlash(torch.optim.Optimizer):
             setattr(self, hooks, {})
         self.lam, self.nu, self.eps, self.prox, self.every, self.per = float(lam), nu, float(eps), prox, every, per
         self.scale_by_lr, self.per_count, self.log_every, self.grid = scale_by_lr, per_count, log_every, grid
-        self._only = only or (lambda weight: weight.ndim >= 2)
+        self._only: Callable[[Tensor], bool] = only or _is_matrix
         self.steps = 0
         self._shapes: list[float] = []
         self._log: list[Record] = []
@@ -109,12 +112,14 @@ class BackSlash(torch.optim.Optimizer):
             raise UserError("BackSlash: found no parameter to shrink, expected weights with two dimensions.")
         half = {str(one.dtype) for one in weights if one.dtype not in (torch.float32, torch.float64)}
         if half:
-            raise UserError(f"BackSlash: found parameters in {', '.join(sorted(half))}, expected float32 master weights.")
+            raise UserError(
+                f"BackSlash: found parameters in {', '.join(sorted(half))}, expected float32 master weights."
+            )
         self._count = sum(weight.numel() for weight in weights)
 
     def step(self, closure: Any = None) -> Any:
         """The wrapped optimizer's step, then the shrinking."""
-        loss = self.inner.step(closure)
+        loss: Any = self.inner.step(closure)
         self.shrink()
         return loss
 
@@ -198,7 +203,12 @@ class BackSlash(torch.optim.Optimizer):
         if self.per == "model":
             sums = sums.sum(0, keepdim=True).expand_as(sums)
         count, first, second = sums.double().cpu().unbind(1)
-        return _fit.shape_of_moments(count, first, second).clamp(*NU_RANGE).tolist()
+        shapes: list[float] = _fit.shape_of_moments(count, first, second).clamp(*NU_RANGE).tolist()
+        return shapes
+
+
+def _is_matrix(weight: Tensor) -> bool:
+    return weight.ndim >= 2
 
 
 def shrink_(weight: Tensor, tau: float, nu: float, eps: float = 1e-5) -> None:

@@ -6,6 +6,9 @@ nu = 2 is a Gaussian, nu = 1 a Laplacian, nu below 1 has a peak and heavy tails.
 `nu` and `sigma` may be numbers or tensors that broadcast against the data. Only functions that need torch import this.
 """
 
+# torch's own annotations are partial: its values are checked by the tests, not by the type checker.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import math
@@ -45,7 +48,8 @@ def entropy(nu: Number, sigma: float | Tensor = 1.0) -> Number:
     """Differential entropy in nats. Quantized finely with a step D, a weight takes about `h / ln 2 - log2 D` bits."""
     if isinstance(nu, Tensor) or isinstance(sigma, Tensor):
         shape = _shape(nu)
-        return 1 / shape + torch.log(2 * beta_of(shape, sigma)) + torch.lgamma(1 / shape) - torch.log(shape)
+        found = 1 / shape + torch.log(2 * beta_of(shape, sigma)) + torch.lgamma(1 / shape) - torch.log(shape)
+        return found  # pyright: ignore[reportReturnType]  # a tensor, as the arguments
     return 1 / nu + math.log(2 * beta_of(nu, sigma)) + math.lgamma(1 / nu) - math.log(nu)
 
 

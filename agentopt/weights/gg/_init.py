@@ -4,6 +4,9 @@ After arXiv 2506.00486 v3. The published rule takes the first dimension of every
 Kaiming's rule does (arXiv 1502.01852), and leaves embeddings at their usual width. Imports torch.
 """
 
+# torch's own annotations are partial: its values are checked by the tests, not by the type checker.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import hashlib
@@ -17,7 +20,15 @@ from agentopt.errors import UserError
 from agentopt.weights.gg import _density
 
 Mode = Literal["fan_in", "reference"]
-XI = {"linear": 1.0, "sigmoid": 1.0, "tanh": 1.0, "silu": 2.0, "gelu": 2.0, "relu": 2.0, "leaky_relu": 2 / (1 + 0.01**2)}
+XI = {
+    "linear": 1.0,
+    "sigmoid": 1.0,
+    "tanh": 1.0,
+    "silu": 2.0,
+    "gelu": 2.0,
+    "relu": 2.0,
+    "leaky_relu": 2 / (1 + 0.01**2),
+}
 """The activation coefficient by name; for a leaky ReLU of slope k it is `2 / (1 + k^2)`."""
 EMBEDDING = 0.02
 """Standard deviation of embeddings in the mode `fan_in`."""
@@ -109,8 +120,9 @@ def _fan_in(model: Any, variance: float, residual_scaling: bool) -> dict[str, tu
         if inputs and residual_scaling and _writes_residual(name):
             sigma /= math.sqrt(outputs)
         plan[f"{name}.weight" if name else "weight"] = (weight, sigma)
-        if inputs and getattr(layer, "bias", None) is not None:
-            layer.bias.zero_()
+        bias: Any = getattr(layer, "bias", None)
+        if inputs and bias is not None:
+            bias.zero_()
     return plan
 
 

@@ -3,6 +3,9 @@
 Imports torch: only functions that need it import this module.
 """
 
+# torch's own annotations are partial: its values are checked by the tests, not by the type checker.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import heapq
@@ -64,7 +67,8 @@ def count(grid: Tensor) -> tuple[Tensor, Tensor]:
         counts = torch.bincount(grid - low)
         values = counts.nonzero()[:, 0]
         return values + low, counts[values]
-    return torch.unique(grid, return_counts=True)
+    values, counts = torch.unique(grid, return_counts=True)
+    return values, counts
 
 
 def exp_golomb(values: Tensor, counts: Tensor) -> tuple[int, int]:
