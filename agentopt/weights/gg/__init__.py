@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from agentopt.weights.gg._density import sigma_of as sigma_of
     from agentopt.weights.gg._fit import fit as fit
     from agentopt.weights.gg._init import init_ as init_
+    from agentopt.weights.gg._quantize import quantize as quantize
     from agentopt.weights.gg._rates import Rates as Rates
     from agentopt.weights.gg._rates import bits_per_weight as bits_per_weight
 
@@ -74,6 +75,7 @@ _LAZY: dict[str, str] = {
     "sigma_of": "_density",
     "fit": "_fit",
     "init_": "_init",
+    "quantize": "_quantize",
     "Rates": "_rates",
     "bits_per_weight": "_rates",
 }
@@ -105,6 +107,7 @@ __all__ = [
     "logpdf",
     "pdf",
     "quantile",
+    "quantize",
     "ratio",
     "refine",
     "sample",

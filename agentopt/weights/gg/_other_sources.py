@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentopt.errors import UserError
 from agentopt.weights import load
-from agentopt.weights.gg._source import INDEX, SINGLE, natural, refuse_quantized
+from agentopt.weights.gg._source import INDEX, NOT_COPIED, SINGLE, natural, refuse_quantized
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,12 +132,11 @@ class ArchiveSource:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of one tensor."""
-        return tuple(self._archive.info(name).shape)
+        return tuple(self._archive.shape(name))
 
     def dtype(self, name: str) -> Any:
         """The torch dtype of one tensor."""
-        found = self._archive.info(name).dtype
-        return getattr(load.need("torch"), found) if isinstance(found, str) else found
+        return self._archive.dtype(name)
 
     def read(self, name: str) -> Tensor:
         """One tensor."""
@@ -152,7 +151,7 @@ class ArchiveSource:
 
     def files(self) -> dict[str, bytes]:
         """The small files that were packed with the weights."""
-        return dict(self._archive.files())
+        return {name: self._archive.file(name) for name in self._archive.files if name not in NOT_COPIED}
 
     def close(self) -> None:
         """Close the archive."""

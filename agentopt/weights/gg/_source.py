@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 RESULT = "quantize.json"
 """What a quantization leaves beside the weights it wrote."""
+NOT_COPIED = ("config.json", INDEX, RESULT)
 _COPIED = (".json", ".txt", ".model", ".jinja", ".md", ".tiktoken")
 _LARGEST_COPY = 256 << 20
 _DTYPES = {
@@ -313,7 +314,7 @@ def _indexed(index: Path) -> dict[str, tuple[str, ...] | None]:
 
 def _is_copied(path: Path) -> bool:
     name = path.name
-    if name in ("config.json", RESULT) or name.endswith(".index.json") or name.startswith(("adapter_", ".")):
+    if name in NOT_COPIED or name.endswith(".index.json") or name.startswith(("adapter_", ".")):
         return False
     fits = path.suffix in _COPIED or name.upper().startswith(("LICENSE", "LICENCE", "NOTICE"))
     return fits and path.stat().st_size <= _LARGEST_COPY

@@ -164,6 +164,8 @@ class QuantizeResult:
         bytes_after: of all tensors in the new folder.
         seconds: wall clock.
         quality: None without a calibration text.
+        source: the model, as it was given.
+        warnings: what was told about the plan.
     """
 
     out: str
@@ -175,6 +177,8 @@ class QuantizeResult:
     bytes_after: int
     seconds: float
     quality: Quality | None = None
+    source: str = ""
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values (an infinite SQNR becomes null)."""
