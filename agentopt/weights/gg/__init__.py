@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from agentopt.weights.gg._codec import decode as decode
     from agentopt.weights.gg._codec import encode as encode
     from agentopt.weights.gg._codec import sqnr as sqnr
+    from agentopt.weights.gg._deepshape import Reshaped as Reshaped
+    from agentopt.weights.gg._deepshape import deepshape as deepshape
+    from agentopt.weights.gg._deepshape import deepshape_ as deepshape_
     from agentopt.weights.gg._density import beta_of as beta_of
     from agentopt.weights.gg._density import cdf as cdf
     from agentopt.weights.gg._density import entropy as entropy
@@ -64,6 +67,9 @@ _LAZY: dict[str, str] = {
     "decode": "_codec",
     "encode": "_codec",
     "sqnr": "_codec",
+    "Reshaped": "_deepshape",
+    "deepshape": "_deepshape",
+    "deepshape_": "_deepshape",
     "beta_of": "_density",
     "cdf": "_density",
     "entropy": "_density",
@@ -92,6 +98,7 @@ __all__ = [
     "QuantizeResult",
     "Rates",
     "Record",
+    "Reshaped",
     "TensorReport",
     "beta_of",
     "bits_per_weight",
@@ -99,6 +106,8 @@ __all__ = [
     "code_entropy",
     "compander",
     "decode",
+    "deepshape",
+    "deepshape_",
     "default_books",
     "encode",
     "entropy",
