@@ -26,6 +26,7 @@ from agentopt.weights.gg._types import (
 )
 
 if TYPE_CHECKING:
+    from agentopt.weights.gg import archive as archive
     from agentopt.weights.gg._backslash import BackSlash as BackSlash
     from agentopt.weights.gg._backslash import Record as Record
     from agentopt.weights.gg._books import NUS as NUS
@@ -87,12 +88,12 @@ _LAZY: dict[str, str] = {
 }
 
 __all__ = [
-    "BackSlash",
     "EXPORTS",
-    "Encoded",
     "FORMATS",
-    "GGFit",
     "NUS",
+    "BackSlash",
+    "Encoded",
+    "GGFit",
     "Quality",
     "QuantizeOptions",
     "QuantizeResult",
@@ -100,6 +101,7 @@ __all__ = [
     "Record",
     "Reshaped",
     "TensorReport",
+    "archive",
     "beta_of",
     "bits_per_weight",
     "cdf",
@@ -127,6 +129,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    if name == "archive":
+        return importlib.import_module("agentopt.weights.gg.archive")
     if name in _LAZY:
         return getattr(importlib.import_module(f"agentopt.weights.gg.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
