@@ -103,8 +103,12 @@ class RF8Config(_base.QuantizationConfig):
         if isinstance(layer, _linear.LinearBase):
             ours = layers.quantized(prefix, self.packed_modules_mapping)
             return RF8LinearMethod(self, prefix) if ours else _linear.UnquantizedLinearMethod()
-        if layers.inside(f"{prefix}.experts") or (prefix.endswith("experts") and layers.inside(prefix)):
-            raise ValueError(f"{prefix}: found quantized experts, expected experts as they were: they are not served.")
+        before, experts, _ = f"{prefix}.".partition(".experts.")
+        if experts and layers.inside(f"{before}.experts"):
+            raise ValueError(
+                f"{prefix}: found quantized experts, expected experts as they were: this plug-in has no kernel for "
+                "them. Quantize again with `experts` skipped."
+            )
         return None
 
     def table(self, device: torch.device) -> Tensor:
