@@ -396,6 +396,71 @@ def finetune(
     raise typer.Exit(code)
 
 
+@app.command()
+def quantize(
+    model: Annotated[
+        str | None, typer.Argument(help="embedded, a folder, a .gguf file, a hub id or a .ggz archive", metavar="MODEL")
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option("--format", "-f", help="rf8-gg, rf8, rf8-strict, e3m4, fp8 or int8  [default: rf8-gg]"),
+    ] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="the new folder; with --archive the .ggz file")] = None,
+    calibrate: Annotated[
+        str | None, typer.Option(help="text (.txt, or .jsonl with text): weighs columns, then measures perplexity")
+    ] = None,
+    calibrate_tokens: Annotated[int | None, typer.Option(help="tokens of it that are read  [default: 16384]")] = None,
+    report: Annotated[str | None, typer.Option(help="an HTML page: every layer, histograms, depth, books")] = None,
+    skip: Annotated[
+        list[str] | None, typer.Option("--skip", help="leave these layers: a name or parts of one; repeatable")
+    ] = None,
+    head: Annotated[bool, typer.Option("--head", help="also the output head (and the embedding tied to it)")] = False,
+    scale: Annotated[
+        str | None, typer.Option(help="channel, or tensor_pow2 for rf8 and rf8-strict  [default: channel]")
+    ] = None,
+    no_refine: Annotated[bool, typer.Option("--no-refine", help="rf8-gg: books of the formula, not fitted")] = False,
+    shard_size: Annotated[str | None, typer.Option(help="largest file, e.g. 500MB  [default: 1GiB]")] = None,
+    archive: Annotated[bool, typer.Option("--archive", help="pack MODEL into --out x.ggz, or unpack a .ggz")] = False,
+    step: Annotated[str | None, typer.Option(help="archive: distance of two levels, e.g. 2^-10")] = None,
+    sqnr: Annotated[float | None, typer.Option(help="archive: decibels of every tensor  [default: 42]")] = None,
+    lossless: Annotated[bool, typer.Option("--lossless", help="archive: bit for bit")] = False,
+    dtype: Annotated[str | None, typer.Option(help="unpack to bfloat16, ...  [default: as it was]")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="only read the checksums of a .ggz")] = False,
+    seed: Annotated[int | None, typer.Option(help="of the rows that are sampled for the books  [default: 0]")] = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="print every layer, however many")] = False,
+    config: Config = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write MODEL with a byte per weight, for transformers, peft and vLLM alike; or an archive of it.
+
+    Ctrl-C keeps every complete file; the same command goes on. A folder that is done is shown again without --out.
+    """
+    from agentopt.cli._quantize import quantize_command
+
+    values: dict[str, Any] = {
+        "model": model,
+        "format": format,
+        "out": out,
+        "calibrate": calibrate,
+        "calibrate_tokens": calibrate_tokens,
+        "report": report,
+        "skip": skip or None,
+        "head": True if head else None,
+        "scale": scale,
+        "refine": False if no_refine else None,
+        "shard_size": shard_size,
+        "archive": True if archive else None,
+        "step": step,
+        "sqnr": sqnr,
+        "lossless": True if lossless else None,
+        "dtype": dtype,
+        "verify": True if verify else None,
+        "seed": seed,
+    }
+    raise typer.Exit(quantize_command(values, tensors=tensors, config=config, as_json=as_json, quiet=quiet))
+
+
 @runs_app.command("ls")
 def runs_ls(store: Store = None, as_json: AsJson = False) -> None:
     """List the runs in the store, newest first."""

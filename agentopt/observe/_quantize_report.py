@@ -19,6 +19,7 @@ from agentopt.observe._layers import places
 from agentopt.observe._quantize_summary import (
     KindSummary,
     Spread,
+    change,
     decibels,
     gpu_bytes,
     kinds_of,
@@ -92,23 +93,19 @@ def size(number: float) -> str:
     return f"{number:.0f} B"
 
 
-def write_quantize_report(
-    result: QuantizeResult, path: str | Path, *, source: str, command: str = "", warnings: Sequence[str] = ()
-) -> Path:
+def write_quantize_report(result: QuantizeResult, path: str | Path, *, command: str = "") -> Path:
     """Write the page of a quantization, atomically.
 
     Args:
         result: what `agentopt.weights.gg.quantize` gave; its folder is read for the books.
         path: the HTML file.
-        source: the model that was quantized, as it was named.
         command: that made it; shown to be copied.
-        warnings: that came on the way.
 
     Raises:
         RunError: the file cannot be written.
     """
     path = Path(path)
-    page = render_quantize(quantize_page(result, source=source, command=command, warnings=warnings))
+    page = render_quantize(quantize_page(result, command=command))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.partial")
@@ -135,13 +132,13 @@ def render_quantize(page: Page) -> str:
     return environment.get_template("quantize.html.j2").render(p=page)
 
 
-def quantize_page(result: QuantizeResult, *, source: str, command: str = "", warnings: Sequence[str] = ()) -> Page:
+def quantize_page(result: QuantizeResult, *, command: str = "") -> Page:
     """Gather the content; parts that there are not stay empty."""
     kinds = kinds_of(result.tensors)
     shapes = {one.name: shape_of([one]) for one in result.tensors}
     outside = [1 - shape.inside for shape in shapes.values()]
     return Page(
-        title=source,
+        title=result.source or result.out,
         out=result.out,
         format=result.format,
         date=datetime.now().strftime("%Y-%m-%d %H:%M"),
@@ -154,7 +151,7 @@ def quantize_page(result: QuantizeResult, *, source: str, command: str = "", war
         kept=list(result.kept),
         depth=_depth(result.tensors, kinds),
         books=_books(result.out),
-        warnings=list(warnings),
+        warnings=list(result.warnings),
         beyond=f"{max(outside):.2%}" if outside else "",
     )
 
@@ -179,8 +176,8 @@ def _cards(result: QuantizeResult) -> list[Card]:
         cards.append(Card("Shape ν, median layer", f"{nu.middle:.2f}", f"{nu.low:.2f} to {nu.high:.2f}"))
     quality = result.quality
     if quality is not None:
-        change = quality.perplexity_after / quality.perplexity_before - 1 if quality.perplexity_before else 0.0
-        note = f"{quality.perplexity_before:.3f} before ({change:+.2%})"
+        before, after = quality.perplexity_before, quality.perplexity_after
+        note = f"{before:.3f} before ({change(before, after)})"
         cards.append(Card("Perplexity", f"{quality.perplexity_after:.3f}", note))
         cards.append(Card("KL divergence", f"{quality.kl:.2g}", f"nats per token, over {quality.tokens:,} tokens"))
         cards.append(Card("Same top token", f"{quality.same_top:.2%}", "of next tokens, against the original"))

@@ -90,12 +90,17 @@ def decibels(value: float, digits: int = 1) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else "exact"
 
 
+def change(before: float, after: float) -> str:
+    """By how much a figure grew."""
+    share = round(after / before - 1, 4) if before else 0.0
+    return f"{share + 0.0:+.2%}"  # no minus before a zero
+
+
 def quality_sentences(quality: Quality) -> list[str]:
     """What the quantized model does differently, on the text it was measured with."""
     before, after = quality.perplexity_before, quality.perplexity_after
-    change = (after / before - 1) if before else 0.0
     found = [
-        f"Perplexity {before:.3f} before, {after:.3f} after ({change:+.2%}); KL divergence from the original "
+        f"Perplexity {before:.3f} before, {after:.3f} after ({change(before, after)}); KL divergence from the original "
         f"{quality.kl:.2g} nats per token; the same most likely next token for {quality.same_top:.2%} of "
         f"{quality.tokens:,} tokens."
     ]

@@ -49,6 +49,8 @@ def result(tmp_path: Path, layers: int = 3, quality: Quality | None = None) -> Q
         bytes_after=weights + 8000,
         seconds=1.0,
         quality=quality,
+        source="model <b>",
+        warnings=("experts stay <as> they are",),
     )
 
 
@@ -146,14 +148,14 @@ def test_bits_are_means_over_weights() -> None:
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def write(tmp_path: Path, found: QuantizeResult, **more: object) -> str:
-    path = write_quantize_report(found, tmp_path / "new" / "report.html", source="model <b>", **more)  # type: ignore[arg-type]
+def write(tmp_path: Path, found: QuantizeResult, command: str = "") -> str:
+    path = write_quantize_report(found, tmp_path / "new" / "report.html", command=command)
     return path.read_text(encoding="utf-8")
 
 
 def test_the_page_has_everything_and_fetches_nothing(tmp_path: Path) -> None:
     found = result(tmp_path, quality=Quality(500, 10.0, 10.1, 0.0021, 0.985))
-    page = write(tmp_path, found, command="agentopt quantize 'a b'", warnings=["experts stay <as> they are"])
+    page = write(tmp_path, found, command="agentopt quantize 'a b'")
     outside = Outside()
     outside.feed(page)
     assert (outside.fetched, outside.open) == ([], [])
@@ -189,7 +191,7 @@ def test_books_are_shown_with_the_rows_that_chose_them(tmp_path: Path) -> None:
     (out / "config.json").write_text(json.dumps({"quantization_config": config}), encoding="utf-8")
     numpy.save_file({"a.book_id": np.array([[0], [1], [1]], dtype=np.uint8)}, out / "model-1.safetensors")
     numpy.save_file({"b.book_id": np.array([[1]], dtype=np.uint8)}, out / "model-2.safetensors")
-    books = quantize_page(result(tmp_path), source="m").books
+    books = quantize_page(result(tmp_path)).books
     assert [(book.shape, book.share, book.outermost) for book in books] == [
         ("ν 0.5", "25.0%", "40.3σ"),
         ("uniform (ν = ∞)", "75.0%", "1.0σ"),
@@ -214,5 +216,5 @@ def test_nothing_quantized_is_a_page_too(tmp_path: Path) -> None:
 def test_a_page_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(RunError, match="the report cannot be written") as error:
-        write_quantize_report(result(tmp_path), tmp_path / "file" / "report.html", source="m")
+        write_quantize_report(result(tmp_path), tmp_path / "file" / "report.html")
     assert "is complete" in str(error.value)
