@@ -107,7 +107,7 @@ def _by_moments(size: Tensor, trim: float) -> tuple[Tensor, Tensor]:
     sparse = first == 0
     if bool(sparse.any()):
         rms = torch.linalg.vector_norm(size, 2, dim=1, dtype=torch.float64).cpu() / math.sqrt(length)
-        nu = torch.where(sparse, torch.where(rms > 0, NU_MIN, UNDETERMINED), nu)
+        nu = torch.where(sparse, torch.where(rms > 0, torch.full_like(nu, NU_MIN), UNDETERMINED), nu)
         beta = torch.where(sparse, _density.beta_of(nu, rms), beta)
     return nu, beta
 
