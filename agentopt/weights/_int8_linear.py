@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-TILE = 1 << 20
-"""Weights that are widened at a time: 4 MB of float32, which stay in the cache."""
+from agentopt.weights._tiled import TILE as TILE
+from agentopt.weights._tiled import product
+
 _local = threading.local()
 
 
@@ -31,7 +33,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output, in the type of `x`."""
-        y = _product(x, self.codes, self.scales, False)
+        y = product(x, _Codes(self.codes, self.scales), tile=TILE)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def dequantize(self) -> Tensor:
@@ -43,38 +45,21 @@ class Int8Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-class _Product(torch.autograd.Function):
-    """x W^T, or x W when `back`: each is the derivative of the other, so it can be differentiated again and again."""
+@dataclass(frozen=True, slots=True)
+class _Codes:
+    """The weight as it is held."""
 
-    @staticmethod
-    def forward(x: Tensor, codes: Tensor, scales: Tensor, back: bool) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        y = flat.new_zeros(flat.shape[0], codes.shape[1]) if back else flat.new_empty(flat.shape[0], codes.shape[0])
-        rows = max(1, TILE // codes.shape[1])
-        for start in range(0, codes.shape[0], rows):
-            tile = _widened(codes[start : start + rows], scales[start : start + rows], x.dtype)
-            if back:
-                y.addmm_(flat[:, start : start + rows], tile)
-            else:
-                y[:, start : start + rows] = flat @ tile.mT
-        return y.reshape(*x.shape[:-1], y.shape[1])
+    codes: Tensor
+    scales: Tensor
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.codes, ctx.scales, ctx.back = inputs
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return int(self.codes.shape[0]), int(self.codes.shape[1])
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return _product(grads[0], ctx.codes, ctx.scales, not ctx.back), None, None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        # Only x can vary, and any number of leading axes will do.
-        return _product(args[0].movedim(in_dims[0], 0), *args[1:]), 0
-
-
-def _product(x: Any, codes: Any, scales: Any, back: bool) -> Any:
-    return cast(Any, _Product).apply(x, codes, scales, back)
+    def tile(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Some rows, widened."""
+        return _widened(self.codes[start:stop], self.scales[start:stop], dtype)
 
 
 def _widened(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
