@@ -153,7 +153,7 @@ def deepshape_(
     inputs = _activations(model, layers, calibrate) if calibrate is not None else {}
     found: list[Reshaped] = []
     for name, layer in layers.items():
-        weight = layer.weight.detach()
+        weight = layer.weight.detach().clone()
         new = deepshape(weight, nu, strength, std_scale=std_scale, symmetric=symmetric, restore_rows=restore_rows)
         fitted = _fit.fit(weight).nu
         error = _change(weight, new, inputs.get(name), transposed=not isinstance(layer, nn.Linear))
