@@ -113,7 +113,7 @@ def skeleton(config: Mapping[str, Any], name: str) -> Any:
     Raises:
         UserError: transformers does not know the architecture, or it is not causal.
     """
-    torch, transformers = need("torch"), need("transformers")
+    torch, transformers, hub = need("torch"), need("transformers"), need("huggingface_hub.errors")
     kind = config.get("model_type")
     if kind not in transformers.CONFIG_MAPPING:
         raise UserError(
@@ -126,7 +126,15 @@ def skeleton(config: Mapping[str, Any], name: str) -> Any:
         _check_causal(transformers, typed, name)
         with torch.device("meta"):
             return transformers.AutoModelForCausalLM.from_config(typed)
-    except (ValueError, TypeError, KeyError, ImportError, AttributeError, RuntimeError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        ImportError,
+        AttributeError,
+        RuntimeError,
+        hub.StrictDataclassError,
+    ) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"model {name!r}: config.json does not describe a model: {first}") from error
 

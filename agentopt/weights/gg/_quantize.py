@@ -28,6 +28,7 @@ from agentopt.weights.gg._calibration import Calibration, text_digest
 from agentopt.weights.gg._checkpoint import Checkpoint
 from agentopt.weights.gg._coders import Coder, OwnCoder
 from agentopt.weights.gg._export import StockCoder, check_exportable, export_config
+from agentopt.weights.gg._guard import guarded
 from agentopt.weights.gg._partial import Partial, check_free
 from agentopt.weights.gg._plan import Layer, Plan, plan
 from agentopt.weights.gg._shards import Entry, ShardWriter, layout, numbers, write_file, write_index
@@ -260,6 +261,8 @@ class _Job:
         for name, content in self.source.files().items():
             write_file(folder / name, content)
         config = {**self.source.config, "quantization_config": self._config(coder)}
+        if self.format in FORMATS:
+            config = guarded(config)
         write_file(folder / "config.json", (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
 
     def _config(self, coder: Coder) -> dict[str, Any]:

@@ -109,10 +109,14 @@ class ShardWriter:
         text += b" " * (-len(text) % 8)
         self._start = 8 + len(text)
         self.bytes = self._start + at
-        with writing(self._temporary):
+        with writing(self.path):
             self._file = self._temporary.open("wb", buffering=0)
-            self._file.write(len(text).to_bytes(8, "little") + text)
-            self._file.truncate(self.bytes)
+            try:
+                self._file.write(len(text).to_bytes(8, "little") + text)
+                self._file.truncate(self.bytes)
+            except OSError:
+                self._discard()
+                raise
 
     def put(self, name: str, part: Tensor, start: int = 0) -> None:
         """Write a tensor, or its rows from `start` on."""
@@ -133,14 +137,17 @@ class ShardWriter:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._file.close()
-            with contextlib.suppress(OSError):
-                self._temporary.unlink()
+            self._discard()
             return
         with writing(self.path):
             os.fsync(self._file.fileno())
             self._file.close()
             os.replace(self._temporary, self.path)
+
+    def _discard(self) -> None:
+        self._file.close()
+        with contextlib.suppress(OSError):
+            self._temporary.unlink()
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:

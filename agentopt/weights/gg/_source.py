@@ -31,6 +31,8 @@ RESULT = "quantize.json"
 NOT_COPIED = ("config.json", INDEX, RESULT)
 _COPIED = (".json", ".txt", ".model", ".jinja", ".md", ".tiktoken")
 _LARGEST_COPY = 256 << 20
+_MAPPED = 256 << 20
+"""Bytes read from one file before it is opened anew: pages of an open one count as this process's memory."""
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -145,6 +147,7 @@ class FolderSource:
         self._files = _weight_files(path, name)
         self._about: dict[str, tuple[str, tuple[int, ...], str]] = {}
         self._open: tuple[str, Any] | None = None
+        self._mapped = 0
         digest = hashlib.sha256()
         for file, wanted in self._files.items():
             self._survey(file, wanted)
@@ -168,12 +171,12 @@ class FolderSource:
     def read(self, name: str) -> Tensor:
         """One tensor."""
         with self._reading(name) as file:
-            return file.get_tensor(name)
+            return self._count(file.get_tensor(name))
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows `start:stop` of one tensor; only they are read."""
         with self._reading(name) as file:
-            return file.get_slice(name)[start:stop]
+            return self._count(file.get_slice(name)[start:stop])
 
     def files(self) -> dict[str, bytes]:
         """Small files beside the weights: everything that is text and not about the weights."""
@@ -221,6 +224,12 @@ class FolderSource:
             yield handle
         except (OSError, need("safetensors").SafetensorError) as error:
             raise UserError(f"{self._where(name)}: tensor {name!r} cannot be read ({error}).") from error
+
+    def _count(self, tensor: Tensor) -> Tensor:
+        self._mapped += tensor.nbytes
+        if self._mapped > _MAPPED:
+            self._open, self._mapped = None, 0
+        return tensor
 
     def _where(self, name: str) -> Path:
         return self.path / self._about[name][0]
