@@ -95,12 +95,10 @@ class BackSlash(torch.optim.Optimizer):
         grid: float = 2.0**-10,
     ) -> None:
         _check(lam, nu, eps, every, per, log_every)
-        # The groups and the state stay the wrapped optimizer's own; torch's constructor would copy them.
+        # torch's constructor would copy the groups: it gets a stand-in, then the groups and the state are shared.
+        super().__init__([torch.zeros(1)], dict(optimizer.defaults))
         self.inner = optimizer
-        self.defaults = dict(optimizer.defaults)
         self._share()
-        for hooks in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
-            setattr(self, hooks, {})
         self.lam, self.nu, self.eps, self.prox, self.every, self.per = float(lam), nu, float(eps), prox, every, per
         self.scale_by_lr, self.per_count, self.log_every, self.grid = scale_by_lr, per_count, log_every, grid
         self._only: Callable[[Tensor], bool] = only or _is_matrix
@@ -129,6 +127,9 @@ class BackSlash(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As of the wrapped optimizer; the shapes are estimated anew at the next step."""
+        if not hasattr(self, "inner"):
+            super().add_param_group(param_group)
+            return
         self.inner.add_param_group(param_group)
         self._share()
         self._shapes = []

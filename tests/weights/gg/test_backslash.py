@@ -187,7 +187,10 @@ def test_any_optimizer_a_bare_state_and_a_closure() -> None:
     assert wrapped.param_groups[0]["lr"] == 0.1
     assert wrapped.steps == 0
     wrapped.add_param_group({"params": layer(torch.ones(2, 2)).parameters()})
+    calls: list[str] = []
+    wrapped.register_step_post_hook(lambda *_: calls.append("after"))
     wrapped.step()
+    assert calls == ["after"]
     assert len(wrapped.param_groups) == len(wrapped.inner.param_groups) == 2
 
 
