@@ -16,9 +16,10 @@ import json
 import os
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from agentopt.errors import UserError
+from agentopt.weights.gg._checkpoint import METHOD
 
 INSTALL = "pip install 'agentopt[weights]'"
 _CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -45,10 +46,15 @@ def model(name_or_path: str | Path, *, dtype: Any = None, device: Any = None) ->
         try:
             config = transformers.AutoConfig.from_pretrained(source, **arguments)
             _check_causal(transformers, config, str(name_or_path))
-            loaded = transformers.AutoModelForCausalLM.from_pretrained(source, config=config, dtype=number, **arguments)
+            codes = _plug_in(config)
+            loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
+                source, config=config, dtype=number, output_loading_info=True, **arguments
+            )
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **arguments)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
             raise UserError(_explain(str(name_or_path), source, error)) from error
+    if codes:
+        _check_complete(loaded, info, str(name_or_path))
     if "gguf_file" in arguments:
         _forget_packing(loaded)
     if tokenizer.pad_token_id is None:
@@ -75,6 +81,31 @@ def config(name_or_path: str | Path) -> Any:
             raise UserError(_explain(str(name_or_path), source, error)) from error
     _check_causal(transformers, found, str(name_or_path))
     return found
+
+
+def _plug_in(config: Any) -> bool:
+    """Let transformers know our formats when the weights are in one of them; whether they are."""
+    about = getattr(config, "quantization_config", None)
+    if not isinstance(about, dict) or cast("dict[str, Any]", about).get("quant_method") != METHOD:
+        return False
+    importlib.import_module("agentopt.weights.gg.transformers_plugin")
+    return True
+
+
+def _check_complete(loaded: Any, info: dict[str, Any], name: str) -> None:
+    """Nothing of a quantized model may be made up: transformers only warns of it."""
+    from agentopt.weights.gg._linear import PACKED
+
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        found = sorted(str(one) for one in info.get(what) or ())
+        if found:
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            raise UserError(
+                f"model {name!r}: {what.replace('_', ' ')}: found {found[0]}{more}, expected none; the folder's weights "
+                "and its config.json do not belong together: fetch it again."
+            )
+    if not any(isinstance(module, PACKED) for module in loaded.modules()):
+        raise UserError(f"model {name!r}: config.json says {METHOD}, but no layer holds codes; fetch it again.")
 
 
 def _forget_packing(loaded: Any) -> None:

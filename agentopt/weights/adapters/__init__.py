@@ -6,9 +6,9 @@
         logits = model(**batch).logits
     held.save("out", copy=2)                            # a folder that peft, transformers and vLLM load
 
-The factors are float32 parameters whatever the base is: `nn.Linear`, the `Conv1D` of GPT-2, `Int8Linear`, layers of
-bitsandbytes. `Adapters.use` puts other tensors in their place, through which gradients flow. Importing this loads no
-torch.
+The factors are float32 parameters whatever the base is: `nn.Linear`, the `Conv1D` of GPT-2, `Int8Linear`, the
+`RF8Linear` of a folder of codes, layers of bitsandbytes. `Adapters.use` puts other tensors in their place, through
+which gradients flow. Importing this loads no torch.
 """
 
 from __future__ import annotations

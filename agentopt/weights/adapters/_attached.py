@@ -216,7 +216,8 @@ class Adapters:
 
     def _check_mergeable(self, name: str, layer: LoraLinear) -> None:
         weight: Any = getattr(layer.base, "weight", None)
-        if weight is None or not weight.is_floating_point():
+        # `RF8Linear` has a weight that says what it would be, and no numbers.
+        if weight is None or not weight.is_floating_point() or hasattr(layer.base, "qweight"):
             raise UserError(
                 f"adapters: {name} is quantized, so nothing can be added to it without loss; save the adapter, load "
                 "the model in full precision, load the adapter there and merge."

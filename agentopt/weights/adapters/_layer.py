@@ -56,10 +56,10 @@ class Selection:
 class LoraLinear(nn.Module):
     """A frozen linear layer and the float32 factors of `copies` adapters.
 
-    `base` is any module with `in_features` and `out_features` (`nn.Linear`, `Int8Linear`, those of bitsandbytes) or the
-    `Conv1D` of transformers. With one copy the parameters are matrices, `lora_A` (rank, in) and `lora_B` (out, rank);
-    with several they have a first axis, (copies, rank, in) and (copies, out, rank). Both start at zero: `attach` fills
-    `lora_A`.
+    `base` is any module with `in_features` and `out_features` (`nn.Linear`, `Int8Linear`, `RF8Linear`, those of
+    bitsandbytes) or the `Conv1D` of transformers. With one copy the parameters are matrices, `lora_A` (rank, in) and
+    `lora_B` (out, rank); with several they have a first axis, (copies, rank, in) and (copies, out, rank). Both start at
+    zero: `attach` fills `lora_A`.
 
     Args:
         base: the layer that is wrapped.

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from agentopt.errors import UserError
 from agentopt.evaluation import seed_number
 from agentopt.weights import load
 from agentopt.weights.finetuning._options import FinetuneOptions
@@ -72,9 +73,12 @@ def prepare(options: FinetuneOptions) -> Subject:
     """Load the model and attach what is trained.
 
     Raises:
-        UserError: the model cannot be loaded, or the adapter does not fit it.
+        UserError: the model cannot be loaded, the adapter does not fit it, or what is asked for needs weights where the
+            model has codes.
     """
     model, tokenizer = load.model(options.model, dtype=options.dtype, device=options.device)
+    if getattr(model, "is_quantized", False):
+        _check_quantized(options)
     digest = fingerprint(model.named_parameters())
     total = sum(weight.numel() for weight in model.parameters())
     if options.quantize_base == "int8":
@@ -103,6 +107,21 @@ def _attach(model: Any, options: FinetuneOptions) -> tuple[Any, Any]:
         return wrapper, wrapper
     model.requires_grad_(True)
     return model, None
+
+
+def _check_quantized(options: FinetuneOptions) -> None:
+    """What a model of codes cannot do."""
+    wrong = {
+        "they cannot be tuned themselves: use --tune lora or --tune prefix": options.weights == "full",
+        "no adapter can be added into them: leave out --merge": options.merge,
+        f"they need no --quantize-base {options.quantize_base}: leave it out": options.quantize_base is not None,
+    }
+    for why, held in wrong.items():
+        if held:
+            raise UserError(
+                f"finetune: the weights of {options.model!r} are quantized; {why}, or give the model that they were "
+                "made from."
+            )
 
 
 def _seed(options: FinetuneOptions) -> int:

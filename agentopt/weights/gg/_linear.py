@@ -1,8 +1,8 @@
 """Layers that hold codes: `RF8Linear` and, where the head is the embedding, `RF8Embedding`.
 
 Only functions that need torch import this module. Both hold `qweight` uint8 (out, in), `weight_scale` float32 (out, 1)
-and, with several books, `book_id` uint8 (out, 1), under the names of the checkpoint, and have no `weight`: what would
-add to it (merging an adapter) or initialise it must fail rather than be lost.
+and, with several books, `book_id` uint8 (out, 1), under the names of the checkpoint. Their `weight` is a `NoWeight`:
+what would add to it (merging an adapter) or initialise it must fail rather than be lost.
 """
 
 from __future__ import annotations
@@ -18,14 +18,9 @@ from torch.nn import functional
 
 from agentopt.weights._tiled import TILE, product
 from agentopt.weights.gg._checkpoint import BOOK, CODES, SCALE
+from agentopt.weights.gg._no_weight import NoWeight
 
 _DIMS = 256
-
-NO_WEIGHT = (
-    "this layer has no `weight`: it holds 8-bit codes, and nothing can be added to them without loss. "
-    "`dequantize()` gives the weight as a copy. To merge an adapter, save it, then load the 16-bit original (or call "
-    "`model.dequantize()` on the model before peft is put on it), load the adapter there, merge, and quantize again."
-)
 
 
 def decode_rows(codes: Tensor, scale: Tensor, table: Tensor, book_id: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -101,13 +96,11 @@ class _Codes(nn.Module):
     def __getattr__(self, name: str) -> Any:
         if name == "weight":
             held = self.__dict__.get("_placeholder")
-            if held is None:
-                raise AttributeError(NO_WEIGHT)
-            return held
+            return NoWeight(self.qweight.shape, self.compute_dtype, self.qweight.device) if held is None else held
         return super().__getattr__(name)
 
     def pretend(self) -> None:
-        """Have a `weight` without memory until `reveal`: transformers initialises those of some models by their name.
+        """Have a `weight` on `meta` until `reveal`: transformers initialises those of some models by their name.
 
         It leaves alone what carries its mark of being initialised, and nothing can be written to `meta`.
         """
@@ -116,7 +109,7 @@ class _Codes(nn.Module):
         self._placeholder._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]
 
     def reveal(self) -> None:
-        """No `weight` any more."""
+        """The `weight` refuses to be used again."""
         self._placeholder = None
 
     @property
