@@ -50,14 +50,15 @@ def compander(nu: float, levels: int = 255) -> Tensor:
     return torch.cat([negative, middle, -negative.flip(0)]).to(torch.float32)
 
 
-@functools.cache
-def _default_books() -> Tensor:
+def default_books() -> Tensor:
+    """The formula's books for `NUS`: float32 (10, 256), 255 levels each and a zero that pads them."""
     return torch.stack([torch.nn.functional.pad(compander(nu), (0, 1)) for nu in NUS])
 
 
-def default_books() -> Tensor:
-    """The formula's books for `NUS`: float32 (10, 256), 255 levels each and a zero that pads them."""
-    return _default_books().clone()
+@functools.cache
+def default_grid() -> _grid.Grid:
+    """The default books, ready to encode with; not to be changed."""
+    return _grid.Grid.of(default_books())
 
 
 def sample_rows(weight: Tensor, rows: int = 64, seed: int = 0) -> Tensor:

@@ -20,6 +20,7 @@ from agentopt.weights.gg._types import FORMATS, SCALES, Encoded, Format, Scale
 
 _TILE = 1 << 18
 _SMALLEST = 2.0**-126
+_LARGEST = torch.finfo(torch.float32).max * (1 - 2**-22)
 
 
 def encode(
@@ -127,7 +128,10 @@ def _check(weight: Any, format: str, scale: str, axis: int | None, name: str) ->
 
 def _rows(weight: Tensor, axis: int | None) -> Tensor:
     """(rows, n): a view where the layout allows."""
-    return weight.reshape(1, -1) if axis is None else weight.movedim(axis, 0).reshape(weight.shape[axis], -1)
+    if axis is None:
+        return weight.reshape(1, -1)
+    moved = weight.movedim(axis, 0)
+    return moved.reshape(len(moved), math.prod(moved.shape[1:]))
 
 
 def _back(codes: Tensor, shape: torch.Size, axis: int | None) -> Tensor:
@@ -157,8 +161,9 @@ def _peaks(rows: Tensor, name: str) -> Tensor:
 def _with_formula(rows: Tensor, format: Format, scale: Scale, name: str) -> tuple[Tensor, Tensor]:
     """Codes and scales of a format whose table is a formula."""
     peaks = _peaks(rows, name)
-    scales = _power_of_two(peaks) if scale == "tensor_pow2" else peaks / _minifloat.LARGEST[format]
-    scales = torch.where(peaks == 0, torch.ones_like(peaks), scales.clamp(min=_SMALLEST))
+    largest = _minifloat.LARGEST[format]
+    scales = _power_of_two(peaks) if scale == "tensor_pow2" else (peaks / largest).clamp(_SMALLEST, _LARGEST / largest)
+    scales = torch.where(peaks == 0, torch.ones_like(peaks), scales)
     codes = torch.empty(rows.shape, dtype=torch.uint8, device=rows.device)
     step = max(1, _TILE // max(1, rows.shape[1]))
     for start in range(0, len(rows) if rows.numel() else 0, step):
@@ -179,18 +184,19 @@ def _with_books(
     rows: Tensor, books: Tensor | None, column_weight: Tensor | None, name: str
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """Codes, scales, chosen books and the books of `rf8-gg`."""
-    held = (_books.default_books() if books is None else _grid.check(books)).to(rows.device)
+    grid = _books.default_grid() if books is None else _grid.Grid.of(_grid.check(books))
+    grid = grid.to(rows.device)
     if column_weight is not None:
         _check_column_weight(column_weight, rows.shape[1], name)
         column_weight = column_weight.detach().to(rows.device, torch.float32)
     _peaks(rows, name)
     if rows.numel():
-        codes, scales, chosen = _search.search(rows, _grid.Grid.of(held), column_weight)
+        codes, scales, chosen = _search.search(rows, grid, column_weight)
     else:
         codes = torch.empty(rows.shape, dtype=torch.uint8, device=rows.device)
         scales = torch.ones((len(rows), 1), device=rows.device)
         chosen = torch.zeros((len(rows), 1), dtype=torch.uint8, device=rows.device)
-    return codes, scales, chosen if len(held) > 1 else None, held
+    return codes, scales, chosen if len(grid.books) > 1 else None, grid.books
 
 
 def _check_column_weight(column_weight: Tensor, width: int, name: str) -> None:

@@ -1,9 +1,9 @@
 """Which book and which scale a row of `rf8-gg` takes: the pair of least squared error.
 
-Per book some scales are tried, from the row's root mean square to the one at which its largest magnitude meets the
-outermost level; wide rows are tried on a part of their columns. The best few pairs are then fitted on the whole row
-(least-squares scale, codes, again), beside the uniform book at the largest magnitude, which is per-channel INT8: no row
-is worse than that.
+Per book some scales are tried, from the row's root mean square (weighed like the errors) to the one at which its
+largest magnitude meets the outermost level; wide rows are tried on a part of their columns. The best few pairs are then
+fitted on the whole row (least-squares scale, codes, again), beside the uniform book at the largest magnitude, which is
+per-channel INT8: no row is worse than that.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from torch import Tensor
 
 from agentopt.weights.gg._grid import LEVELS, Grid
 
-TILE = 1 << 17
+TILE = 1 << 18
 """Weights that are worked on at once: they and their intermediate values stay in the processor's cache."""
-SAMPLE = 512
-"""Columns on which books and scales are compared."""
-FINALISTS = 2
-_BETWEEN = (0.0, 0.25, 0.5, 0.75, 1.0)
+SAMPLE, LARGE = 512, 64
+"""Columns on which books and scales are compared: this many, and those of the largest weights of the row."""
+FINALISTS = 3
+"""Books that are fitted on whole rows."""
+TRIES = 9
+"""Scales per book."""
 _SMALLEST = 2.0**-126
-_LARGEST = torch.finfo(torch.float32).max
+_LARGEST = torch.finfo(torch.float32).max * (1 - 2**-22)
+"""A little below the largest float32: a level times a scale is rounded."""
 
 
 def search(weight: Tensor, grid: Grid, column_weight: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,27 +84,41 @@ def _best(unit: Tensor, peak: Tensor, grid: Grid, power: Tensor | None) -> tuple
 
 def _tried(unit: Tensor, peak: Tensor, grid: Grid, power: Tensor | None) -> tuple[Tensor, Tensor]:
     """The scales that are tried, (rows, books, tries), and their squared errors."""
-    square = unit.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)
-    width = unit.shape[1]
-    if width > 2 * SAMPLE:
-        chosen = torch.arange(SAMPLE, device=unit.device) * width // SAMPLE
-        unit, power = unit[:, chosen], None if power is None else power[:, chosen]
-        # The largest magnitude is always among them: a scale that cuts it off must pay for that.
-        share = torch.full((1, SAMPLE), width / SAMPLE, device=unit.device)
-        power = share if power is None else power * share
-        unit, power = torch.cat([unit, peak], 1), torch.cat([power, power.new_ones(1, 1)], 1)
-    between = torch.tensor(_BETWEEN, device=unit.device)
+    square = unit.square() if power is None else unit.square() * (power / power.mean())
+    square = square.mean(1, keepdim=True).sqrt().clamp(min=1e-12)
+    unit, power = _sample(unit, power)
+    between = torch.linspace(0, 1, TRIES, device=unit.device)
     scales: list[Tensor] = []
     errors: list[Tensor] = []
     for number in range(len(grid.books)):
         wide = peak / grid.outermost[number]
         tried = square * (wide / square) ** between
         scales.append(tried)
-        book = torch.full((len(unit), 1), number, dtype=torch.int32, device=unit.device)
-        errors.append(
-            torch.cat([_error(unit, tried[:, [one]], book, grid, power)[0] for one in range(len(between))], 1)
-        )
+        errors.append(torch.stack([_rough_error(unit, one, number, grid, power) for one in tried.T], 1))
     return torch.stack(scales, 1), torch.stack(errors, 1)
+
+
+def _rough_error(unit: Tensor, scale: Tensor, book: int, grid: Grid, power: Tensor | None) -> Tensor:
+    """About the squared error (rows,) of one book: codes are as for the middle of their cell."""
+    level = grid.rough(unit, scale[:, None], book)
+    lost = level.mul_(scale[:, None]).sub_(unit)
+    return torch.einsum("rn,rn->r", lost, lost if power is None else lost * power)
+
+
+def _sample(unit: Tensor, power: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Some columns of wide rows, and all large weights: each of those can decide between two scales by itself."""
+    width = unit.shape[1]
+    if width <= SAMPLE + LARGE:
+        return unit, power
+    size = unit.abs()
+    large = size.topk(LARGE, dim=1)
+    chosen = torch.arange(SAMPLE, device=unit.device) * width // SAMPLE
+    small = (size[:, chosen] < large.values[:, -1:]).to(torch.float32)
+    small *= (width - LARGE) / small.sum(1, keepdim=True).clamp(min=1)
+    ones = torch.ones_like(large.values)
+    if power is not None:
+        small, ones = small * power[:, chosen], power.expand_as(unit).gather(1, large.indices)
+    return torch.cat([unit[:, chosen], unit.gather(1, large.indices)], 1), torch.cat([small, ones], 1)
 
 
 def _fitted(unit: Tensor, scale: Tensor, book: Tensor, grid: Grid, power: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,7 @@ def codes(unit: Tensor) -> Tensor:
         uint8 of the same shape.
     """
     boundaries, values = (part.to(unit.device) for part in _steps())
-    found = values[torch.bucketize(unit.abs(), boundaries)]
+    found = values[torch.bucketize(unit.abs().contiguous(), boundaries)]
     return torch.where((unit < 0) & (found > 0), found + 128, found)
 
 
