@@ -103,7 +103,7 @@ def stream_entry(
         if coding.gg is not None:
             found |= {"nu": coding.gg[0], "b": coding.gg[1], "reach": -coding.low}
         elif table is not None:
-            found |= {"low": coding.low, "table": [len(coding.table.frequencies), coding.stored[1], *table]}
+            found |= {"low": coding.low, "table": [len(coding.table.frequencies), coding.k, *table]}
     found["chunks"] = [[number, *at] for number, at in chunks]
     return found
 

@@ -156,7 +156,7 @@ class _Packing:
 
     def _stream(self, flat: Tensor, plan: tensors.Plan, place: int) -> dict[str, Any]:
         coding = plan.streams[place]
-        table = self.writer.add(coding.stored[0]) if coding.kind == "rans" else None
+        table = self.writer.add(coding.stored_table) if coding.kind == "rans" else None
         chunks: list[tuple[int, Section]] = []
         for part in tensors.chunks(flat, plan, place):
             chunks.append((len(part), self.writer.add(streams.encode(coding, part))))

@@ -19,6 +19,7 @@ from agentopt.weights.gg.archive._expgolomb import DamagedStream, lanes
 Array = NDArray[Any]
 
 LOWEST = 1 << 16
+_BLOCK = 8192
 LEAST_BITS, MOST_BITS = 8, 16
 
 
@@ -68,29 +69,34 @@ def encode(symbols: Array, table: Table) -> bytes:
         return b""
     width, whole = lanes(count), 1 << table.bits
     frequencies = table.frequencies
-    limit, gap, starts = frequencies << (32 - table.bits), whole - frequencies, table.starts
+    limit, gap = frequencies << (32 - table.bits), whole - frequencies
     inverse = 1.0 / np.maximum(frequencies, 1)
     state = np.full(width, LOWEST, np.int64)
     words = np.empty(count, "<u2")  # a symbol never takes more than one word
     at = count
     spare, ratio = np.empty(width, np.int64), np.empty(width)
-    for start in range((count - 1) // width * width, -1, -width):
-        symbol = symbols[start : start + width]
-        x, number, quotient = state[: len(symbol)], spare[: len(symbol)], ratio[: len(symbol)]
-        np.take(limit, symbol, out=number, mode="clip")
-        full = np.flatnonzero(x >= number)
-        if len(full):
-            high = x[full]
-            at -= len(full)
-            words[at : at + len(full)] = high & 0xFFFF
-            x[full] = high >> 16
-        # (x + 1/2) / f is at least 2^-17 away from an integer, so that the floor of the float64 product is exact.
-        np.take(inverse, symbol, out=quotient, mode="clip")
-        quotient *= x + 0.5
-        np.copyto(number, quotient, casting="unsafe")
-        number *= gap[symbol]
-        x += number
-        x += starts[symbol]
+    block = width * max(1, _BLOCK // width)
+    for first in range((count - 1) // block * block, -1, -block):
+        # What depends on the symbols alone is looked up for many steps at once: lanes may be few.
+        symbol = symbols[first : first + block]
+        limits, inverses, gaps, starts = limit[symbol], inverse[symbol], gap[symbol], table.starts[symbol]
+        for start in range((len(symbol) - 1) // width * width, -1, -width):
+            stop = min(start + width, len(symbol))
+            lane = slice(start, stop)
+            x, number, quotient = state[: stop - start], spare[: stop - start], ratio[: stop - start]
+            full = (x >= limits[lane]).nonzero()[0]
+            if len(full):
+                high = x[full]
+                at -= len(full)
+                words[at : at + len(full)] = high & 0xFFFF
+                x[full] = high >> 16
+            # (x + 1/2) / f is at least 2^-17 away from an integer: the floor of the float64 product is exact.
+            np.add(x, 0.5, out=quotient)
+            quotient *= inverses[lane]
+            np.copyto(number, quotient, casting="unsafe")
+            number *= gaps[lane]
+            x += number
+            x += starts[lane]
     return state.astype("<u4").tobytes() + words[at:].tobytes()
 
 
@@ -111,24 +117,30 @@ def decode(data: bytes | memoryview, count: int, table: Table, values: Array) ->
     by_slot, frequency = values[table.symbols], table.frequencies[table.symbols]
     offset = np.arange(mask + 1) - table.starts[table.symbols]
     out = np.empty(count, values.dtype)
-    slots, spare = np.empty(width, np.int64), np.empty(width, np.int64)
+    block = width * max(1, _BLOCK // width)
+    slots, spare = np.empty(block, np.int64), np.empty(width, np.int64)
     at = 0
-    for start in range(0, count, width):
-        part = out[start : start + width]
-        x, slot, number = state[: len(part)], slots[: len(part)], spare[: len(part)]
-        np.bitwise_and(x, mask, out=slot)
-        np.take(by_slot, slot, out=part, mode="clip")
-        x >>= bits
-        np.take(frequency, slot, out=number, mode="clip")
-        x *= number
-        np.take(offset, slot, out=number, mode="clip")
-        x += number
-        low = np.flatnonzero(x < LOWEST)
-        if len(low):
-            fresh = words[at : at + len(low)]
-            _check(len(fresh) == len(low), "cut off")
-            at += len(low)
-            x[low] = (x[low] << 16) | fresh
+    for first in range(0, count, block):
+        part = out[first : first + block]
+        for start in range(0, len(part), width):
+            stop = min(start + width, len(part))
+            x, slot, number = state[: stop - start], slots[start:stop], spare[: stop - start]
+            np.bitwise_and(x, mask, out=slot)
+            x >>= bits
+            frequency.take(slot, out=number, mode="clip")
+            x *= number
+            offset.take(slot, out=number, mode="clip")
+            x += number
+            low = (x < LOWEST).nonzero()[0]
+            if len(low):
+                fresh = words[at : at + len(low)]
+                _check(len(fresh) == len(low), "cut off")
+                at += len(low)
+                number = x[low]
+                number <<= 16
+                number |= fresh
+                x[low] = number
+        by_slot.take(slots[: len(part)], out=part, mode="clip")
     _check(at == len(words), "bytes behind the end")
     _check(bool((state == LOWEST).all()), "states that do not come back to where they began")
     return out

@@ -32,6 +32,8 @@ HEAD = struct.Struct("<IIIBBH")
 """Of a rANS chunk: values outside the table, bytes of their gaps, bytes of their values, k of both, 0."""
 TABLE_BITS = (12, 14, 16)
 _TAILS = (0.0, 1e-5, 1e-4, 1e-3)
+_STORED_ANYWAY = 1 << 22
+"""From so many symbols on, what a stored table takes is less than what a computed one misses."""
 WINDOW = 1 << 15
 """Symbols of this magnitude and above are never in a table."""
 
@@ -70,11 +72,10 @@ class Coding:
     Attributes:
         kind: "raw" (one byte each), "eg", "rans" (stored table) or "gg" (computed table).
         size: bytes that the stream is expected to take, its table included.
-        k: of "eg".
+        k: of "eg", and of the stored table of "rans".
         low: symbol of the table's first entry.
         table: of "rans" and "gg".
         gg: nu, b and step of "gg".
-        stored: the table of "rans" as it is stored, an exp-Golomb stream, and its order.
     """
 
     kind: str
@@ -83,7 +84,12 @@ class Coding:
     low: int = 0
     table: Table | None = None
     gg: tuple[float, float, float] | None = None
-    stored: tuple[bytes, int] = (b"", 0)
+
+    @property
+    def stored_table(self) -> bytes:
+        """The frequencies as an exp-Golomb stream of order `k`."""
+        assert self.table is not None
+        return eg.encode(self.table.frequencies, self.k)
 
     @property
     def checksum(self) -> int:
@@ -111,17 +117,17 @@ def choose(found: Counts, *, step: float | None, raw: bool) -> Coding:
     if step is not None:
         candidates.append(_exp_golomb(found, lanes))
     fixed = 3 * lanes + HEAD.size * len(parts)
-    for bits in TABLE_BITS:
-        for low, high in _ranges(found):
-            escapes = _escape_bytes(found, low, high)
-            inner = found.counts[low - found.low : high - found.low + 1]
+    for low, high in _ranges(found):
+        beside = fixed + _escape_bytes(found, low, high)
+        inner = found.counts[low - found.low : high - found.low + 1]
+        for bits in TABLE_BITS:
             table = tables.from_counts(inner, bits)
             if table is not None:
-                stored = _store(table)
-                size = fixed + escapes + len(stored[0]) + table.cost(inner) / 8
-                candidates.append(Coding("rans", size, low=low, table=table, stored=stored))
-        if step is not None:
-            candidates += _computed(found, bits, step, fixed)
+                k, table_bits = eg.best_order(table.frequencies)
+                size = beside + eg.stream_bytes(len(inner), table_bits) + table.cost(inner) / 8
+                candidates.append(Coding("rans", size, k, low, table))
+    if step is not None and total <= _STORED_ANYWAY:
+        candidates += _computed(found, step, fixed)
     return min(candidates, key=lambda one: one.size)
 
 
@@ -208,10 +214,8 @@ def _ranges(found: Counts) -> Sequence[tuple[int, int]]:
 
 def _escape_bytes(found: Counts, low: int, high: int) -> float:
     """About what the values outside a table take."""
-    left, right = found.counts[: low - found.low], found.counts[high - found.low + 1 :]
-    symbols = np.concatenate(
-        [found.low + np.arange(len(left)), high + 1 + np.arange(len(right)), found.rare],
-    )
+    left, right = found.counts[: max(low - found.low, 0)], found.counts[high - found.low + 1 :]
+    symbols = np.concatenate([found.low + np.arange(len(left)), high + 1 + np.arange(len(right)), found.rare])
     counts = np.concatenate([left, right, np.ones(len(found.rare), np.int64)])
     escapes = int(counts.sum())
     if not escapes:
@@ -220,28 +224,25 @@ def _escape_bytes(found: Counts, low: int, high: int) -> float:
     return (eg.best_order(eg.zigzag(symbols), counts)[1] + escapes * (gap + 8)) / 8
 
 
-def _computed(found: Counts, bits: int, step: float, fixed: float) -> list[Coding]:
+def _computed(found: Counts, step: float, fixed: float) -> list[Coding]:
+    """Codings with the table of the generalized Gaussian that fits best."""
     symbols = found.low + np.arange(len(found.counts))
     nu, scale = tables.fit_gg(np.abs(symbols), found.counts) if found.counts.any() else (1.0, 1.0)
     b = scale * step
     candidates: list[Coding] = []
-    for low, high in _ranges(found):
-        reach = max(abs(low), abs(high), 1)
-        if 2 * reach + 1 > 1 << bits - 1 or not 0 < b < math.inf:
+    for reach in sorted({max(abs(low), abs(high), 1) for low, high in _ranges(found)}):
+        if 2 * reach + 1 > 1 << TABLE_BITS[-1] - 1 or not 0 < b < math.inf:
             continue
-        table = tables.from_gg(nu, b, step, reach, bits)
+        first, last = max(found.low, -reach), min(found.low + len(found.counts) - 1, reach)
         inner = np.zeros(2 * reach + 1, np.int64)
-        part = found.counts[max(-reach - found.low, 0) : reach - found.low + 1]
-        first = max(found.low, -reach) + reach
-        inner[first : first + len(part)] = part
-        size = fixed + _escape_bytes(found, -reach, reach) + table.cost(inner) / 8
-        candidates.append(Coding("gg", size, low=-reach, table=table, gg=(nu, b, step)))
+        inner[first + reach : last + reach + 1] = found.counts[first - found.low : last - found.low + 1]
+        masses = tables.gg_masses(nu, b, step, reach)
+        beside = fixed + _escape_bytes(found, -reach, reach)
+        for bits in TABLE_BITS:
+            if 2 * reach + 1 <= 1 << bits - 1:
+                table = tables.from_masses(masses, bits)
+                candidates.append(Coding("gg", beside + table.cost(inner) / 8, 0, -reach, table, (nu, b, step)))
     return candidates
-
-
-def _store(table: Table) -> tuple[bytes, int]:
-    k = eg.best_order(table.frequencies)[0]
-    return eg.encode(table.frequencies, k), k
 
 
 def _check(held: bool, what: str) -> None:

@@ -47,18 +47,27 @@ def from_counts(counts: Array, bits: int) -> Table | None:
 
 
 def from_gg(nu: float, b: float, step: float, reach: int, bits: int) -> Table:
+    """The table of `gg_masses`; every symbol has a frequency of 1 or more."""
+    return from_masses(gg_masses(nu, b, step, reach), bits)
+
+
+def from_masses(masses: Array, bits: int) -> Table:
+    """`1 + mass (2^bits - symbols) // sum of masses`; what is left over goes to the symbol in the middle."""
+    whole, symbols = 1 << bits, len(masses)
+    frequencies = 1 + masses * (whole - symbols) // max(int(masses.sum()), 1)
+    frequencies[symbols // 2] += whole - int(frequencies.sum())
+    return Table(frequencies, bits)
+
+
+def gg_masses(nu: float, b: float, step: float, reach: int) -> Array:
     """Masses of `exp(-(|x| / b)^nu)` in the cells of a grid, for the symbols `-reach` to `reach`, in this order.
 
     A mass is the mean density of the cell at 8 points times its width, of the middle cell at 64 points that lie denser
-    toward 0, where a density with nu < 1 has its spike. Every symbol has a frequency of 1 or more.
+    toward 0, where a density with nu < 1 has its spike. Integers, 2^30 for the middle cell.
     """
     side, middle = _masses(nu, step / b, reach)
     unit = _PEAK / max(middle, 2.0**-30)
-    masses = np.floor(np.concatenate([side[::-1], [middle], side]) * unit).astype(np.int64)
-    whole, symbols = 1 << bits, 2 * reach + 1
-    frequencies = 1 + masses * (whole - symbols) // max(int(masses.sum()), 1)
-    frequencies[reach] += whole - int(frequencies.sum())
-    return Table(frequencies, bits)
+    return np.floor(np.concatenate([side[::-1], [middle], side]) * unit).astype(np.int64)
 
 
 def fit_gg(magnitudes: Array, counts: Array) -> tuple[float, float]:

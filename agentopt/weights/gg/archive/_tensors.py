@@ -80,18 +80,21 @@ def plan(tensor: Tensor, name: str, dtype: str, wanted: Wanted) -> Plan:
         UserError: it has weights that are not finite, and was to be put on a grid.
     """
     if wanted.exact or dtype not in numbers.GRIDS or tensor.numel() < SMALL:
-        return _exactly(tensor)
+        return _exactly(tensor, _planes(tensor))
     power, largest = grids.measure(tensor, name)
     if wanted.step is None:
         grid = grids.at_sqnr(tensor, wanted.sqnr, power)
     else:
         grid = grids.on_grid(tensor, wanted.step) if largest / wanted.step < 2**31 else None
-    exact = _exactly(tensor)
+    planes = _planes(tensor)
     if grid is None:
-        return exact
+        return _exactly(tensor, planes)
     coding = choose(grid.counts, step=grid.step, raw=False)
-    if coding.size >= sum(one.size for one in exact.streams):
-        return exact
+    # The entropy of the bytes is less than they would take: what is above it need not be tried.
+    if coding.size >= sum(one.entropy() for one in planes) / 8:
+        exact = _exactly(tensor, planes)
+        if coding.size >= sum(one.size for one in exact.streams):
+            return exact
     return Plan((coding,), False, grid.step, grid.counts.entropy(), grid.power, grid.noise)
 
 
@@ -129,16 +132,19 @@ def _plane(found: Array, stream: int) -> Array:
     return found.view(np.uint8)[stream :: found.dtype.itemsize]
 
 
-def _exactly(tensor: Tensor) -> Plan:
-    size, total = tensor.element_size(), tensor.numel()
-    counts = [np.zeros(256, np.int64) for _ in range(size)]
-    for start in range(0, total, CHUNK):
+def _planes(tensor: Tensor) -> list[Counts]:
+    """How often each byte occurs, first byte of a number by first byte, and so on."""
+    counts = [np.zeros(256, np.int64) for _ in range(tensor.element_size())]
+    for start in range(0, tensor.numel(), CHUNK):
         part = turned(tensor[start : start + CHUNK])
         for stream, found in enumerate(counts):
             found += np.bincount(_plane(part, stream), minlength=256)
-    held = [Counts(0, found) for found in counts]
-    codings = tuple(choose(one, step=None, raw=True) for one in held)
+    return [Counts(0, found) for found in counts]
+
+
+def _exactly(tensor: Tensor, planes: list[Counts]) -> Plan:
+    codings = tuple(choose(one, step=None, raw=True) for one in planes)
     if all(one.kind == "raw" for one in codings):
-        return Plan((Coding("raw", size * total),), False, None, 8.0 * size * total)
-    entropy = sum(one.entropy() for one in held)
-    return Plan(codings, True, None, entropy)
+        size = tensor.element_size() * tensor.numel()
+        return Plan((Coding("raw", size),), False, None, 8.0 * size)
+    return Plan(codings, True, None, sum(one.entropy() for one in planes))
