@@ -82,6 +82,7 @@ def print_packed(result: PackResult, console: Console, *, tensors: bool = False)
     console.print(_coding_table(result.tensors))
     if tensors or 0 < len(coded) <= FEW:
         console.print()
+        console.print("bits: entropy of what is coded, and stored", style="dim")
         console.print(_tensor_table(coded))
     console.print()
     over = result.tensor_bytes / max(result.entropy_bytes, 1) - 1
@@ -131,7 +132,7 @@ def _tensor_table(tensors: Sequence[TensorInfo]) -> Table:
         step = "-" if one.step is None else f"{one.step:.2g}"
         sqnr = decibels(one.sqnr_db)
         bits = f"{one.entropy_bits:.2f}/{one.stored_bits:.2f}"
-        table.add_row(Text(tail(one.name, NAME)), step, sqnr, bits, size(one.bytes))
+        table.add_row(Text(tail(one.name.removesuffix(".weight"), NAME)), step, sqnr, bits, size(one.bytes))
     return table
 
 

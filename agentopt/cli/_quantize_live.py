@@ -12,13 +12,18 @@ from rich.console import Console
 from agentopt.cli._console import count
 from agentopt.cli._training_live import LiveTraining, duration, size
 
-NAME = 28
+NAME = 26
 """Columns of a tensor's name in the moving line."""
 
 
 def tail(name: str, width: int) -> str:
-    """The end of a dotted name, which tells tensors apart; what was cut is marked."""
-    return name if len(name) <= width else f"…{name[1 - width :]}"
+    """The end of a dotted name, which tells tensors apart; what was cut is marked, at a dot where there is one."""
+    if len(name) <= width:
+        return name
+    end = name[1 - width :]
+    whole = name[-width] == "."
+    _, dot, rest = end.partition(".")
+    return f"…{end}" if whole or not dot else f"…{rest}"
 
 
 class LiveQuantize(LiveTraining):
@@ -27,7 +32,6 @@ class LiveQuantize(LiveTraining):
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
         super().__init__(quiet=quiet, console=console)
         self.warnings: list[str] = []
-        self.resumed = 0
         self._done = 0.0
         self._weights, self._planned = 0, -1
         self._speed = ""
@@ -43,6 +47,9 @@ class LiveQuantize(LiveTraining):
         note = "" if event.total is None else f"{event.done:,}/{event.total:,}"
         self.show(event.what, done=event.done, total=event.total, note=note)
 
+    def on_resumed(self, event: Any) -> None:
+        self.line("resumed", f"the complete files of a run before this one are kept ({event.step:,} layers)")
+
     def on_planned(self, event: Any) -> None:
         self._weights, self._planned = event.weights, event.tensors
         self.line(
@@ -55,10 +62,8 @@ class LiveQuantize(LiveTraining):
         report = event.report
         weights = math.prod(report.shape)
         if event.resumed:
-            self.resumed += 1
             self._weights -= weights
         else:
-            self._tell_resumed()
             if self._start is None:
                 self._start = time.monotonic() - report.seconds
             self._done += weights
@@ -71,7 +76,6 @@ class LiveQuantize(LiveTraining):
         )
 
     def on_shard(self, event: Any) -> None:
-        self._tell_resumed()
         self.line("written", f"{Path(event.path).name}, {size(event.bytes)}")
 
     def on_packed(self, event: Any) -> None:
@@ -96,11 +100,6 @@ class LiveQuantize(LiveTraining):
     def on_warned(self, event: Any) -> None:
         self.warnings.append(event.message)
         self.line("warning", event.message, "yellow")
-
-    def _tell_resumed(self) -> None:
-        if self.resumed:
-            self.line("resumed", f"{self.resumed:,} layers were done by a run before this one")
-            self.resumed = 0
 
     def _pace(self, bytes_each: float) -> str:
         if self._start is None or not self._done:
