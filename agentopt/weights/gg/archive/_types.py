@@ -121,6 +121,10 @@ class TensorPacked(Event):
     total: int
     seconds: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; an infinite SQNR becomes null."""
+        return {"kind": self.kind, **asdict(self), "info": self.info.to_dict()}
+
 
 @dataclass(frozen=True, slots=True)
 class TensorUnpacked(Event):
