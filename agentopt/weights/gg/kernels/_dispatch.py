@@ -135,12 +135,14 @@ def linear(
     if not out.numel():
         return out
     if not width:
-        return out.copy_(0 if bias is None else bias)
+        return out.zero_() if bias is None else out.copy_(bias)
     flat = x.reshape(-1, width)
     flat = flat if flat.stride(1) == 1 else flat.contiguous()
     weight = (codes.contiguous(), scale.contiguous(), table.contiguous(), _plain(book_id))
     config = choose(len(flat), height, width, _units(x.device), x.dtype == torch.float32)
-    (_by_scratch if config.way == "scratch" else _fused)(flat, weight, _plain(bias), out.view(-1, height), format, config)
+    (_by_scratch if config.way == "scratch" else _fused)(
+        flat, weight, _plain(bias), out.view(-1, height), format, config
+    )
     return out
 
 
@@ -259,7 +261,8 @@ def _able(device: torch.device) -> bool:
 def _units(device: torch.device) -> int:
     if device.type != "cuda":
         return 4
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+    cuda: Any = torch.cuda
+    return int(cuda.get_device_properties(device).multi_processor_count)
 
 
 def _on(tensor: Tensor) -> Any:

@@ -6,7 +6,7 @@ and not to 64. Sums are float32 and in a fixed order: a program sums its columns
 # A kernel is written in Triton's language, whose values have no Python types.
 # pyright: reportMissingParameterType=false, reportUnknownParameterType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUntypedFunctionDecorator=false
-# pyright: reportGeneralTypeIssues=false
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def few_kernel(
 ):  # fmt: skip
     """Few tokens: a program has OUT rows of weights, and each of its PARTS warps columns of its own.
 
-    `x` is (count, width) with `stride` from row to row, `codes` (height, width) contiguous. Program (i, j, s) gives rows
-    i OUT.., tokens j TOKENS.., and sums the s-th of SPLIT runs of `steps` steps of PARTS x COLUMNS columns.
+    `x` is (count, width) with `stride` from row to row, `codes` (height, width) contiguous. Program (i, j, s) gives
+    rows i OUT.., tokens j TOKENS.., and sums the s-th of SPLIT runs of `steps` steps of PARTS x COLUMNS columns.
     """
     rows = tl.program_id(0) * OUT + tl.arange(0, OUT)
     tokens = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)

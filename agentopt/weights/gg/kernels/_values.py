@@ -8,6 +8,7 @@ is then an exponent bit by itself, and the power of two goes into the row's scal
 # A kernel is written in Triton's language, whose values have no Python types.
 # pyright: reportMissingParameterType=false, reportUnknownParameterType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUntypedFunctionDecorator=false
+# pyright: reportArgumentType=false
 
 from __future__ import annotations
 
@@ -34,8 +35,8 @@ lop3.b32 low, low, 0x80808080, r, 0xEA;
 prmt.b32 $0, low, high, 0x5140;
 prmt.b32 $1, low, high, 0x7362;
 }""")
-"""Per byte `s eeee rrr`: the high byte of a bfloat16 is `s n 000 eee`, n for "not zero"; the low byte is the last bit of
-e before the significand, which `prmt` looks up by r for four codes at once."""
+"""Per byte `s eeee rrr`: the high byte of a bfloat16 is `s n 000 eee`, n for "not zero"; the low byte is the last bit
+of e before the significand, which `prmt` looks up by r for four codes at once."""
 
 E3M4_WORDS = tl.constexpr("""{
 .reg .b32 high, low, factor, nothing;
@@ -109,13 +110,9 @@ def values(codes, first, table, lut, FORMAT: tl.constexpr, WORDS: tl.constexpr, 
         return looked_up(codes, first, table, lut, GATHER)
     elif WORDS:
         if FORMAT == RF8:
-            return tl.inline_asm_elementwise(
-                RF8_WORDS, "=r,=r,r", [codes], dtype=tl.bfloat16, is_pure=True, pack=4
-            )
+            return tl.inline_asm_elementwise(RF8_WORDS, "=r,=r,r", [codes], dtype=tl.bfloat16, is_pure=True, pack=4)
         else:
-            return tl.inline_asm_elementwise(
-                E3M4_WORDS, "=r,=r,r", [codes], dtype=tl.bfloat16, is_pure=True, pack=4
-            )
+            return tl.inline_asm_elementwise(E3M4_WORDS, "=r,=r,r", [codes], dtype=tl.bfloat16, is_pure=True, pack=4)
     elif FORMAT == RF8:
         return rf8(codes).to(lut.dtype)
     else:
