@@ -40,6 +40,9 @@ class Way:
     lam: float = 0.0
     """Strength of BackSlash; 0 for none."""
     nu: float | str = "auto"
+    eps: float = 1e-5
+    start: float = 0.0
+    """BackSlash begins after this share of the steps."""
     prox: bool = True
 
 
@@ -113,7 +116,7 @@ def run(way: Way, seed: int, steps: int, text: Text, tell: Callable[[str], None]
     model = new_model(way, seed)
     optimizer: Any = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=DECAY, fused=True)
     if way.lam:
-        optimizer = gg.BackSlash(optimizer, way.lam, nu=way.nu, prox=way.prox, log_every=max(1, steps // 10))  # pyright: ignore[reportArgumentType]
+        optimizer = gg.BackSlash(optimizer, way.lam, way.nu, way.eps, prox=way.prox, log_every=max(1, steps // 10))  # pyright: ignore[reportArgumentType]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     order = torch.Generator().manual_seed(seed)
     curve: list[tuple[int, float]] = []
@@ -125,6 +128,8 @@ def run(way: Way, seed: int, steps: int, text: Text, tell: Callable[[str], None]
         loss = model(input_ids=rows, labels=rows).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lam"] = way.lam if step > way.start * steps else 0.0
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()

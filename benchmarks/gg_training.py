@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
 from _curves import curves
-from _gg_lm import STEPS, Text, Way, load_text, run
+from _gg_lm import LENGTH, STEPS, Text, Way, load_text, run
 from _report import RESULTS, ROOT, Row, middle, write_results
 
 TUNING_SEED = 100
@@ -55,30 +55,39 @@ Runs = Mapping[str, Mapping[int, dict[str, Any]]]
 
 
 class Store:
-    """The trainings that are done, one line each."""
+    """The trainings that are done, one line each; without a path they are not kept."""
 
-    def __init__(self, path: Path, steps: int, text: Text) -> None:
+    def __init__(self, path: Path | None, steps: int, text: Text) -> None:
         self.path, self.steps, self.text = path, steps, text
-        self.rows: dict[str, dict[str, Any]] = {}
+        self.rows: dict[tuple[Way, int, int, str], dict[str, Any]] = {}
         self._read()
 
     def _read(self) -> None:
         """Other processes may have added lines."""
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        self.rows |= {json.loads(line)["key"]: json.loads(line) for line in lines if line.strip()}
+        if self.path is None or not self.path.exists():
+            return
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        for row in (json.loads(line) for line in lines if line.strip()):
+            way = Way(**{one.name: row[one.name] for one in dataclasses.fields(Way) if one.name in row})
+            self.rows[_key(way, row["seed"], row["steps"], row["text"])] = row
 
     def get(self, way: Way, seed: int) -> dict[str, Any]:
         """Train, unless it was done before."""
-        settings = {**dataclasses.asdict(way), "seed": seed, "steps": self.steps, "text": self.text.name}
-        key = json.dumps(settings, sort_keys=True)
+        key = _key(way, seed, self.steps, self.text.name)
         self._read()
         if key not in self.rows:
             print(f"{way}, seed {seed}", flush=True)
-            found = {"key": key, **settings, **run(way, seed, self.steps, self.text, _tell)}
+            settings = {**dataclasses.asdict(way), "seed": seed, "steps": self.steps, "text": self.text.name}
+            found = {**settings, **run(way, seed, self.steps, self.text, _tell)}
             self.rows[key] = found
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(found) + "\n")
+            if self.path is not None:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(found) + "\n")
         return self.rows[key]
+
+
+def _key(way: Way, seed: int, steps: int, text: str) -> tuple[Way, int, int, str]:
+    return way, seed, steps, text
 
 
 def _tell(text: str) -> None:
@@ -184,7 +193,7 @@ def draw(path: Path, runs: Runs) -> None:
 def main() -> None:
     """Run what is not done and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="40 steps, for make bench")
+    parser.add_argument("--quick", action="store_true", help="30 steps, for make bench")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--only", choices=("tune", "main", "extra"), help="train this part and write no results")
@@ -192,8 +201,10 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     text = load_text(options.data)
     print(f"{text.name}: {len(text.train):,} tokens to train on, {len(text.valid):,} to test on")
-    steps = 40 if options.quick else TRAINING_STEPS
-    store = Store(RESULTS / f"gg_training{'.quick' if options.quick else ''}.jsonl", steps, text)
+    steps = 30 if options.quick else TRAINING_STEPS
+    if options.quick:
+        text = dataclasses.replace(text, valid=text.valid[: 32 * LENGTH])
+    store = Store(None if options.quick else RESULTS / "gg_training.jsonl", steps, text)
     step = choose_step(store.get(PLAIN, TUNING_SEED))
     lam = choose_strength(store, step, STRENGTHS[:1] if options.quick else STRENGTHS)
     print(f"step {step:g}, lam {lam:g}")
@@ -208,7 +219,7 @@ def main() -> None:
     }
     seeds = range(1 if options.quick else options.seeds)
     # Seed by seed, so that a run that is cut off has whole comparisons.
-    chosen = ways if options.only == "main" else {**ways, **extra}
+    chosen = ways if options.quick or options.only == "main" else {**ways, **extra}
     order = [(name, seed) for part in (ways, extra) for seed in seeds for name in part if name in chosen]
     runs: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in chosen}
     for name, seed in order:

@@ -198,7 +198,7 @@ class BackSlash(torch.optim.Optimizer):
     def _estimate(self, weights: list[Tensor]) -> list[float]:
         if self.nu != "auto":
             return [float(self.nu)] * len(weights)
-        sums = torch.stack([_sums(weight) for weight in weights])
+        sums = torch.stack([_sums(weight).to(weights[0].device) for weight in weights])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
         if self.per == "model":
@@ -238,7 +238,7 @@ def _convex(size: Tensor, pull: float, nu: float, eps: float) -> Tensor:
         new = torch.minimum(new, goal)
         change = float((new - y).abs().max())
         y = new
-        if change <= 1e-7 * float(goal.max()):
+        if change <= 4 * torch.finfo(y.dtype).eps * float(goal.max()):
             break
     return y.sub_(eps).clamp_min_(0)
 
