@@ -132,11 +132,11 @@ class ArchiveSource:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of one tensor."""
-        return tuple(self._archive.shape(name))
+        return tuple(self._archive.info(name).shape)
 
     def dtype(self, name: str) -> Any:
         """The torch dtype of one tensor."""
-        return self._archive.dtype(name)
+        return getattr(load.need("torch"), self._archive.info(name).dtype)
 
     def read(self, name: str) -> Tensor:
         """One tensor."""
@@ -151,7 +151,7 @@ class ArchiveSource:
 
     def files(self) -> dict[str, bytes]:
         """The small files that were packed with the weights."""
-        return {name: self._archive.file(name) for name in self._archive.files if name not in NOT_COPIED}
+        return {name: content for name, content in self._archive.files().items() if name not in NOT_COPIED}
 
     def close(self) -> None:
         """Close the archive."""

@@ -48,7 +48,8 @@ class Plan:
         layers: to be quantized, in the order of the names.
         kept: to be copied.
         dropped: a second copy of the embedding that is also the head, which is not written again.
-        skip: linear layers that stay as they are: for `modules_to_not_convert`.
+        skip: linear layers that stay as they are, by names or parts of names: for `modules_to_not_convert`.
+        left: the same, every module by its whole name.
         head: the module of the output head.
         tied: whether the head is the embedding.
         warnings: what the user should know.
@@ -58,6 +59,7 @@ class Plan:
     kept: tuple[str, ...]
     dropped: tuple[str, ...]
     skip: tuple[str, ...]
+    left: tuple[str, ...]
     head: str
     tied: bool
     warnings: tuple[str, ...]
@@ -104,7 +106,9 @@ def plan(source: WeightSource, *, skip: Sequence[str] = (), head: bool = False) 
     taken = {layer.tensor for layer in layers} | set(dropped)
     kept = tuple(name for name in source.names if name not in taken)
     warnings = parts.warnings(kept, [module for module in left[len(skip) :] if module != parts.head])
-    return Plan(tuple(layers), kept, dropped, tuple(dict.fromkeys(left)), parts.head, parts.tied, warnings)
+    quantized = {layer.module for layer in layers}
+    whole = tuple(module for module in linear if module not in quantized)
+    return Plan(tuple(layers), kept, dropped, tuple(dict.fromkeys(left)), whole, parts.head, parts.tied, warnings)
 
 
 def skeleton(config: Mapping[str, Any], name: str) -> Any:

@@ -102,6 +102,8 @@ def _check_format(format: str, options: QuantizeOptions) -> None:
         raise UserError(f"format: found {format!r}, expected {', '.join([*FORMATS, *EXPORTS])}.")
     if options.scale == "tensor_pow2" and format not in ("rf8", "rf8-strict"):
         raise UserError(f"scale: tensor_pow2 is for rf8 and rf8-strict, found the format {format}.")
+    if options.dynamic_activations and format not in EXPORTS:
+        raise UserError(f"dynamic_activations: is for {' and '.join(EXPORTS)}, found the format {format}.")
 
 
 def _settings(format: str, options: QuantizeOptions, source: WeightSource, text: str | None) -> dict[str, Any]:
@@ -173,7 +175,11 @@ class _Job:
     def _coder(self, columns: Mapping[str, Tensor]) -> Coder:
         if self.format in EXPORTS:
             dtype = self.source.dtype(self.plan.layers[0].tensor)
-            return StockCoder(self.format, torch.float32 if dtype == torch.float64 else dtype)
+            return StockCoder(
+                self.format,
+                torch.float32 if dtype == torch.float64 else dtype,
+                dynamic=self.options.dynamic_activations,
+            )
         format = cast("Format", self.format)
         if format != "rf8-gg":
             return OwnCoder(format, self.options.scale)
@@ -266,8 +272,9 @@ class _Job:
         write_file(folder / "config.json", (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
 
     def _config(self, coder: Coder) -> dict[str, Any]:
-        if not isinstance(coder, OwnCoder):
-            return export_config(cast("Export", self.format), self.plan.skip)
+        if isinstance(coder, StockCoder):
+            return export_config(coder.format, self.plan.left, dynamic=coder.dynamic)
+        assert isinstance(coder, OwnCoder)
         books = () if coder.books is None else tuple(tuple(numbers(book[:255])) for book in coder.books)
         weights = [math.prod(one.shape) for one in self._reports]
         nu = sum(one.nu * count for one, count in zip(self._reports, weights, strict=True)) / sum(weights)

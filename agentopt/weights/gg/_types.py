@@ -74,6 +74,8 @@ class QuantizeOptions:
             of every layer by their mean square activation, the rest measures perplexity and KL divergence.
         calibrate_tokens: tokens of that text that are read, for both halves together.
         sequence: tokens of one row of that text.
+        dynamic_activations: `fp8` and `int8`: let the loader quantize activations too, per token, as it runs (W8A8
+            instead of W8A16): faster on processors with 8-bit arithmetic, and what vLLM on a CPU needs.
         shard_bytes: size above which a new safetensors file is begun.
         seed: of the rows that are sampled for the books.
     """
@@ -85,6 +87,7 @@ class QuantizeOptions:
     calibrate: str | None = None
     calibrate_tokens: int = 16_384
     sequence: int = 512
+    dynamic_activations: bool = False
     shard_bytes: int = 1 << 30
     seed: int = 0
 

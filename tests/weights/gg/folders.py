@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,11 @@ def _other(kind: str, *, tied: bool, vocabulary: int) -> Any:
         "num_key_value_heads": 4,
         "max_position_embeddings": 256,
     }
+    few: dict[str, Any] = {**common, **sizes, "num_hidden_layers": 1, "num_local_experts": 2}
     configs: dict[str, Callable[[], Any]] = {
         "llama": lambda: transformers.LlamaConfig(**common, **sizes, tie_word_embeddings=tied, pad_token_id=0),
         "gpt2": lambda: transformers.GPT2Config(**common, n_embd=32, n_layer=2, n_head=4, n_positions=64),
-        "mixtral": lambda: transformers.MixtralConfig(
-            **common, **{**sizes, "num_hidden_layers": 1}, num_local_experts=2
-        ),
+        "mixtral": lambda: transformers.MixtralConfig(**few),
     }
     with torch.random.fork_rng():
         torch.manual_seed(5)
@@ -52,7 +51,7 @@ def _other(kind: str, *, tied: bool, vocabulary: int) -> Any:
 
 
 @contextlib.contextmanager
-def _no_bar() -> Iterator[None]:
+def _no_bar() -> Generator[None]:
     import transformers
 
     logging = transformers.utils.logging
@@ -65,8 +64,9 @@ def _no_bar() -> Iterator[None]:
 
 def edit(path: Path, **changes: Any) -> None:
     """Change keys of a JSON file; None takes one away."""
-    content = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    content = {**json.loads(path.read_text(encoding="utf-8")), **changes}
+    kept = {key: value for key, value in content.items() if value is not None}
+    path.write_text(json.dumps(kept), encoding="utf-8")
 
 
 def stored(folder: Path) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def test_quantized_weights_are_refused_and_the_original_is_named(
 ) -> None:
     folder = copied(sharded[0], tmp_path / "model")
     folders.edit(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(UserError, match="quantized by gptq.*give the model that they were made from"):
+    with pytest.raises(UserError, match=r"quantized by gptq.*give the model that they were made from"):
         open_source(folder)
     folders.edit(folder / "config.json", quantization_config={"quant_method": "rf8", "format": "e3m4"})
     (folder / "quantize.json").write_text('{"source": "big-model"}')
