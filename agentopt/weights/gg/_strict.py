@@ -11,8 +11,6 @@ import functools
 import torch
 from torch import Tensor
 
-from agentopt.weights.gg._tables import rf8
-
 _BOUNDARIES = (
     1 + 2**-4.5,
     1 + 2**-3.5,
@@ -57,8 +55,3 @@ def _below(values: Tensor) -> Tensor:
     """The largest float32 not above each float64: a float32 is above the one where it is above the other."""
     single = values.to(torch.float32)
     return torch.where(single.double() > values, torch.nextafter(single, torch.tensor(-torch.inf)), single)
-
-
-def significands() -> tuple[float, ...]:
-    """The seven that occur."""
-    return tuple(float(value) for value in rf8()[15 * 8 : 15 * 8 + _RESIDUALS])
