@@ -101,8 +101,8 @@ def _check_complete(loaded: Any, info: dict[str, Any], name: str) -> None:
         if found:
             more = f" and {len(found) - 1} more" if len(found) > 1 else ""
             raise UserError(
-                f"model {name!r}: {what.replace('_', ' ')}: found {found[0]}{more}, expected none; the folder's weights "
-                "and its config.json do not belong together: fetch it again."
+                f"model {name!r}: {what.replace('_', ' ')}: found {found[0]}{more}, expected none; its weights and its "
+                "config.json do not belong together: fetch it again."
             )
     if not any(isinstance(module, PACKED) for module in loaded.modules()):
         raise UserError(f"model {name!r}: config.json says {METHOD}, but no layer holds codes; fetch it again.")

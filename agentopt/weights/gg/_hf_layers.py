@@ -172,7 +172,7 @@ def check_values(model: Any, checkpoint: Checkpoint) -> None:
     for name, module in packed(model):
         if module.qweight.device.type == "meta":
             continue
-        scale, book = module.weight_scale, module.book_id
+        scale, book = module.weight_scale.detach(), module.book_id
         if not bool((torch.isfinite(scale) & (scale > 0)).all()):
             row = int((~(torch.isfinite(scale) & (scale > 0))).flatten().nonzero()[0])
             raise _damaged(f"{name}.{SCALE}", f"{float(scale[row])} in row {row}", "finite numbers above 0")

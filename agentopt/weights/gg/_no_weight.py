@@ -14,10 +14,12 @@ import torch
 from agentopt.errors import UserError
 
 _ASKED = frozenset(
-    "device dtype shape ndim layout requires_grad is_cuda is_cpu is_meta is_mps is_xpu is_sparse is_quantized is_leaf "
-    "grad grad_fn names itemsize nbytes".split()
+    {"device", "dtype", "shape", "ndim", "layout", "requires_grad", "is_leaf", "grad", "grad_fn", "names"}
 )
-_HARMLESS = frozenset("dim size numel is_floating_point is_complex element_size ndimension get_device __len__".split())
+_PLACES = frozenset({"is_cpu", "is_cuda", "is_meta", "is_mps", "is_xpu", "is_sparse", "is_quantized", "itemsize"})
+_HARMLESS = frozenset(
+    {"dim", "size", "numel", "is_floating_point", "is_complex", "element_size", "get_device", "__len__"}
+)
 
 SENTENCE = (
     "this layer holds 8-bit codes: its weight cannot be read or changed in place, and nothing can be added to it "
@@ -31,7 +33,7 @@ class NoWeight(torch.Tensor):
     """A weight (out, in) without numbers."""
 
     @staticmethod
-    def __new__(cls, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> NoWeight:
+    def __new__(cls: Any, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> NoWeight:
         """Only the attributes are held."""
         make: Any = torch.Tensor._make_wrapper_subclass  # pyright: ignore[reportPrivateUsage]
         return make(cls, shape, dtype=dtype, device=device, requires_grad=False)
@@ -45,7 +47,7 @@ class NoWeight(torch.Tensor):
         """
         name = str(getattr(func, "__name__", func))
         asked = getattr(getattr(func, "__self__", None), "__name__", name) if name in ("__get__", "__set__") else name
-        if name == "__get__" and asked in _ASKED or name in _HARMLESS:
+        if (name == "__get__" and asked in _ASKED | _PLACES) or name in _HARMLESS:
             with torch._C.DisableTorchFunctionSubclass():  # pyright: ignore[reportPrivateUsage]
                 return func(*args, **(kwargs or {}))
         raise UserError(SENTENCE.format(what=f"`{asked}`"))
