@@ -19,11 +19,12 @@ from agentopt.weights.gg.archive._streams import CHUNK, WINDOW, Counts
 
 Array = NDArray[Any]
 
-_SAMPLE = 1 << 20
+_SAMPLE = 1 << 18
 _CLOSE = 0.02
 """dB within which a step is taken."""
 _WIDEST = 4.0
 """A step is at most so many times what the formula says: past 12 dB, sparse weights would be coded too coarsely."""
+_BLOCK = 1 << 14
 _LARGEST = float(1 << 31)
 _FLOAT32_STEPS = 4096.0
 """So many steps from 0, a float32 quotient is off by 2^-11 of a step; beyond, float64 is used."""
@@ -59,10 +60,24 @@ def sqnr_db(power: float, noise: float) -> float:
 
 def symbols(weights: Array, step: float) -> Array:
     """The nearest grid points of float32 weights, int64; exact zeros stay zero."""
-    ratio = weights / np.float32(step)
-    if not 2.0**-100 < step < 2.0**100 or float(np.abs(ratio).max(initial=0)) > _FLOAT32_STEPS:
-        ratio = weights.astype(np.float64) / step
-    return np.rint(ratio).astype(np.int64)
+    return np.rint(_steps(weights, step)).astype(np.int64)
+
+
+def _steps(weights: Array, step: float) -> Array:
+    """Weights in steps; float32 where that is exact enough to round them."""
+    if 2.0**-100 < step < 2.0**100:
+        ratio = weights / np.float32(step)
+        if max(float(ratio.max(initial=0)), -float(ratio.min(initial=0))) <= _FLOAT32_STEPS:
+            return ratio
+    return weights.astype(np.float64) / step
+
+
+def _square(values: Array) -> float:
+    """Sum of squares; of float32 in blocks that are short enough for its precision."""
+    if values.dtype == np.float64:
+        return float(np.dot(values, values))
+    blocks = (values[start : start + _BLOCK] for start in range(0, len(values), _BLOCK))
+    return sum(float(np.dot(block, block)) for block in blocks)
 
 
 def measure(numbers: Tensor, name: str) -> tuple[float, float]:
@@ -84,20 +99,26 @@ def measure(numbers: Tensor, name: str) -> tuple[float, float]:
     return power, largest
 
 
-def on_grid(numbers: Tensor, step: float) -> Grid | None:
-    """Count a flat tensor on a grid; None if a symbol would not fit into 32 bits."""
+def on_grid(numbers: Tensor, step: float, power: float, largest: float) -> Grid | None:
+    """Count a flat tensor on a grid; None if a symbol would not fit into 32 bits.
+
+    Args:
+        numbers: the tensor.
+        step: of the grid.
+        power: its sum of squares.
+        largest: its largest magnitude.
+    """
+    if largest / step >= _LARGEST:
+        return None
     counts = np.zeros(2 * WINDOW - 1, np.int64)
     rare: list[Array] = []
-    power = noise = 0.0
+    noise = 0.0
     for start in range(0, numbers.numel(), CHUNK):
-        weights = floats(numbers[start : start + CHUNK])
-        if float(np.abs(weights).max()) / step >= _LARGEST:
-            return None
-        found = symbols(weights, step)
-        wide = weights.astype(np.float64)
-        power += float(np.dot(wide, wide))
-        wide -= found * step
-        noise += float(np.dot(wide, wide))
+        steps = _steps(floats(numbers[start : start + CHUNK]), step)
+        rounded = np.rint(steps)
+        steps -= rounded
+        noise += _square(steps) * step * step
+        found = rounded.astype(np.int64)
         found += WINDOW - 1
         outside = (found < 0) | (found >= len(counts))
         if outside.any():
@@ -110,7 +131,7 @@ def on_grid(numbers: Tensor, step: float) -> Grid | None:
     return Grid(step, held, power, noise)
 
 
-def at_sqnr(numbers: Tensor, target: float, power: float) -> Grid | None:
+def at_sqnr(numbers: Tensor, target: float, power: float, largest: float) -> Grid | None:
     """The grid whose SQNR is `target` dB, or a little more; None as for `on_grid`.
 
     The step starts at `rms sqrt(12 / 10^(target / 10))`, is corrected on a sample, and then on all weights.
@@ -118,7 +139,7 @@ def at_sqnr(numbers: Tensor, target: float, power: float) -> Grid | None:
     total = numbers.numel()
     first = math.sqrt(12 * power / total / 10 ** (target / 10))
     if not first > 0:
-        return on_grid(numbers, 1.0)
+        return on_grid(numbers, 1.0, power, largest)
     sample = floats(numbers[:: max(1, -(-total // _SAMPLE))]).astype(np.float64)
     step = first
     for _ in range(6):
@@ -127,10 +148,10 @@ def at_sqnr(numbers: Tensor, target: float, power: float) -> Grid | None:
         if abs(off) < _CLOSE:
             break
         step = min(step * 10 ** (min(off, 40.0) / 20), _WIDEST * first)
-    found = on_grid(numbers, step)
+    found = on_grid(numbers, step, power, largest)
     for _ in range(3):
         if found is None or found.sqnr_db >= target - _CLOSE:
             break
         step *= 10 ** ((found.sqnr_db - target - _CLOSE) / 20)
-        found = on_grid(numbers, step)
+        found = on_grid(numbers, step, power, largest)
     return found

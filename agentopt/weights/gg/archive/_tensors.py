@@ -83,9 +83,9 @@ def plan(tensor: Tensor, name: str, dtype: str, wanted: Wanted) -> Plan:
         return _exactly(tensor, _planes(tensor))
     power, largest = grids.measure(tensor, name)
     if wanted.step is None:
-        grid = grids.at_sqnr(tensor, wanted.sqnr, power)
+        grid = grids.at_sqnr(tensor, wanted.sqnr, power, largest)
     else:
-        grid = grids.on_grid(tensor, wanted.step) if largest / wanted.step < 2**31 else None
+        grid = grids.on_grid(tensor, wanted.step, power, largest)
     planes = _planes(tensor)
     if grid is None:
         return _exactly(tensor, planes)
