@@ -26,6 +26,20 @@ def linears(model: Any) -> dict[str, Any]:
     }
 
 
+def embedded() -> tuple[Any, Any]:
+    """The embedded model and its tokenizer; unpacked once, then kept in the temporary folder."""
+    from agentopt.weights import load
+
+    kept = Path(tempfile.gettempdir()) / "agentopt-gg-embedded"
+    if (kept / "done").exists():
+        return load.model(kept)
+    model, tokenizer = load.model("embedded")
+    model.save_pretrained(kept)
+    tokenizer.save_pretrained(kept)
+    (kept / "done").touch()
+    return model, tokenizer
+
+
 def trained(width: int, seed: int, steps: int, data: Path) -> tuple[Any, torch.Tensor, float]:
     """A model, the held-out tokens, and its last training loss. Kept in the temporary folder for the next run."""
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import _gg_peers as peers
 import torch
-from _gg_models import linears, trained
+from _gg_models import embedded, linears, trained
 from _report import ROOT, Row, write_results
 
-from agentopt.weights import gg, load
+from agentopt.weights import gg
 
 NUS = (0.5, 0.8, 1.0, 1.3, 2.0)
 EXPECTED: Mapping[str, str] = {
@@ -217,7 +217,7 @@ def main() -> None:
         rows += more
     print("trained models done", flush=True)
     if not options.quick:
-        model, _ = load.model("embedded")
+        model, _ = embedded()
         weights = {
             name: gg.sample_rows(module.weight, 64, seed) for seed, (name, module) in enumerate(linears(model).items())
         }

@@ -1,6 +1,6 @@
 """What one byte per weight costs a model: KL to the original, perplexity and two classification tasks, for all formats.
 
-    python benchmarks/gg_quality.py [--quick] [--data ../shared/data] [--only embedded|trained]
+    python benchmarks/gg_quality.py [--quick] [--data ../shared/data] [--only embedded|trained] [--report]
 
 The linear layers of a model (not the embedding, not the head) are stored in each format, decoded, and computed with in
 float32; so only the weights differ. On the embedded 135M model, text from HotpotQA articles: the mean KL divergence to
@@ -30,10 +30,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import _gg_peers as peers
 import torch
-from _gg_models import LENGTH, linears, trained
+from _gg_models import LENGTH, embedded, linears, trained
 from _report import RESULTS, ROOT, Row, write_results
 
-from agentopt.weights import gg, load, tasks
+from agentopt.weights import gg, tasks
 
 EVERY = 4
 """Positions whose whole distributions are compared: one of so many."""
@@ -168,6 +168,14 @@ class Stored:
             noise += float((weight - module.weight.data).double().square().sum())
         return 10 * math.log10(signal / noise), time.process_time() - begun
 
+    def with_way(self, way: Way, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What is measured while the layers are exchanged."""
+        db, seconds = self.apply(way)
+        try:
+            return {"sqnr": db, "seconds": seconds, **measure()}
+        finally:
+            self.restore()
+
     def restore(self) -> None:
         for name, module in self.layers.items():
             module.weight.data = self.original[name]
@@ -257,60 +265,55 @@ def _answers(model: Any, encoded: dict[str, Any]) -> dict[str, Any]:
     for name, rows in encoded.items():
         predictions = tasks.evaluate(model, rows)
         found[name] = {"correct": list(predictions.correct), "predicted": list(predictions.predicted)}
-    return found
+    return {"answers": found}
 
 
-def embedded(ledger: Ledger, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """All ways on the embedded model."""
-    rows, held, labelled = (3, 1, 12) if options.quick else (20, 6, 120)
-    keys = [f"embedded/{way.name}" for way in ways(gg.default_books(), {})]
-    if all(key in ledger.cells for key in [*keys, "embedded/fp32"]):
-        return [ledger.cells[key] for key in ["embedded/fp32", *keys]]
-    model, tokenizer = load.model("embedded")
-    texts = hotpot(options.data, tokenizer, rows + held, 512)
-    stored = Stored(model)
-    text = Text.of(model, texts[held:])
-    encoded = classification(options.data, tokenizer, labelled)
-    cells = [ledger.get("embedded/fp32", lambda: {"loss": text.losses, "tasks": _answers(model, encoded)})]
-    books, columns = stored.books(), column_weights(model, texts[:held])
-
-    def measured(way: Way) -> dict[str, Any]:
-        db, seconds = stored.apply(way)
-        try:
-            return {"sqnr": db, "seconds": seconds, **text.measure(model), "tasks": _answers(model, encoded)}
-        finally:
-            stored.restore()
-
-    for way in ways(books, columns):
-        cells.append(ledger.get(f"embedded/{way.name}", lambda way=way: measured(way)))
-    return cells
+def embedded_cells(ledger: Ledger, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """All ways on the embedded model: the divergences first, then the tasks."""
+    rows, held, labelled = (3, 1, 12) if options.quick else (20, 4, 120)
+    names = [way.name for way in ways(gg.default_books(), {})]
+    keys = ["embedded/fp32", *(f"embedded/{name}" for name in names)]
+    if not options.report and not all(key in ledger.cells for one in keys for key in (one, f"{one}/tasks")):
+        model, tokenizer = embedded()
+        texts = hotpot(options.data, tokenizer, rows + held, 512)
+        stored = Stored(model)
+        made = ways(stored.books(), column_weights(model, texts[:held]))
+        if not all(key in ledger.cells for key in keys):
+            text = Text.of(model, texts[held:])
+            ledger.get("embedded/fp32", lambda: {"loss": text.losses})
+            for way in made:
+                ledger.get(f"embedded/{way.name}", lambda way=way: stored.with_way(way, lambda: text.measure(model)))
+        encoded = classification(options.data, tokenizer, labelled)
+        ledger.get("embedded/fp32/tasks", lambda: _answers(model, encoded))
+        for way in made:
+            key = f"embedded/{way.name}/tasks"
+            ledger.get(key, lambda way=way: stored.with_way(way, lambda: _answers(model, encoded)))
+    tasked = {key: ledger.cells.get(f"{key}/tasks", {}).get("answers", {}) for key in keys}
+    return [ledger.cells[key] | {"tasks": tasked[key]} for key in keys if key in ledger.cells]
 
 
-def ours(ledger: Ledger, options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+def trained_cells(ledger: Ledger, options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """All ways on every trained model."""
     found: dict[str, list[dict[str, Any]]] = {}
-    steps, count = (20, 8) if options.quick else (300, 96)
+    names = ["fp32", *(way.name for way in ways(gg.default_books(), {}))]
     for width, seed in CELLS[::2] if options.quick else CELLS:
-        name = f"width {width}, seed {seed}"
-        model, valid, loss = trained(width, seed, steps, options.data)
-        rows = valid[: 2 * count * LENGTH].view(-1, LENGTH)
-        stored, text = Stored(model), Text.of(model, rows[:count].unbind())
-        columns = column_weights(model, rows[count : count + 16].unbind())
-        books = stored.books()
-        original = {"loss": text.losses, "training_loss": loss}
-        cells = [ledger.get(f"{name}/fp32", lambda original=original: original)]
-
-        def measured(way: Way, stored: Stored = stored, text: Text = text) -> dict[str, Any]:
-            db, seconds = stored.apply(way)
-            try:
-                return {"sqnr": db, "seconds": seconds, **text.measure(stored.model)}
-            finally:
-                stored.restore()
-
-        for way in ways(books, columns):
-            cells.append(ledger.get(f"{name}/{way.name}", lambda way=way: measured(way)))
-        found[name] = cells
+        model = f"width {width}, seed {seed}"
+        if not options.report and not all(f"{model}/{name}" in ledger.cells for name in names):
+            _trained_model(ledger, model, width, seed, options)
+        cells = [ledger.cells[f"{model}/{name}"] for name in names if f"{model}/{name}" in ledger.cells]
+        if cells:
+            found[model] = cells
     return found
+
+
+def _trained_model(ledger: Ledger, name: str, width: int, seed: int, options: argparse.Namespace) -> None:
+    steps, count = (20, 8) if options.quick else (300, 96)
+    model, valid, loss = trained(width, seed, steps, options.data)
+    rows = valid[: 2 * count * LENGTH].view(-1, LENGTH)
+    stored, text = Stored(model), Text.of(model, rows[:count].unbind())
+    ledger.get(f"{name}/fp32", lambda: {"loss": text.losses, "training_loss": loss})
+    for way in ways(stored.books(), column_weights(model, rows[count : count + 16].unbind())):
+        ledger.get(f"{name}/{way.name}", lambda way=way: stored.with_way(way, lambda: text.measure(model)))
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -402,6 +405,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few rows and steps: shows that everything runs")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--only", choices=("embedded", "trained"))
+    parser.add_argument(
+        "--report", action="store_true", help="the table of the cells that are finished, and no new ones"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     path = RESULTS / ("gg_quality.quick.jsonl" if options.quick else "gg_quality.jsonl")
@@ -410,10 +416,10 @@ def main() -> None:
     ledger = Ledger(path)
     rows: list[Row] = []
     if options.only in (None, "trained"):
-        for name, cells in ours(ledger, options).items():
+        for name, cells in trained_cells(ledger, options).items():
             rows += rows_of(name, cells, goals=not options.quick)
     if options.only in (None, "embedded"):
-        rows += rows_of("embedded", embedded(ledger, options), goals=not options.quick)
+        rows += rows_of("embedded", embedded_cells(ledger, options), goals=not options.quick)
     write_results("gg_quality", rows, quick=options.quick)
 
 
