@@ -20,6 +20,7 @@ from agentopt.weights.gg.archive._container import Section
 from agentopt.weights.gg.archive._expgolomb import LARGEST_ORDER, lanes
 from agentopt.weights.gg.archive._rans import LEAST_BITS, MOST_BITS
 from agentopt.weights.gg.archive._streams import LARGEST_CHUNK, Coding
+from agentopt.weights.gg.archive._tables import FINEST, LARGEST_NU
 from agentopt.weights.gg.archive._types import BYTES, EXP_GOLOMB, RANS, RANS_GG, RAW, TensorInfo
 
 MOST_NUMBERS = 1 << 44
@@ -202,6 +203,8 @@ def _tensor(entry: dict[str, Any], sizes: dict[str, int], check: Checker) -> Sto
     fits = {"grid": codings <= {"eg", "rans", "gg"}, "planes": codings <= {"raw", "rans"}, "raw": codings <= {"raw"}}
     check(fits[str(kind)], f"tensor {name!r}: codings that do not fit {kind!r}")
     step = check.number(entry.get("step"), f"tensor {name!r}: a step of") if kind == "grid" else None
+    if step is not None and (gg := streams[0].gg) is not None:
+        check(1 / FINEST <= gg[1] / step <= FINEST, f"tensor {name!r}: a table with b {gg[1]} on a grid of {step}")
     check(kind != "grid" or (size <= 4 and "float" in dtype and size > 1), f"tensor {name!r}: a grid of {dtype}")
     sqnr = entry.get("sqnr_db")
     bits = check.number(entry.get("entropy_bits"), f"tensor {name!r}: an entropy of", positive=False)
@@ -246,6 +249,7 @@ def _stream(entry: dict[str, Any], name: str, check: Checker) -> StoredStream:
     if coding == "gg":
         nu = check.number(entry.get("nu"), f"{where} with nu")
         b = check.number(entry.get("b"), f"{where} with b")
+        check(nu <= LARGEST_NU, f"{where} with nu {nu}")
         reach = check.integer(entry.get("reach"), f"{where} that reaches", 1, 1 << bits - 1)
         return StoredStream("gg", count, tuple(chunks), low=-reach, bits=bits, crc=crc, gg=(nu, b, reach))
     low = check.integer(entry.get("low"), f"{where} from", -MOST_SYMBOLS, MOST_SYMBOLS)

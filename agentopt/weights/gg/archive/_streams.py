@@ -231,7 +231,7 @@ def _computed(found: Counts, step: float, fixed: float) -> list[Coding]:
     b = scale * step
     candidates: list[Coding] = []
     for reach in sorted({max(abs(low), abs(high), 1) for low, high in _ranges(found)}):
-        if 2 * reach + 1 > 1 << TABLE_BITS[-1] - 1 or not 0 < b < math.inf:
+        if 2 * reach + 1 > 1 << TABLE_BITS[-1] - 1 or not 1 / tables.FINEST <= b / step <= tables.FINEST:
             continue
         first, last = max(found.low, -reach), min(found.low + len(found.counts) - 1, reach)
         inner = np.zeros(2 * reach + 1, np.int64)

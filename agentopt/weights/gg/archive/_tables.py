@@ -19,6 +19,8 @@ from agentopt.weights.gg.archive._rans import Table
 Array = NDArray[Any]
 
 _LN2 = 0.6931471805599453
+LARGEST_NU, FINEST = 64.0, 1e12
+"""A table is computed for a shape up to the first, and a ratio of b and step up to the second either way."""
 _POINTS = 8
 _ZERO_POINTS = 64
 _PEAK = float(1 << 30)
