@@ -81,6 +81,7 @@ def rebuilt(source: Path, folder: Path) -> Any:
     return model.eval()
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # by the import of compressed-tensors
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("format", gg.EXPORTS)
 def test_transformers_decodes_the_same_weights(source: Path, tmp_path: Path, format: Any, dynamic: bool) -> None:

@@ -139,15 +139,15 @@ class ArchiveSource:
         return getattr(load.need("torch"), self._archive.info(name).dtype)
 
     def read(self, name: str) -> Tensor:
-        """One tensor."""
-        return self._archive.read(name)
-
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows `start:stop` of one tensor; it is decoded as a whole and kept until another one is asked for."""
+        """One tensor; it is kept until another one is asked for."""
         if self._last is None or self._last[0] != name:
             self._last = None
             self._last = (name, self._archive.read(name))
-        return self._last[1][start:stop]
+        return self._last[1]
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows `start:stop` of one tensor, which is decoded as a whole."""
+        return self.read(name)[start:stop]
 
     def files(self) -> dict[str, bytes]:
         """The small files that were packed with the weights."""

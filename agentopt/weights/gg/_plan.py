@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from agentopt.errors import UserError
 from agentopt.weights.gg._checkpoint import matches
@@ -99,7 +99,7 @@ def plan(source: WeightSource, *, skip: Sequence[str] = (), head: bool = False) 
             layers.append(parts.layer(module, tensor))
     dropped = parts.take_head(layers, head)
     if not layers:
-        raise UserError(f"model {source.name!r}: found no linear layer left to quantize; skip fewer.")
+        _nothing_left(source, linear, found)
     _check_dtypes(source, layers)
     order = {name: place for place, name in enumerate(source.names)}
     layers.sort(key=lambda layer: order[layer.tensor])
@@ -109,6 +109,16 @@ def plan(source: WeightSource, *, skip: Sequence[str] = (), head: bool = False) 
     quantized = {layer.module for layer in layers}
     whole = tuple(module for module in linear if module not in quantized)
     return Plan(tuple(layers), kept, dropped, tuple(dict.fromkeys(left)), whole, parts.head, parts.tied, warnings)
+
+
+def _nothing_left(source: WeightSource, linear: Mapping[str, Any], names: _Names) -> NoReturn:
+    if linear and not any(names.weight(module) for module in linear):
+        found, expected = (source.names or ("nothing",))[0], next(iter(linear))
+        raise UserError(
+            f"model {source.name!r}: no tensor has the name of a linear layer of its architecture: found such as "
+            f"{found}, expected such as {expected}.weight; write it anew with save_pretrained."
+        )
+    raise UserError(f"model {source.name!r}: found no linear layer left to quantize; skip fewer.")
 
 
 def skeleton(config: Mapping[str, Any], name: str) -> Any:

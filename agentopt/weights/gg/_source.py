@@ -31,7 +31,7 @@ RESULT = "quantize.json"
 NOT_COPIED = ("config.json", INDEX, RESULT)
 _COPIED = (".json", ".txt", ".model", ".jinja", ".md", ".tiktoken")
 _LARGEST_COPY = 256 << 20
-_MAPPED = 256 << 20
+_MAPPED = 64 << 20
 """Bytes read from one file before it is opened anew: pages of an open one count as this process's memory."""
 _DTYPES = {
     "F64": "float64",

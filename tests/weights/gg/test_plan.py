@@ -110,6 +110,16 @@ def test_a_checkpoint_that_does_not_fit_its_config_is_refused(tied: Path) -> Non
             plan(open_source(tied))
 
 
+def test_names_of_another_program_are_shown_beside_those_that_were_expected(tied: Path) -> None:
+    def renamed(tensors: dict[str, Any]) -> None:
+        for name in list(tensors):
+            tensors[name.replace("model.layers", "_orig_mod.blocks")] = tensors.pop(name)
+
+    rewrite(tied, renamed)
+    with pytest.raises(UserError, match=r"found such as _orig_mod\.blocks\.0.*expected such as model\.layers\.0"):
+        plan(open_source(tied))
+
+
 def test_weights_that_are_numbers_of_another_kind_are_refused(tied: Path) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     rewrite(tied, lambda tensors: tensors.update({name: tensors[name].to(torch.int8)}))

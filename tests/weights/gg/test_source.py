@@ -80,6 +80,40 @@ def test_a_model_in_memory_has_no_second_copy_of_a_tied_head(tmp_path: Path) -> 
     assert all(torch.equal(source.read(name), folder.read(name)) for name in source.names)
 
 
+def test_a_hub_model_is_read_from_the_cache(
+    sharded: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    def snapshot(name: str, *, local_files_only: bool) -> str:
+        assert local_files_only
+        if name != "owner/model":
+            raise FileNotFoundError(name)
+        return str(sharded[0])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    source = open_source("owner/model")
+    assert source.name == "owner/model" and set(source.names) == set(sharded[1])
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="no such folder, and the Hugging Face hub did not give it"):
+        open_source("owner/other")
+
+
+def test_an_archive_is_read_as_the_folder_it_was_made_from(
+    sharded: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    from agentopt.weights.gg import archive
+
+    archive.pack(sharded[0], tmp_path / "model.ggz", lossless=True)
+    with opened(tmp_path / "model.ggz") as source, opened(sharded[0]) as folder:
+        assert (source.names, source.config, source.files()) == (folder.names, folder.config, folder.files())
+        for name in source.names:
+            assert torch.equal(source.read(name), folder.read(name)) and source.dtype(name) == folder.dtype(name)
+            assert torch.equal(source.rows(name, 2, 4), folder.rows(name, 2, 4))
+    with pytest.raises(UserError, match="no such file"):
+        open_source(tmp_path / "other.ggz")
+
+
 @pytest.mark.parametrize(
     ("what", "words"),
     [
