@@ -150,7 +150,7 @@ def run(way: Way, seed: int, steps: int, text: Text, tell: Callable[[str], None]
         else [],
         "weights": sum(one.numel() for one in model.parameters() if one.ndim == 2),
         "exact_zeros": _share(model, lambda one: int((one == 0).sum())),
-        "nu": _share(model, lambda one: gg.fit(one).nu * one.numel()),
+        "fitted_nu": _share(model, lambda one: gg.fit(one).nu * one.numel()),
         "cpu_seconds": round(time.process_time() - begun, 1),
     }
 
