@@ -82,6 +82,7 @@ def put_embedding(model: Any, name: str, held: Mapping[str, Tensor], values: Ten
         raise UserError(f"{name}: {type(old).__name__} cannot hold codes; quantize without the head.")
     place = old.padding_idx
     new = RF8Embedding(held[CODES], held[SCALE], values, held.get(BOOK), padding_idx=place, factor=factor, **how)
+    new.kind = type(old)
     model.set_submodule(name, new.train(old.training))
 
 
@@ -203,9 +204,12 @@ def unpack(model: Any, dtype: torch.dtype) -> None:
 
 def _plain(module: Any, weight: nn.Parameter, dtype: torch.dtype) -> nn.Module:
     if isinstance(module, RF8Embedding):
-        if module.factor is not None:
-            raise UserError("dequantize: an embedding that scales its rows cannot be rebuilt; load the original model.")
-        new: Any = nn.Embedding(module.num_embeddings, module.embedding_dim, module.padding_idx, device=_META)
+        sizes = (module.num_embeddings, module.embedding_dim, module.padding_idx)
+        scaled = {} if module.factor is None else {"embed_scale": module.factor}
+        with _META:
+            new: Any = module.kind(*sizes, **scaled)
+        if scaled:
+            new.embed_scale = torch.tensor(module.factor, device=weight.device)
         new.weight = weight
         return new
     bias = None if module.bias is None else nn.Parameter(module.bias.detach().to(dtype))

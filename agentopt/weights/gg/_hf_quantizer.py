@@ -195,7 +195,8 @@ class RF8Quantizer(HfQuantizer):
         layers.tie(model, head, tied, held)
 
     def _dequantize(self, model: Any, dtype: Any = None) -> Any:
-        layers.unpack(model, dtype or self._dtype)
+        # Saving leaves the number type in the config as text.
+        layers.unpack(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype or self._dtype)
         return model
 
     # --- what transformers wants to know -----------------------------------------------------------------------------

@@ -245,6 +245,8 @@ class RF8Embedding(_Codes, nn.Embedding):
         nn.Module.__init__(self)
         self.num_embeddings, self.embedding_dim = (int(size) for size in codes.shape)
         self.padding_idx, self.factor = padding_idx, factor
+        self.kind: Any = nn.Embedding
+        """What it stands for."""
         self.hold(codes, scale, table, book_id, format, dtype)
 
     def forward(self, input: Tensor) -> Tensor:

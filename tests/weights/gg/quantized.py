@@ -25,6 +25,7 @@ def make(kind: str, *, tied: bool = False, bias: bool = False) -> Any:
         "llama": {**llama, "num_key_value_heads": 2, "attention_bias": bias},
         "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
         "gpt_neox": llama,
+        "gemma3_text": {**llama, "num_key_value_heads": 2, "head_dim": 8},
     }[kind]
     config = transformers.AutoConfig.for_model(kind, **common, **settings)
     with torch.random.fork_rng():

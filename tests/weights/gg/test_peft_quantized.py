@@ -116,6 +116,14 @@ def test_gradients_of_both_orders_and_vmap(packed: bool, monkeypatch: pytest.Mon
     assert torch.equal(torch.func.vmap(held)(x.detach()), held(x.detach()))
 
 
+def test_the_fused_kernels_compute_what_the_layer_does() -> None:
+    from agentopt.weights.gg import kernels
+
+    held, x = layer(packed=False), torch.randn(3, 5, generator=torch.Generator().manual_seed(2))
+    found = kernels.linear(x, held.qweight, held.weight_scale, held.table, held.book_id, held.bias, format=held.format)
+    torch.testing.assert_close(found, held(x))
+
+
 def test_compiles_in_one_graph() -> None:
     held, x = layer(packed=False), torch.randn(3, 5)
     expected = held(x)

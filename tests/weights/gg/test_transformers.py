@@ -138,10 +138,12 @@ def test_other_heads_may_be_put_on_the_base(tmp_path: Path) -> None:
 
 
 def test_a_dequantized_model_is_an_ordinary_one(tmp_path: Path) -> None:
-    for kind in ("llama", "gpt2"):
-        write(tmp_path / kind, make(kind, tied=True, bias=True), head=True)
+    for kind in ("llama", "gpt2", "gemma3_text"):
+        rebuilt = write(tmp_path / kind, make(kind, tied=True, bias=True), head=True)
         model = load(tmp_path / kind)
         before = logits(model)
+        assert torch.equal(before, logits(rebuilt))
+        saved(model, tmp_path / f"{kind}-codes")
         plain = saved(model.dequantize(), tmp_path / f"{kind}-plain")
         assert torch.equal(logits(model), before)
         assert "quantization_config" not in (config := json.loads((plain / "config.json").read_text()))
