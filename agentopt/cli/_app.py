@@ -419,6 +419,9 @@ def quantize(
         str | None, typer.Option(help="channel, or tensor_pow2 for rf8 and rf8-strict  [default: channel]")
     ] = None,
     no_refine: Annotated[bool, typer.Option("--no-refine", help="rf8-gg: books of the formula, not fitted")] = False,
+    dynamic_activations: Annotated[
+        bool, typer.Option("--dynamic-activations", help="fp8, int8: servers quantize activations too, as they run")
+    ] = False,
     shard_size: Annotated[str | None, typer.Option(help="largest file, e.g. 500MB  [default: 1GiB]")] = None,
     archive: Annotated[bool, typer.Option("--archive", help="pack MODEL into --out x.ggz, or unpack a .ggz")] = False,
     step: Annotated[str | None, typer.Option(help="archive: distance of two levels, e.g. 2^-10")] = None,
@@ -449,6 +452,7 @@ def quantize(
         "head": True if head else None,
         "scale": scale,
         "refine": False if no_refine else None,
+        "dynamic_activations": True if dynamic_activations else None,
         "shard_size": shard_size,
         "archive": True if archive else None,
         "step": step,

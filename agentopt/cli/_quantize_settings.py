@@ -37,6 +37,7 @@ _KINDS = {
     "head": _SWITCH,
     "scale": _TEXT,
     "refine": _SWITCH,
+    "dynamic_activations": _SWITCH,
     "shard_size": "a size such as 1GB",
     "seed": _WHOLE,
     "archive": _SWITCH,
@@ -48,7 +49,8 @@ _KINDS = {
 }
 _OF: dict[Job, tuple[str, ...]] = {
     "quantize": (
-        "format", "calibrate", "calibrate_tokens", "report", "skip", "head", "scale", "refine", "shard_size", "seed",
+        "format", "calibrate", "calibrate_tokens", "report", "skip", "head", "scale", "refine", "dynamic_activations",
+        "shard_size", "seed",
     ),
     "show": ("report",),
     "pack": ("step", "sqnr", "lossless"),
@@ -62,6 +64,8 @@ _WHY: dict[Job, str] = {
     "unpack": "when an archive is unpacked",
     "verify": "with --verify",
 }
+_SAME = ("head", "scale", "refine", "calibrate", "calibrate_tokens", "dynamic_activations", "seed")
+"""Options that the library knows by the same name."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _POWER = re.compile(r"2(?:\^|\*\*)(-?\d+)")
 
@@ -183,6 +187,10 @@ def _refuse_idle(given: Mapping[str, Any], job: Job) -> None:
     format = given.get("format") or DEFAULT
     if given.get("refine") is False and format != DEFAULT:
         raise UserError(f"--no-refine does nothing with --format {format}, which has no books; leave it out.")
+    if given.get("dynamic_activations") and format not in EXPORTS:
+        raise UserError(
+            f"--dynamic-activations is for fp8 and int8; with --format {format} activations stay as they are."
+        )
     if given.get("scale") == "tensor_pow2" and format not in ("rf8", "rf8-strict"):
         raise UserError(f"--scale tensor_pow2 is for rf8 and rf8-strict; --format {format} has a scale per row.")
     if given.get("calibrate_tokens") is not None and not given.get("calibrate"):
@@ -228,11 +236,7 @@ def _options(given: Mapping[str, Any]) -> QuantizeOptions:
     if calibrate is not None and not Path(calibrate).is_file():
         found = "a folder" if Path(calibrate).is_dir() else "no such file"
         raise UserError(f"--calibrate {calibrate!r}: {found}; give a .txt file, or .jsonl with the column text.")
-    fields: dict[str, Any] = {
-        name: given[name]
-        for name in ("head", "scale", "refine", "calibrate", "calibrate_tokens", "seed")
-        if name in given
-    }
+    fields: dict[str, Any] = {name: given[name] for name in _SAME if name in given}
     if "skip" in given:
         fields["skip"] = tuple(part.strip() for one in given["skip"] for part in one.split(",") if part.strip())
     if "shard_size" in given:

@@ -51,6 +51,8 @@ def test_options_reach_the_library_as_it_takes_them(tmp_path: Path) -> None:
     assert options.skip == ("mlp", "layers.0", "head")
     assert (options.head, options.refine, options.shard_bytes, options.seed) == (True, False, 2 << 30, 3)
     assert options.calibrate == str(tmp_path / "t.txt")
+    stock = QuantizeSettings.of({**GIVEN, "format": "int8", "dynamic_activations": True}, "here").options
+    assert stock.dynamic_activations
     assert QuantizeSettings.of({**PACKED, "step": "2**-12"}, "here").step == 2.0**-12
     assert QuantizeSettings.of({**PACKED, "sqnr": 40}, "here").sqnr == 40.0
     assert QuantizeSettings.of({**PACKED, "lossless": True}, "here").lossless
@@ -72,6 +74,7 @@ def test_options_reach_the_library_as_it_takes_them(tmp_path: Path) -> None:
         ({**GIVEN, "scale": "row"}, "--scale: found 'row', expected channel or tensor_pow2"),
         ({**GIVEN, "scale": "tensor_pow2"}, "--scale tensor_pow2 is for rf8 and rf8-strict"),
         ({**GIVEN, "format": "rf8", "refine": False}, "--no-refine does nothing with --format rf8"),
+        ({**GIVEN, "dynamic_activations": True}, "--dynamic-activations is for fp8 and int8; with --format rf8-gg"),
         ({**GIVEN, "shard_size": "big"}, "--shard-size: found 'big', expected a size such as 1GB"),
         ({**GIVEN, "shard_size": "0"}, "--shard-size: found 0, expected 1 or more"),
         ({**GIVEN, "step": "0.1"}, "--step does nothing without --archive; add --archive"),
