@@ -31,8 +31,9 @@ BYTES_PER_CLOCK = 3.35e12 / 132 / 1.755e9
 """Of a multiprocessor at full bandwidth: one weight each."""
 
 INTEGER = {"LOP3", "SHF", "PRMT", "IADD3", "VIADD", "LEA", "ISETP", "SEL", "SGXT", "VIADDMNMX", "PLOP3", "BFE", "I2F"}
-GATHER_CONFLICTS = 3.5
-"""Passes of a warp's gather: the expected fullest of 32 banks under 32 random words."""
+GATHER_PASSES = 3.3
+"""Of shared memory for a warp's gather from eight books: the fullest of 32 banks, in a simulation with normal weights.
+From one book it is 2.6."""
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Compiled:
         """Share of an H100's bandwidth at which the first of its units is full."""
         issue = self.per_weight / 128
         whole = self.integer / 64
-        shared = self.loop["LDS"] / self.weights / 32 * (GATHER_CONFLICTS if "rf8-gg" in self.name else 1)
+        shared = self.loop["LDS"] / self.weights / 32 * (GATHER_PASSES if "rf8-gg" in self.name else 1)
         return min(1.0, 1 / (BYTES_PER_CLOCK * max(issue, whole, shared)))
 
 
@@ -79,65 +80,82 @@ class Variant:
 
     name: str
     kernel: str
-    out: str
     constants: dict[str, Any]
-    warps: int
-    weights: float
+    types: dict[str, str]
+    warps: int = 4
+    weights: float = 1.0
+    aligned: bool = True
 
 
 def variants() -> Iterator[Variant]:
-    """Everything that `linear` and `decode` launch."""
+    """Everything that `linear` and `decode` launch: in bfloat16, and some in float16, in float32 and in odd shapes."""
     dispatch = importlib.import_module("agentopt.weights.gg.kernels._dispatch")
     for format in FORMATS:
-        code = dispatch._FORMATS[format]
-        common = {"FORMAT": code, "GATHER": True, "BOOKS_PADDED": 8 if code == 2 else 1, "ONE_BOOK": code != 2}
         for most, config in dispatch.CONFIGS:
-            constants = {
-                **common,
-                "WORDS": True,
-                "EXACT": False,
-                "BIAS": True,
-                "EVEN": True,
-                "SPLIT": 2,
-                "OUT": config.out,
-                "TOKENS": config.tokens,
-                "COLUMNS": config.columns,
-                "STAGES": config.stages,
-            }
-            tile = config.out * config.columns
-            if config.way == "few":
-                constants["PARTS"] = config.parts
-                tile *= config.parts
-            yield Variant(
-                f"{format} M<={most}",
-                f"{config.way}_kernel",
-                "*fp32",
-                constants,
-                config.parts,
-                tile / 32 / config.parts,
-            )
-        constants = {**common, "ROWS": 16, "COLUMNS": 256, "ROUND": False}
-        yield Variant(f"{format} decode", "decode_kernel", "*bf16", constants, 4, 32)
+            yield _linear(f"{format} M<={most}", format, config)
+        constants = {**_of(format), "ROWS": 16, "COLUMNS": 256, "ROUND": False}
+        yield Variant(f"{format} decode", "decode_kernel", constants, {"out": "*bf16"})
+    for most, config in dispatch.CONFIGS:
+        yield _linear(f"rf8 float16 M<={most}", "rf8", config, "*fp16")
+    for most, config in dispatch.EXACT_CONFIGS:
+        yield _linear(f"rf8 float32 M<={most}", "rf8", config, "*fp32")
+    yield _linear("rf8-gg M<=4, odd", "rf8-gg", dispatch.CONFIGS[0][1], odd=True)
+    yield Variant("sum of parts", "finish_kernel", {"BIAS": True, "SPLIT": 4, "BLOCK": 512}, {"out": "*bf16"})
 
 
-_TYPES = {"x": "*bf16", "codes": "*u8", "scale": "*fp32", "table": "*fp32", "book_id": "*u8", "bias": "*bf16"}
+def _of(format: str) -> dict[str, Any]:
+    code, books = {"rf8": 0, "e3m4": 1, "rf8-gg": 2}[format], format == "rf8-gg"
+    return {"FORMAT": code, "GATHER": True, "BOOKS_PADDED": 8 if books else 1, "ONE_BOOK": not books}
+
+
+def _linear(name: str, format: str, config: Any, x: str = "*bf16", odd: bool = False) -> Variant:
+    """Columns shared by two programs; an odd one has them for itself, and masks them."""
+    constants = {
+        **_of(format),
+        "WORDS": x != "*fp32",
+        "EXACT": x == "*fp32",
+        "BIAS": True,
+        "EVEN": not odd,
+        "SPLIT": 1 if odd else 2,
+        "OUT": config.out,
+        "TOKENS": config.tokens,
+        "COLUMNS": config.columns,
+        "STAGES": config.stages,
+    }
+    tile = config.out * config.columns
+    if config.way == "few":
+        constants["PARTS"] = config.parts
+        tile *= config.parts
+    types = {"x": x, "bias": x, "out": x if odd else "*fp32"}
+    return Variant(name, f"{config.way}_kernel", constants, types, config.parts, tile / 32 / config.parts, not odd)
+
+
+_TYPES = {
+    "unit": "fp32",
+    "parts": "*fp32",
+    "codes": "*u8",
+    "scale": "*fp32",
+    "table": "*fp32",
+    "book_id": "*u8",
+    "bias": "*bf16",
+}
 
 
 def build(variant: Variant, capability: int) -> Compiled:
-    """Compile one kernel, pointers and sizes multiples of 16."""
+    """Compile one kernel; pointers and, unless it is an odd one, sizes are multiples of 16."""
     triton: Any = importlib.import_module("triton")
     target: Any = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", capability, 32)
     function: Any = getattr(importlib.import_module("agentopt.weights.gg.kernels._triton"), variant.kernel)
     constants = dict(variant.constants)
-    if constants["ONE_BOOK"]:
+    if constants.get("ONE_BOOK"):
         constants["book_id"] = None
-    kinds = {**_TYPES, "out": variant.out}
+    kinds = {**_TYPES, **variant.types}
     names: list[str] = function.arg_names
     signature = {one: "constexpr" if one in constants else kinds.get(one, "i32") for one in names}
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, one in enumerate(names)
-        if signature[one].startswith("*") or one in ("width", "height", "stride")
+        if signature[one].startswith("*") or (variant.aligned and one in ("width", "height", "stride"))
     }
     source = triton.compiler.ASTSource(fn=function, signature=signature, constexprs=constants, attrs=aligned)
     made: Any = triton.compile(source, target=target, options={"num_warps": variant.warps})
@@ -204,7 +222,7 @@ def main() -> None:
             loop = found.loop
             products = next((one for one in ("HGMMA", "HMMA", "UTCHMMA") if loop[one]), "-")
             part = (f"{found.per_weight:.1f}", f"{found.integer:.1f}", products, f"{found.bound:.0%}")
-            if not loop:
+            if not any(loop[one] for one in ("HGMMA", "HMMA", "UTCHMMA", "FFMA")):
                 part = ("-", "-", "-", "-")
             cells = (found.name, f"sm_{capability}", found.registers, found.spilled, found.shared, *part)
             print("|", " | ".join(map(str, cells)), "|", flush=True)

@@ -1,5 +1,6 @@
 """Which way a layer is computed: by the number of tokens, in plain integers, so that a CUDA graph keeps the choice.
 
+With 16-bit activations,
 - up to `FEW` tokens reading the weights is what takes the time: decoded in registers, multiplied by tensor cores;
 - up to `TILED` tokens in tiles, decoded again for every tile of tokens;
 - above it decoded once to a scratch in the layer's type, slice by slice, and multiplied by torch.
@@ -31,6 +32,8 @@ GATHERED_BOOKS = 16
 
 _WARPS = 12
 """Warps per multiprocessor that the columns are shared out for, where rows and tokens alone give fewer."""
+
+_TRITON = importlib.util.find_spec("triton") is not None
 
 _FORMATS = {"rf8": 0, "rf8-strict": 0, "e3m4": 1, "rf8-gg": 2}
 
@@ -68,6 +71,12 @@ CONFIGS: list[tuple[int, Config]] = [
 ]
 """By the greatest number of tokens; more tokens go by scratch. Chosen from compiled code, not from timings."""
 
+EXACT_CONFIGS: list[tuple[int, Config]] = [
+    (4, Config("few", out=16, tokens=8, columns=64, parts=8, stages=2)),
+    (8, Config("few", out=32, tokens=8, columns=64, parts=8, stages=2)),
+]
+"""For float32, which tensor cores do not take: more tokens go by scratch."""
+
 OVERRIDES: dict[tuple[int, int, int], Config] = {}
 """By (tokens, rows, columns) of a product: taken instead, to measure and to tune. No effect on results but rounding."""
 
@@ -80,13 +89,12 @@ def choose(tokens: int, height: int, width: int, units: int, exact: bool = False
         height: rows of the weight.
         width: its columns.
         units: multiprocessors of the GPU.
-        exact: float32 operands, which tensor cores do not take: tiles of more than a few tokens do not pay.
+        exact: float32 operands.
     """
     found = OVERRIDES.get((tokens, height, width))
     if found is None:
-        found = next((config for most, config in CONFIGS if tokens <= most), Config("scratch"))
-        if exact and found.way == "tiled":
-            found = Config("scratch")
+        table = EXACT_CONFIGS if exact else CONFIGS
+        found = next((config for most, config in table if tokens <= most), Config("scratch"))
     if found.way == "scratch" or found.split:
         return found
     programs = -(-height // found.out) * -(-tokens // found.tokens)
@@ -99,9 +107,9 @@ def choose(tokens: int, height: int, width: int, units: int, exact: bool = False
 def usable(tensor: Tensor) -> bool:
     """Whether the kernels can work on such an input: on CUDA with Triton (or in its interpreter, for tests).
 
-    The GPU has to know bfloat16 (compute capability 8.0).
+    torch.compile may trace it. The GPU has to be one of NVIDIA's that knows bfloat16 (compute capability 8.0).
     """
-    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16) or not _triton():
+    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16) or not _TRITON:
         return False
     return _interpreted() or (tensor.is_cuda and _able(tensor.device))
 
@@ -159,13 +167,14 @@ def _fused(flat: Tensor, weight: _Weight, bias: Tensor | None, out: Tensor, form
     if config.split > 1:
         parts = torch.empty((config.split, tokens, height), dtype=torch.float32, device=flat.device)
     exact = flat.dtype == torch.float32 or _interpreted()
-    words = flat.dtype == torch.bfloat16 and not exact
+    words = not exact
+    unit = _rf8_unit(flat.dtype) if words and _FORMATS[format] == 0 else 1.0
     cut = {"PARTS": config.parts} if config.way == "few" else {}
     grid = (-(-height // config.out), -(-tokens // config.tokens), config.split)
     with _on(flat):
         getattr(kernels, f"{config.way}_kernel")[grid](
             *(flat, codes, scale, table, book_id, bias, parts),
-            *(tokens, height, width, flat.stride(0), steps, len(table)),
+            *(tokens, height, width, flat.stride(0), steps, len(table), unit),
             FORMAT=_FORMATS[format],
             WORDS=words,
             EXACT=exact,
@@ -182,7 +191,7 @@ def _fused(flat: Tensor, weight: _Weight, bias: Tensor | None, out: Tensor, form
         )
         if config.split > 1:
             kernels.finish_kernel[(-(-height // 512), tokens)](
-                *(parts, scale, bias, out, tokens, height, 2.0**-16 if words and _FORMATS[format] == 0 else 1.0),
+                *(parts, scale, bias, out, tokens, height, unit),
                 BIAS=bias is not None,
                 SPLIT=config.split,
                 BLOCK=512,
@@ -224,6 +233,11 @@ def _decode(codes: Tensor, scale: Tensor, table: Tensor, book_id: Tensor | None,
         )
 
 
+def _rf8_unit(dtype: torch.dtype) -> float:
+    units: dict[str, float] = importlib.import_module("agentopt.weights.gg.kernels._values").RF8_UNIT
+    return units[str(dtype).removeprefix("torch.")]
+
+
 def _step(config: Config) -> int:
     """Columns of a program's step."""
     return config.columns * (config.parts if config.way == "few" else 1)
@@ -247,14 +261,8 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@functools.cache
-def _triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-@functools.cache
 def _able(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @functools.cache

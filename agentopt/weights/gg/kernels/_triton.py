@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from agentopt.weights.gg.kernels._values import BOOKS, books, unit, values
+from agentopt.weights.gg.kernels._values import BOOKS, books, values
 
 
 @triton.jit
@@ -35,22 +35,22 @@ def _first(book_id, rows, height, ONE_BOOK: tl.constexpr):
 
 
 @triton.jit
-def _write(total, rows, tokens, scale, bias, out, count, height, factor, BIAS: tl.constexpr, SPLIT: tl.constexpr):
+def _write(total, rows, tokens, scale, bias, out, count, height, unit, BIAS: tl.constexpr, SPLIT: tl.constexpr):
     """Scale, add the bias and store (rows, tokens); store the bare sums where other programs have a part in them."""
     inside = (rows < height)[:, None] & (tokens < count)[None, :]
     place = tokens[None, :].to(tl.int64) * height + rows[:, None]
     if SPLIT > 1:
         tl.store(out + tl.program_id(2).to(tl.int64) * count * height + place, total, mask=inside)
     else:
-        total *= (tl.load(scale + rows, mask=rows < height, other=0.0) * factor)[:, None]
+        total *= (tl.load(scale + rows, mask=rows < height, other=0.0) * unit)[:, None]
         if BIAS:
             total += tl.load(bias + rows, mask=rows < height, other=0.0).to(tl.float32)[:, None]
         tl.store(out + place, total.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["count", "steps", "book_count"])
 def few_kernel(
-    x, codes, scale, table, book_id, bias, out, count, height, width, stride, steps, book_count,
+    x, codes, scale, table, book_id, bias, out, count, height, width, stride, steps, book_count, unit,
     FORMAT: tl.constexpr, WORDS: tl.constexpr, EXACT: tl.constexpr, GATHER: tl.constexpr, BOOKS_PADDED: tl.constexpr,
     BIAS: tl.constexpr, ONE_BOOK: tl.constexpr, EVEN: tl.constexpr, SPLIT: tl.constexpr,
     OUT: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr, STAGES: tl.constexpr,
@@ -58,7 +58,8 @@ def few_kernel(
     """Few tokens: a program has OUT rows of weights, and each of its PARTS warps columns of its own.
 
     `x` is (count, width) with `stride` from row to row, `codes` (height, width) contiguous. Program (i, j, s) gives
-    rows i OUT.., tokens j TOKENS.., and sums the s-th of SPLIT runs of `steps` steps of PARTS x COLUMNS columns.
+    rows i OUT.., tokens j TOKENS.., and sums the s-th of SPLIT runs of `steps` steps of PARTS x COLUMNS columns. `unit`
+    is what decoded values have to be multiplied by.
     """
     rows = tl.program_id(0) * OUT + tl.arange(0, OUT)
     tokens = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
@@ -77,14 +78,12 @@ def few_kernel(
         right = tl.load(token + column[:, :, None], mask=given, other=0.0)
         total = _product(values(bytes_, first, table, lut, FORMAT, WORDS, GATHER), right, total, EXACT)
         column += PARTS * COLUMNS
-    _write(
-        tl.sum(total, 0), rows, tokens, scale, bias, out, count, height, unit(FORMAT, WORDS), BIAS, SPLIT
-    )  # fmt: skip
+    _write(tl.sum(total, 0), rows, tokens, scale, bias, out, count, height, unit, BIAS, SPLIT)
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["count", "steps", "book_count"])
 def tiled_kernel(
-    x, codes, scale, table, book_id, bias, out, count, height, width, stride, steps, book_count,
+    x, codes, scale, table, book_id, bias, out, count, height, width, stride, steps, book_count, unit,
     FORMAT: tl.constexpr, WORDS: tl.constexpr, EXACT: tl.constexpr, GATHER: tl.constexpr, BOOKS_PADDED: tl.constexpr,
     BIAS: tl.constexpr, ONE_BOOK: tl.constexpr, EVEN: tl.constexpr, SPLIT: tl.constexpr,
     OUT: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
@@ -106,12 +105,12 @@ def tiled_kernel(
         right = tl.load(token + column[:, None], mask=given, other=0.0)
         total = _product(values(bytes_, first, table, lut, FORMAT, WORDS, GATHER), right, total, EXACT)
         column += COLUMNS
-    _write(total, rows, tokens, scale, bias, out, count, height, unit(FORMAT, WORDS), BIAS, SPLIT)
+    _write(total, rows, tokens, scale, bias, out, count, height, unit, BIAS, SPLIT)
 
 
 @triton.jit(do_not_specialize=["count"])
 def finish_kernel(
-    parts, scale, bias, out, count, height, factor, BIAS: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr
+    parts, scale, bias, out, count, height, unit, BIAS: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Sum the parts (SPLIT, count, height), in their order; scale, add the bias. Program (i, j): columns i, token j."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -120,7 +119,7 @@ def finish_kernel(
     total = tl.zeros((BLOCK,), tl.float32)
     for part in tl.static_range(SPLIT):
         total += tl.load(parts + part * count.to(tl.int64) * height + place, mask=inside, other=0.0)
-    total *= tl.load(scale + rows, mask=inside, other=0.0) * factor
+    total *= tl.load(scale + rows, mask=inside, other=0.0) * unit
     if BIAS:
         total += tl.load(bias + rows, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + place, total.to(out.dtype.element_ty), mask=inside)

@@ -1,9 +1,9 @@
 """What a code is worth, inside a kernel: arithmetic on bits for RF8 and E3M4, a gather for books.
 
-Four codes are decoded at a time where the result is bfloat16 on a GPU: a 32-bit word of four bytes becomes two words of
-two bfloat16 each, in instructions that work on all bytes of a word. They are written in PTX, because the compiler of
-the kernels only sees single elements. RF8 comes out 2^16 too large there (`unit` tells): the bit that says "not zero"
-is then an exponent bit by itself, and the power of two goes into the row's scale at no cost.
+Four codes are decoded at a time where the result has 16 bits on a GPU: a word of four bytes becomes two words of two
+numbers each, in instructions that work on all bytes of a word. They are written in PTX, because the compiler of the
+kernels only sees single elements. RF8 comes out too large by a power of two there, which goes into the row's scale at
+no cost: the bit that says "not zero" is then an exponent bit by itself.
 """
 # A kernel is written in Triton's language, whose values have no Python types.
 # pyright: reportMissingParameterType=false, reportUnknownParameterType=false, reportUnknownVariableType=false
@@ -56,6 +56,48 @@ fma.rn.bf16x2 $1, $1, factor, nothing;
 then. The product adds -0, which keeps the sign of zero."""
 
 
+RF8_HALVES = tl.constexpr("""{
+.reg .b32 zero, high, low, r, up;
+and.b32 zero, $2, 0x7f7f7f7f;
+add.u32 zero, zero, 0x7f7f7f7f;
+shr.u32 zero, zero, 2;
+and.b32 zero, zero, 0x20202020;
+shr.u32 high, $2, 1;
+and.b32 high, high, 0x3c3c3c3c;
+add.u32 high, high, zero;
+lop3.b32 high, $2, 0x80808080, high, 0xEA;
+shr.u32 up, $2, 4;
+lop3.b32 r, $2, 0x0f0f0f0f, up, 0xE2;
+and.b32 r, r, 0x77777777;
+prmt.b32 r, r, 0, 0x4420;
+prmt.b32 low, 0x00804000, 0xc0800000, r;
+prmt.b32 r, 0x01000000, 0x03030302, r;
+or.b32 high, high, r;
+prmt.b32 $0, low, high, 0x5140;
+prmt.b32 $1, low, high, 0x7362;
+}""")
+"""To float16: the high byte is `s`, e + 8 in five bits (e where the code is zero), and the first two bits of the
+significand; the low byte is its other two."""
+
+E3M4_HALVES = tl.constexpr("""{
+.reg .b32 high, low, factor;
+shr.u32 high, $2, 2;
+and.b32 high, high, 0x1f1f1f1f;
+lop3.b32 high, $2, 0x80808080, high, 0xEA;
+shl.b32 low, $2, 6;
+and.b32 low, low, 0xc0c0c0c0;
+prmt.b32 $0, low, high, 0x5140;
+prmt.b32 $1, low, high, 0x7362;
+mov.b32 factor, 0x6c006c00;
+mul.rn.f16x2 $0, $0, factor;
+mul.rn.f16x2 $1, $1, factor;
+}""")
+"""To float16, times 2^12."""
+
+RF8_UNIT = {"bfloat16": 2.0**-16, "float16": 2.0**-8}
+"""What words of RF8 have to be multiplied by."""
+
+
 @triton.jit
 def rf8(codes):
     """RF8 (any shape, uint8) as float32."""
@@ -102,27 +144,19 @@ def books(table, BOOKS_PADDED: tl.constexpr, count, GATHER: tl.constexpr, TYPE: 
 
 @triton.jit
 def values(codes, first, table, lut, FORMAT: tl.constexpr, WORDS: tl.constexpr, GATHER: tl.constexpr):
-    """Weights before their scale, in the type of `lut`, times `1 / unit`.
+    """Weights before their scale, in the type of `lut`; RF8 over its unit with WORDS.
 
-    WORDS decodes four codes at a time to bfloat16: on a GPU only.
+    WORDS decodes four codes at a time to bfloat16 or float16: on a GPU only.
     """
     if FORMAT == BOOKS:
         return looked_up(codes, first, table, lut, GATHER)
     elif WORDS:
-        if FORMAT == RF8:
-            return tl.inline_asm_elementwise(RF8_WORDS, "=r,=r,r", [codes], dtype=tl.bfloat16, is_pure=True, pack=4)
-        else:
-            return tl.inline_asm_elementwise(E3M4_WORDS, "=r,=r,r", [codes], dtype=tl.bfloat16, is_pure=True, pack=4)
+        half: tl.constexpr = lut.dtype == tl.float16
+        asm: tl.constexpr = (
+            (RF8_HALVES if half else RF8_WORDS) if FORMAT == RF8 else (E3M4_HALVES if half else E3M4_WORDS)
+        )
+        return tl.inline_asm_elementwise(asm, "=r,=r,r", [codes], dtype=lut.dtype, is_pure=True, pack=4)
     elif FORMAT == RF8:
         return rf8(codes).to(lut.dtype)
     else:
         return e3m4(codes).to(lut.dtype)
-
-
-@triton.jit
-def unit(FORMAT: tl.constexpr, WORDS: tl.constexpr):
-    """What values have to be multiplied by."""
-    if FORMAT == RF8 and WORDS:
-        return 1.52587890625e-05
-    else:
-        return 1.0

@@ -88,17 +88,27 @@ def _lop3(a: int, b: int, c: int, rule: int) -> int:
     return sum(1 << bit for bit in range(32) if rule >> ((a >> bit & 1) << 2 | (b >> bit & 1) << 1 | c >> bit & 1) & 1)
 
 
-def _halves(one: int) -> Any:
-    return torch.tensor([one & 0xFFFF, one >> 16]).to(torch.int32).to(torch.int16).view(torch.bfloat16)
+def _numbers(one: int, dtype: Any) -> Any:
+    return torch.tensor([one & 0xFFFF, one >> 16]).to(torch.int32).to(torch.int16).view(dtype)
+
+
+def _word(numbers: Any, dtype: Any) -> int:
+    low, high = numbers.to(dtype).view(torch.int16).tolist()
+    return (low & 0xFFFF) | (high & 0xFFFF) << 16
 
 
 def _fma(a: int, b: int, c: int) -> int:
-    low, high = (_halves(a).double() * _halves(b).double() + _halves(c).double()).to(torch.bfloat16).view(torch.int16)
-    return (int(low) & 0xFFFF) | (int(high) & 0xFFFF) << 16
+    x, y, z = (_numbers(one, torch.bfloat16).double() for one in (a, b, c))
+    return _word(x * y + z, torch.bfloat16)
+
+
+def _mul(a: int, b: int) -> int:
+    return _word(_numbers(a, torch.float16).double() * _numbers(b, torch.float16).double(), torch.float16)
 
 
 PTX: dict[str, Any] = {
     "and.b32": lambda a, b: a & b,
+    "or.b32": lambda a, b: a | b,
     "add.u32": lambda a, b: a + b & 0xFFFFFFFF,
     "shr.u32": lambda a, b: a >> b,
     "shl.b32": lambda a, b: a << b & 0xFFFFFFFF,
@@ -106,10 +116,11 @@ PTX: dict[str, Any] = {
     "lop3.b32": _lop3,
     "prmt.b32": _prmt,
     "fma.rn.bf16x2": _fma,
+    "mul.rn.f16x2": _mul,
 }
 
 
-def run_ptx(text: str, word: int) -> list[float]:
+def run_ptx(text: str, word: int, dtype: Any) -> list[float]:
     """Four values of a word, by the manual's definition of each instruction."""
     held: dict[str, int] = {"$2": word}
     for line in re.findall(r"[^;{}]+;", text):
@@ -118,20 +129,21 @@ def run_ptx(text: str, word: int) -> list[float]:
             continue
         target, *given = (one.strip() for one in rest[0].split(","))
         held[target] = PTX[name](*(held[one] if one in held else int(one, 0) for one in given))
-    return [*_halves(held["$0"]).tolist(), *_halves(held["$1"]).tolist()]
+    return [*_numbers(held["$0"], dtype).tolist(), *_numbers(held["$1"], dtype).tolist()]
 
 
-@pytest.mark.parametrize("format", ["rf8", "e3m4"])
-def test_words_of_codes_decode_to_the_table(format: str) -> None:
+@pytest.mark.parametrize("name", ["RF8_WORDS", "RF8_HALVES", "E3M4_WORDS", "E3M4_HALVES"])
+def test_words_of_codes_decode_to_the_table(name: str) -> None:
     """What runs on a GPU in place of the interpreter's arithmetic: all codes, each in every place of a word."""
     pytest.importorskip("triton")
     values: Any = importlib.import_module("agentopt.weights.gg.kernels._values")
-    text, unit = (values.RF8_WORDS, 2.0**16) if format == "rf8" else (values.E3M4_WORDS, 1.0)
-    table = _tables.table(format)[0].tolist()
+    dtype = torch.float16 if name.endswith("HALVES") else torch.bfloat16
+    unit = values.RF8_UNIT[str(dtype).removeprefix("torch.")] if name.startswith("RF8") else 1.0
+    table = _tables.table("rf8" if name.startswith("RF8") else "e3m4")[0].tolist()
     for code in range(256):
         four = [code, code * 7 + 1 & 255, 255 - code, code * 31 & 255]
-        found = run_ptx(text.value, int.from_bytes(bytes(four), "little"))
-        assert found == [unit * table[one] for one in four]
+        found = run_ptx(getattr(values, name).value, int.from_bytes(bytes(four), "little"), dtype)
+        assert [unit * one for one in found] == [table[one] for one in four]
 
 
 # Compiled, without a GPU ------------------------------------------------------------------------------------------
@@ -166,8 +178,9 @@ def test_kernels_compile_for_gpus(static: Any, name: str, capability: int) -> No
 
 
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-def test_the_decoder_of_whole_weights_compiles(static: Any) -> None:
-    (variant,) = [one for one in static.variants() if one.name == "rf8-gg decode"]
+@pytest.mark.parametrize("name", ["rf8-gg decode", "rf8-gg M<=4, odd", "sum of parts"])
+def test_the_other_kernels_compile(static: Any, name: str) -> None:
+    (variant,) = [one for one in static.variants() if one.name == name]
     assert static.build(variant, 90).spilled == 0
 
 
@@ -230,7 +243,10 @@ def test_it_is_traced_as_one_node_in_one_graph() -> None:
         seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
         return graph.forward
 
-    compiled = torch.compile(lambda x: linear(x, *parts, format="rf8") * 2, fullgraph=True, backend=backend)
+    def run(x: Any) -> Any:
+        return linear(x, *parts, format="rf8") * (3 if usable(x) else 2)
+
+    compiled = torch.compile(run, fullgraph=True, backend=backend)
     x = torch.randn(4, 20)
     assert torch.equal(compiled(x), 2 * linear(x, *parts, format="rf8"))
     assert "agentopt_gg.linear" in seen
