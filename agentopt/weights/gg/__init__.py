@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from agentopt.weights.gg._density import sigma_of as sigma_of
     from agentopt.weights.gg._fit import fit as fit
     from agentopt.weights.gg._init import init_ as init_
+    from agentopt.weights.gg._linear import RF8Embedding as RF8Embedding
+    from agentopt.weights.gg._linear import RF8Linear as RF8Linear
     from agentopt.weights.gg._quantize import quantize as quantize
     from agentopt.weights.gg._rates import Rates as Rates
     from agentopt.weights.gg._rates import bits_per_weight as bits_per_weight
@@ -82,6 +84,8 @@ _LAZY: dict[str, str] = {
     "sigma_of": "_density",
     "fit": "_fit",
     "init_": "_init",
+    "RF8Embedding": "_linear",
+    "RF8Linear": "_linear",
     "quantize": "_quantize",
     "Rates": "_rates",
     "bits_per_weight": "_rates",
@@ -97,6 +101,8 @@ __all__ = [
     "Quality",
     "QuantizeOptions",
     "QuantizeResult",
+    "RF8Embedding",
+    "RF8Linear",
     "Rates",
     "Record",
     "Reshaped",
