@@ -21,6 +21,8 @@ FINALISTS = 3
 """Books that are fitted on whole rows."""
 TRIES = 9
 """Scales per book."""
+_ROWS = 8192
+"""At once, so that the scales tried for very short rows need no more room than the weights."""
 _SMALLEST = 2.0**-126
 _LARGEST = torch.finfo(torch.float32).max * (1 - 2**-22)
 """A little below the largest float32: a level times a scale is rounded."""
@@ -41,7 +43,7 @@ def search(weight: Tensor, grid: Grid, column_weight: Tensor | None = None) -> t
     codes = torch.empty((rows, width), dtype=torch.uint8, device=weight.device)
     scale = torch.empty((rows, 1), device=weight.device)
     book = torch.empty((rows, 1), dtype=torch.uint8, device=weight.device)
-    step = max(1, TILE // width)
+    step = max(1, min(TILE // width, _ROWS))
     for start in range(0, rows, step):
         part = slice(start, start + step)
         codes[part], scale[part], book[part] = _tile(weight[part].to(torch.float32), grid, column_weight)
