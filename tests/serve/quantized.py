@@ -24,7 +24,7 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 WIDTH = 128
 SPREAD = {"float32": 0.12, "bfloat16": 0.05}
 HEAD_SPREAD = {"float32": 0.05, "bfloat16": 0.02}
-"""Standard deviations. In bfloat16 they are such that the format's own error stays below 1e-2: logits of 4 are rounded
+"""Standard deviations. In bfloat16 they are such that the format's own error stays below 1e-2: logits of 3 are rounded
 to 1/64, and a signal that every layer widens carries its rounding along."""
 ANSWER = 12
 
@@ -60,12 +60,34 @@ def label(job: int) -> str:
     return f"{SPECS[number]}, {'eager' if eager else 'compiled'}"
 
 
-class Checkpoint:
+class Quantized:
+    """A folder that is served; maybe with a LoRA adapter."""
+
+    spec: Spec
+    folder: Path
+    adapter: Path | None
+
+    @cached_property
+    def cases(self) -> list[Case]:
+        """What is asked."""
+        raise NotImplementedError
+
+    def load(self) -> Any:
+        """The quantized model by transformers."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        import agentopt.weights.gg.transformers_plugin  # noqa: F401  # pyright: ignore[reportUnusedImport]
+
+        return AutoModelForCausalLM.from_pretrained(self.folder, dtype=getattr(torch, self.spec.dtype)).eval()
+
+
+class Checkpoint(Quantized):
     """A quantized model folder, the folder it came from, and a LoRA adapter on top."""
 
     def __init__(self, place: Path, spec: Spec) -> None:
-        self.spec, self.place = spec, place
-        self.source, self.folder, self.adapter = place / "source", place / "quantized", place / "adapter"
+        self.spec, self.source, self.folder = spec, place / "source", place / "quantized"
+        self.adapter = place / "adapter"
         _make(self.source, spec)
         options = gg.QuantizeOptions(head=spec.head)
         gg.quantize(str(self.source), str(self.folder), spec.format, options=options)
@@ -82,15 +104,6 @@ class Checkpoint:
             tokens = torch.randint(3, len(WORDS), (length + ANSWER,), generator=drawn).tolist()
             found += [Case(name, tokens[:length], tokens[length:]) for name in (None, "adapter")]
         return found
-
-    def load(self) -> Any:
-        """The quantized model by transformers."""
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        import agentopt.weights.gg.transformers_plugin  # noqa: F401  # pyright: ignore[reportUnusedImport]
-
-        return AutoModelForCausalLM.from_pretrained(self.folder, dtype=getattr(torch, self.spec.dtype)).eval()
 
 
 def _make(folder: Path, spec: Spec) -> None:
@@ -164,7 +177,7 @@ def by_source(checkpoint: Checkpoint) -> list[Said]:
     return [said(model, case) for case in checkpoint.cases]
 
 
-def by_vllm(jobs: Sequence[tuple[Checkpoint, bool]], place: Path, ranks: int = 1) -> list[list[Said]]:
+def by_vllm(jobs: Sequence[tuple[Quantized, bool]], place: Path, ranks: int = 1) -> list[list[Said]]:
     """vLLM in a process of its own: an engine for every checkpoint, eager where told, else compiled."""
     told = [
         {
@@ -172,7 +185,7 @@ def by_vllm(jobs: Sequence[tuple[Checkpoint, bool]], place: Path, ranks: int = 1
             "dtype": checkpoint.spec.dtype,
             "eager": eager,
             "ranks": ranks,
-            "adapter": str(checkpoint.adapter),
+            "adapter": checkpoint.adapter and str(checkpoint.adapter),
             "targets": TARGETS,
             "cases": [
                 {"adapted": case.adapter is not None, "prompt": case.prompt, "answer": case.answer}

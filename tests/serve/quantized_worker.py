@@ -3,8 +3,8 @@
     python tests/serve/quantized_worker.py OUT.json < jobs.json
 
 A job holds `model`, `dtype`, `eager`, `ranks` (tensor-parallel), `adapter` (a folder), `targets` (the layers it adapts)
-and `cases`: each whether it is `adapted`, the tokens of a `prompt` and those of an `answer`. No option names a
-quantization: the checkpoint does.
+and `cases`: each whether it is `adapted`, the tokens of a `prompt` and those of an `answer`. Without an `adapter` LoRA
+is off. No option names a quantization: the checkpoint does.
 """
 
 from __future__ import annotations
@@ -23,24 +23,27 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     request: Any = importlib.import_module("vllm.lora.request").LoRARequest
     parallel: Any = importlib.import_module("vllm.distributed.parallel_state")
     began = time.monotonic()
+    lora = {
+        "enable_lora": True,
+        # One slot more than adapters: on a CPU, rows without an adapter get what is in the last one (vllm#48421).
+        "max_loras": 2,
+        "max_lora_rank": 8,
+        # Without the head: with it, asking for the log-probabilities of a prompt stops the engine (vllm#29955).
+        "lora_target_modules": job["targets"],
+    }
     engine = vllm.LLM(
         model=job["model"],
         dtype=job["dtype"],
         max_model_len=64,
         max_num_seqs=16,
         enforce_eager=job["eager"],
-        enable_lora=True,
-        # One slot more than adapters: on a CPU, rows without an adapter get what is in the last one (vllm#48421).
-        max_loras=2,
-        max_lora_rank=8,
-        # Without the head: with it, asking for the log-probabilities of a prompt stops the engine (vllm#29955).
-        lora_target_modules=job["targets"],
+        **(lora if job["adapter"] else {}),
         tensor_parallel_size=job.get("ranks", 1),
         distributed_executor_backend="uni" if job.get("ranks", 1) == 1 else "mp",
         seed=0,
     )
     seconds = time.monotonic() - began
-    adapter = request("adapter", 1, job["adapter"])
+    adapter = request("adapter", 1, job["adapter"]) if job["adapter"] else None
     used = [adapter if case["adapted"] else None for case in job["cases"]]
     forced = engine.generate(
         [{"prompt_token_ids": case["prompt"] + case["answer"]} for case in job["cases"]],
