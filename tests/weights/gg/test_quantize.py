@@ -185,14 +185,14 @@ class Counting(FolderSource):
 
 
 def test_a_model_larger_than_memory_goes_through(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_passes, "TILE", 256)
+    monkeypatch.setattr(_passes, "TILE", 512)
     monkeypatch.setattr(_passes, "_ROWS", (2, 2))
     gc.collect()
     counting = Counting(source, "counted")
-    options = QuantizeOptions(skip=("layers.1", "self_attn"))
+    options = QuantizeOptions(skip=("layers.1", "self_attn", "up_proj"))
     result = gg.quantize(counting, tmp_path / "out", options=options)
-    # Two tiles of 256 weights at 16 bits: one that is worked on, one that is read.
-    assert counting.peak <= 2 * 256 * 2 < result.bytes_before / 40
+    # Two tiles of 512 weights at 16 bits: one that is worked on, one that is read.
+    assert counting.peak <= 2 * 512 * 2 < result.bytes_before / 20
 
 
 def killed(source: Path, out: Path, options: QuantizeOptions, when: Callable[[Event], bool]) -> None:
@@ -243,13 +243,13 @@ def test_unfinished_work_takes_the_same_settings_only(source: Path, tmp_path: Pa
         stop.wanted = stop.wanted or isinstance(event, ShardWritten)
 
     with pytest.raises(KeyboardInterrupt):
-        gg.quantize(source, out, options=QuantizeOptions(shard_bytes=SMALL), on_event=end, stop=stop)
+        gg.quantize(source, out, "rf8", options=QuantizeOptions(shard_bytes=SMALL), on_event=end, stop=stop)
     assert not out.exists()
-    with pytest.raises(UserError, match=r"out\.partial: found unfinished work with format 'rf8-gg', now 'e3m4'"):
+    with pytest.raises(UserError, match=r"out\.partial: found unfinished work with format 'rf8', now 'e3m4'"):
         gg.quantize(source, out, "e3m4", options=QuantizeOptions(shard_bytes=SMALL))
     with pytest.raises(UserError, match="unfinished work with seed 0, now 1; give the same settings"):
-        gg.quantize(source, out, options=QuantizeOptions(shard_bytes=SMALL, seed=1))
-    assert len(gg.quantize(source, out, options=QuantizeOptions(shard_bytes=SMALL)).tensors) == 14
+        gg.quantize(source, out, "rf8", options=QuantizeOptions(shard_bytes=SMALL, seed=1))
+    assert len(gg.quantize(source, out, "rf8", options=QuantizeOptions(shard_bytes=SMALL)).tensors) == 14
 
 
 class Stop:
