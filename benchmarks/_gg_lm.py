@@ -19,11 +19,7 @@ from _prose import prose
 
 from agentopt.weights import gg
 
-VOCABULARY, LENGTH, BATCH = 512, 96, 16
-WIDTH, LAYERS, HIDDEN = 128, 3, 384
 RATE, WARMUP, DECAY = 3e-3, 0.05, 0.1
-HELD_OUT = 256
-"""Sequences of the validation text."""
 STEPS = tuple(2.0**-power for power in range(3, 13))
 """Grids on which every trained model is rounded."""
 
@@ -47,15 +43,36 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Text:
-    """Token streams."""
+class Size:
+    """Of the model, of a batch, of the training."""
 
     name: str
+    width: int
+    layers: int
+    hidden: int
+    length: int
+    steps: int
+    batch: int = 16
+    vocabulary: int = 512
+    held_out: int = 256
+    """Sequences of the validation text."""
+
+
+SIZE = Size("0.7M", 128, 3, 384, 96, 600)
+QUICK = Size("0.1M", 64, 2, 192, 64, 30, held_out=32)
+
+
+@dataclass(frozen=True)
+class Text:
+    """Token streams, and what is trained on them."""
+
+    name: str
+    size: Size
     train: torch.Tensor
     valid: torch.Tensor
 
 
-def load_text(data: Path) -> Text:
+def load_text(data: Path, size: Size) -> Text:
     """The tokens; the name says which text it is."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -70,9 +87,9 @@ def load_text(data: Path) -> Text:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
         [train[:1_000_000]],
-        trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=alphabet, show_progress=False),
+        trainers.BpeTrainer(vocab_size=size.vocabulary, initial_alphabet=alphabet, show_progress=False),
     )
-    return Text(name, _tokens(tokenizer, train), _tokens(tokenizer, valid))
+    return Text(name, size, _tokens(tokenizer, train), _tokens(tokenizer, valid))
 
 
 def _problems(path: Path) -> str:
@@ -87,18 +104,18 @@ def _tokens(tokenizer: Any, text: str) -> torch.Tensor:
     )
 
 
-def new_model(way: Way, seed: int) -> Any:
+def new_model(way: Way, seed: int, size: Size) -> Any:
     """A Llama with a tied head."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        intermediate_size=HIDDEN,
-        num_hidden_layers=LAYERS,
+        vocab_size=size.vocabulary,
+        hidden_size=size.width,
+        intermediate_size=size.hidden,
+        num_hidden_layers=size.layers,
         num_attention_heads=4,
         num_key_value_heads=4,
-        max_position_embeddings=LENGTH,
+        max_position_embeddings=size.length,
         tie_word_embeddings=True,
         use_cache=False,
     )
@@ -110,10 +127,11 @@ def new_model(way: Way, seed: int) -> Any:
     return model
 
 
-def run(way: Way, seed: int, steps: int, text: Text, tell: Callable[[str], None]) -> dict[str, Any]:
+def run(way: Way, seed: int, text: Text, tell: Callable[[str], None]) -> dict[str, Any]:
     """Train and measure. The batches depend on the seed alone."""
     begun = time.process_time()
-    model = new_model(way, seed)
+    size, steps = text.size, text.size.steps
+    model = new_model(way, seed, size)
     optimizer: Any = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=DECAY, fused=True)
     if way.lam:
         optimizer = gg.BackSlash(optimizer, way.lam, way.nu, way.eps, prox=way.prox, log_every=max(1, steps // 10))  # pyright: ignore[reportArgumentType]
@@ -123,8 +141,8 @@ def run(way: Way, seed: int, steps: int, text: Text, tell: Callable[[str], None]
     validation: list[tuple[int, float]] = []
     recent: list[float] = []
     for step in range(1, steps + 1):
-        starts = torch.randint(len(text.train) - LENGTH, (BATCH,), generator=order)
-        rows = torch.stack([text.train[start : start + LENGTH] for start in starts.tolist()])
+        starts = torch.randint(len(text.train) - size.length, (size.batch,), generator=order)
+        rows = torch.stack([text.train[start : start + size.length] for start in starts.tolist()])
         loss = model(input_ids=rows, labels=rows).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -176,8 +194,9 @@ def grid(model: Any, text: Text, step: float) -> dict[str, float]:
 
 @torch.no_grad()
 def perplexity(model: Any, text: Text) -> float:
-    """Of the first `HELD_OUT` sequences of the validation text."""
-    rows = text.valid[: HELD_OUT * LENGTH].view(-1, LENGTH)
+    """Of the first sequences of the validation text."""
+    size = text.size
+    rows = text.valid[: size.held_out * size.length].view(-1, size.length)
     model.eval()
     losses = [float(model(input_ids=part, labels=part).loss) for part in rows.split(32)]
     model.train()
