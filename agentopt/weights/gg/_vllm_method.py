@@ -98,7 +98,8 @@ class RF8Config(_base.QuantizationConfig):
         layers = self._layers()
         if isinstance(layer, _embedding.VocabParallelEmbedding):
             head = isinstance(layer, _embedding.ParallelLMHead)
-            ours = self.checkpoint.head and (self._tied() or (head and layers.quantized(prefix or "lm_head")))
+            ours = self.checkpoint.head and prefix not in layers.plain
+            ours = ours and (self._tied() or (head and layers.quantized(prefix or "lm_head")))
             return RF8EmbeddingMethod(self, prefix or "the embedding") if ours else None
         if isinstance(layer, _linear.LinearBase):
             ours = layers.quantized(prefix, self.packed_modules_mapping)

@@ -224,10 +224,12 @@ def test_heads_and_embeddings(folder: Path, head: bool, tied: bool) -> None:
         fake_vllm.install(patch, str(folder), tied=tied)
         vllm_plugin.register()
         methods: Any = sys.modules[fake_vllm.METHODS]
-        write(folder, "lm_head.qweight" if head and not tied else "model.embed_tokens.weight")
+        stored = "lm_head.qweight" if head and not tied else f"model.embed_tokens.{'qweight' if head else 'weight'}"
+        write(folder, stored, "model.per_layer.weight")
         found = config(methods, head=head, skip=())
         of_head = found.get_quant_method(fake_vllm.Head(4, 10), "lm_head")
         of_embedding = found.get_quant_method(fake_vllm.Embedding(4, 10), "")
+        assert found.get_quant_method(fake_vllm.Embedding(4, 10), "model.per_layer") is None
         sys.modules.pop(fake_vllm.METHODS, None)
     assert isinstance(of_head, methods.RF8EmbeddingMethod) == head
     assert isinstance(of_embedding, methods.RF8EmbeddingMethod) == (head and tied)
