@@ -58,6 +58,17 @@ class RF8Config(QuantizationConfigMixin):
         found |= {"format": format, "head": head, "scale": scale, "version": version}
         self.checkpoint = Checkpoint.from_dict({**found, "modules_to_not_convert": modules_to_not_convert})
 
+    @classmethod
+    def from_dict(cls, config_dict: Any, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """What stands in config.json: nothing may be left out there.
+
+        Raises:
+            UserError: something is, or it is unknown.
+        """
+        Checkpoint.from_dict(config_dict)
+        base: Any = super()
+        return base.from_dict(config_dict, return_unused_kwargs, **kwargs)
+
     def to_dict(self) -> dict[str, Any]:
         """As it stands in config.json."""
         return self.checkpoint.to_dict()

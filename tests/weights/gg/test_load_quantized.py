@@ -66,6 +66,8 @@ def configured(whole: Path, folder: Path, **changes: Any) -> Path:
     path = copied(whole, folder) / "config.json"
     config = json.loads(path.read_text())
     config["quantization_config"] |= changes
+    for key in [key for key, value in changes.items() if value == "gone"]:
+        del config["quantization_config"][key]
     path.write_text(json.dumps(config))
     return folder
 
@@ -123,8 +125,14 @@ def test_missing_and_surplus_tensors_are_named(whole: Path, tmp_path: Path) -> N
         altered(whole, tmp_path / "norm", lambda held: held.pop("model.norm.weight")),
         r"missing keys: found model\.norm",
     )
-    surplus = altered(whole, tmp_path / "surplus", lambda held: held.update({"extra.weight": torch.zeros(2)}))
-    refused(surplus, r"unexpected keys: found extra\.weight")
+    plain = altered(whole, tmp_path / "plain", lambda held: held.update({"extra.weight": torch.zeros(2)}))
+    assert load.model(plain)[0]
+
+    def codes(tensors: dict[str, Any]) -> None:
+        for last in ("qweight", "weight_scale", "book_id"):
+            tensors[f"extra.{last}"] = tensors[f"{LAYER}.{last}"].clone()
+
+    refused(altered(whole, tmp_path / "codes", codes), r"unexpected keys: found extra\.book_id and 2 more")
 
     def head(tensors: dict[str, Any]) -> None:
         tensors["lm_head.qweight"] = torch.zeros(tensors.pop("lm_head.weight").shape, dtype=torch.uint8)
@@ -148,6 +156,7 @@ def test_damaged_files_are_named(whole: Path, tmp_path: Path) -> None:
 
 def test_configurations_of_others_are_refused(whole: Path, tmp_path: Path) -> None:
     refused(configured(whole, tmp_path / "1", version=2), "version: found 2, expected 1")
+    refused(configured(whole, tmp_path / "0", version="gone"), "version: found None, expected 1")
     refused(configured(whole, tmp_path / "2", format="rf9"), "format: found 'rf9', expected rf8")
     refused(
         configured(whole, tmp_path / "3", codebooks=[[0.0, 1.0]]), "codebooks: found '2 levels', expected 255 or 256"
