@@ -6,15 +6,21 @@ those of the embedded model were (it is unpacked from a file of 4 and 8 bits).
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from _gg_lm import VOCABULARY, load_text
+from _gg_lm import SIZE, Text, load_text
 
 LENGTH, BATCH = 128, 8
 RATE = 2e-3
+
+
+@functools.cache
+def _text(data: Path) -> Text:
+    return load_text(data, SIZE)
 
 
 def linears(model: Any) -> dict[str, Any]:
@@ -45,7 +51,7 @@ def trained(width: int, seed: int, steps: int, data: Path) -> tuple[Any, torch.T
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=SIZE.vocabulary,
         hidden_size=width,
         intermediate_size=3 * width,
         num_hidden_layers=2,
@@ -58,7 +64,7 @@ def trained(width: int, seed: int, steps: int, data: Path) -> tuple[Any, torch.T
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model: Any = LlamaForCausalLM(config)
-    text = load_text(data)
+    text = _text(data)
     kept = Path(tempfile.gettempdir()) / f"agentopt-gg-{text.name.replace(' ', '-')}-{width}-{seed}-{steps}.pt"
     if kept.exists():
         found = torch.load(kept, weights_only=True)
