@@ -20,7 +20,7 @@ from agentopt.errors import UserError
 from agentopt.weights.gg import _density
 
 Mode = Literal["fan_in", "reference"]
-XI = {
+XI = {"linear": 1.0, "sigmoid": 1.0, "relu": 2.0, "leaky_relu": 2 / (1 + 0.01**2)}
     "linear": 1.0,
     "sigmoid": 1.0,
     "tanh": 1.0,
