@@ -21,14 +21,6 @@ from agentopt.weights.gg import _density
 
 Mode = Literal["fan_in", "reference"]
 XI = {"linear": 1.0, "sigmoid": 1.0, "relu": 2.0, "leaky_relu": 2 / (1 + 0.01**2)}
-    "linear": 1.0,
-    "sigmoid": 1.0,
-    "tanh": 1.0,
-    "silu": 2.0,
-    "gelu": 2.0,
-    "relu": 2.0,
-    "leaky_relu": 2 / (1 + 0.01**2),
-}
 """The activation coefficient by name; for a leaky ReLU of slope k it is `2 / (1 + k^2)`."""
 EMBEDDING = 0.02
 """Standard deviation of embeddings in the mode `fan_in`."""
