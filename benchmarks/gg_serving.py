@@ -1,14 +1,14 @@
 """One folder of codes through four loaders: how far apart they are, in log-probabilities and in tokens.
 
     make .venv-serve/.ready
-    .venv-serve/bin/python benchmarks/gg_serving.py [--quick] [--folder DIR]
+    .venv-serve/bin/python benchmarks/gg_serving.py [--quick | --folder DIR]
 
 Small models of the architectures of Llama and Qwen2 are quantized, with a LoRA adapter on top. Then transformers (the
 plug-in; peft over it for the adapter) and vLLM on the CPU (eager, compiled, on two tensor-parallel ranks; base and
 adapter in one batch) say the log-probabilities of the same random tokens, and write greedily. Differences are the
 largest over all tokens. Beside them, for scale: how far the quantized model is from its original, the adapter from its
-base, and, in bfloat16, transformers from itself in float32. `--folder` adds a quantized model of one's own, in float32
-on a few lines of text. The quick form: rf8-gg in float32, eager.
+base, and, in bfloat16, transformers from itself in float32. The quick form: rf8-gg in float32, eager. `--folder`
+compares a quantized model of one's own instead, in float32 on a few lines of text.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Own(quantized.Quantized):
 
     def __init__(self, folder: str) -> None:
         format = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))["quantization_config"]["format"]
-        self.spec, self.folder = quantized.Spec(format, "float32"), Path(folder)
+        self.spec, self.folder = quantized.Spec(format, "float32"), Path(folder).absolute()
 
     @cached_property
     def cases(self) -> list[Case]:
@@ -146,7 +146,7 @@ def versions() -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one checkpoint, eager")
-    parser.add_argument("--folder", help="a quantized model of one's own")
+    parser.add_argument("--folder", help="compare this quantized model instead")
     options = parser.parse_args()
     if importlib.util.find_spec("vllm") is None:
         print("no vLLM here: make .venv-serve/.ready, then .venv-serve/bin/python benchmarks/gg_serving.py")
@@ -155,10 +155,10 @@ def main() -> None:
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
-        rows = measure(Path(temporary), options.quick)
-        if options.folder:
-            rows += measure_own(options.folder, Path(temporary))
-    write_results("gg_serving", rows, quick=options.quick, extra={"versions": versions()})
+        place = Path(temporary)
+        rows = measure_own(options.folder, place) if options.folder else measure(place, options.quick)
+    name = "gg_serving_folder" if options.folder else "gg_serving"
+    write_results(name, rows, quick=options.quick, extra={"versions": versions()})
 
 
 if __name__ == "__main__":
