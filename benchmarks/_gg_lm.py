@@ -40,6 +40,8 @@ class Way:
     start: float = 0.0
     """BackSlash begins after this share of the steps."""
     prox: bool = True
+    stop: float = 1.0
+    """After this share of the steps nothing is shrunk any more, and zeros stay zero."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,8 @@ def run(way: Way, seed: int, text: Text, tell: Callable[[str], None]) -> dict[st
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lam"] = way.lam if step > way.start * steps else 0.0
+        if way.lam and step == round(way.stop * steps) + 1:
+            optimizer.freeze_zeros()
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()

@@ -103,6 +103,7 @@ class BackSlash(torch.optim.Optimizer):
         self.scale_by_lr, self.per_count, self.log_every, self.grid = scale_by_lr, per_count, log_every, grid
         self._only: Callable[[Tensor], bool] = only or _is_matrix
         self.steps = 0
+        self.frozen = False
         self._shapes: list[float] = []
         self._log: list[Record] = []
         weights = [weight for weight, _ in self._weights()]
@@ -117,9 +118,20 @@ class BackSlash(torch.optim.Optimizer):
 
     def step(self, closure: Any = None) -> Any:
         """The wrapped optimizer's step, then the shrinking."""
+        zeros = [weight == 0 for weight, _ in self._weights()] if self.frozen else []
         loss: Any = self.inner.step(closure)
-        self.shrink()
+        if self.frozen:
+            self._hold(zeros)
+        else:
+            self.shrink()
         return loss
+
+    def freeze_zeros(self) -> None:
+        """From now on nothing is shrunk, and weights that are 0 stay 0.
+
+        For the last part of a training: what is left wins back what the shrinking cost, at the same share of zeros.
+        """
+        self.frozen = True
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As of the wrapped optimizer."""
@@ -137,7 +149,12 @@ class BackSlash(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's, with our own under one more key."""
-        own = {"steps": self.steps, "shapes": list(self._shapes), "log": [asdict(record) for record in self._log]}
+        own = {
+            "steps": self.steps,
+            "frozen": self.frozen,
+            "shapes": list(self._shapes),
+            "log": [asdict(record) for record in self._log],
+        }
         return {**self.inner.state_dict(), KEY: own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -147,6 +164,7 @@ class BackSlash(torch.optim.Optimizer):
         self.inner.load_state_dict(rest)
         self._share()
         self.steps, self._shapes = int(own["steps"]), list(own["shapes"])
+        self.frozen = bool(own.get("frozen", False))
         self._log = [Record(**record) for record in own["log"]]
 
     def log(self) -> list[Record]:
@@ -178,6 +196,15 @@ class BackSlash(torch.optim.Optimizer):
             tau = strength * (float(group["lr"]) if self.scale_by_lr else 1.0)
             if tau > 0:
                 (shrink_ if self.prox else _explicit_)(weight, tau, nu, self.eps)
+        self._count_step()
+
+    @torch.no_grad()
+    def _hold(self, zeros: list[Tensor]) -> None:
+        for (weight, _), zero in zip(self._weights(), zeros, strict=True):
+            weight.masked_fill_(zero, 0)
+        self._count_step()
+
+    def _count_step(self) -> None:
         self.steps += 1
         if self.log_every and self.steps % self.log_every == 0:
             self._log.append(self.record())

@@ -118,7 +118,9 @@ def test_groups_have_their_own_rate_and_strength_and_vectors_are_left_alone() ->
     assert torch.allclose(one.bias, nn.functional.softshrink(bias, 0.1))
 
 
-def training(lam: float, steps: int, optimizer_of: Any = None, resume_at: int = -1) -> tuple[nn.Module, Any]:
+def training(
+    lam: float, steps: int, optimizer_of: Any = None, resume_at: int = -1, freeze_at: int = -1
+) -> tuple[nn.Module, Any]:
     """A regression with two useful inputs out of twenty."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(64, 20, generator=generator)
@@ -138,6 +140,8 @@ def training(lam: float, steps: int, optimizer_of: Any = None, resume_at: int = 
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 200)
             optimizer.load_state_dict(saved)
             schedule.load_state_dict(rate)
+        if step == freeze_at:
+            optimizer.freeze_zeros()
         optimizer.zero_grad()
         loss = (module(x) - y).square().mean()
         loss.backward()
@@ -164,6 +168,18 @@ def test_a_resumed_training_goes_on_as_if_it_had_not_stopped() -> None:
     resumed, second = training(0.1, 40, resume_at=25)
     assert torch.equal(straight.weight, resumed.weight)  # pyright: ignore[reportArgumentType]
     assert first.log() == second.log()
+
+
+def test_frozen_zeros_stay_and_the_rest_wins_back_what_the_shrinking_cost() -> None:
+    module, optimizer = training(0.3, 300, freeze_at=150, resume_at=200)
+    weight = module.weight.detach()[0]  # pyright: ignore[reportCallIssue]
+    zeros = optimizer.log()[14].zeros
+    assert zeros >= 0.7
+    assert [record.zeros for record in optimizer.log()[14:]] == [zeros] * 16
+    shrunk, _ = training(0.3, 150)
+    first = shrunk.weight.detach()[0]  # pyright: ignore[reportCallIssue]
+    assert torch.equal(weight == 0, first == 0)
+    assert abs(float(weight[1]) + 2) < abs(float(first[1]) + 2)
 
 
 def test_any_optimizer_a_bare_state_and_a_closure() -> None:
