@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,7 @@ _SAME = ("head", "scale", "refine", "calibrate", "calibrate_tokens", "dynamic_ac
 """Options that the library knows by the same name."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _POWER = re.compile(r"2(?:\^|\*\*)(-?\d+)")
+_DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +128,9 @@ class QuantizeSettings:
             _report(given.get("report")),
             options,
             step=_step(given.get("step")),
-            sqnr=_above_zero("sqnr", given.get("sqnr"), "decibels, e.g. --sqnr 40"),
+            sqnr=_above_zero("sqnr", given.get("sqnr"), "decibels above 0, e.g. --sqnr 40"),
             lossless=bool(given.get("lossless")),
-            dtype=given.get("dtype"),
+            dtype=_dtype(given.get("dtype")),
         )
 
 
@@ -204,10 +206,15 @@ def _check_out(out: str, job: Job) -> None:
             raise UserError(f"--out: found {out!r}, expected the name of an archive that ends in {ARCHIVE}.")
         if path.is_dir():
             raise UserError(f"--out: found the folder {out!r}, expected the name of a file.")
+        if path.exists():  # it may be the only copy of other weights
+            raise UserError(f"--out: found the archive {out!r}, expected a new name; delete it if it is to be replaced.")
+    elif path.suffix == ARCHIVE:
+        hint = "add --archive to pack MODEL into one" if job == "quantize" else "MODEL is unpacked into a folder"
+        raise UserError(f"--out: found {out!r}, the name of an archive, expected that of a folder; {hint}.")
     elif job == "quantize" and (path / RESULT).is_file():
         raise UserError(
-            f"--out {out}: found a folder that is done; agentopt quantize {out} shows what was made, and another --out "
-            "makes a new one."
+            f"--out {out!r}: found a folder that is done; agentopt quantize {shlex.quote(out)} shows what was made, and "
+            "another --out makes a new one."
         )
     elif out and path.is_file():
         raise UserError(f"--out: found the file {out!r}, expected a folder to write into.")
@@ -221,6 +228,12 @@ def _format(format: str) -> Format | Export:
     close = difflib.get_close_matches(format, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else "docs/quantize.md says which one is for what."
     raise UserError(f"--format: found {format!r}, expected {', '.join(known)}; {hint}")
+
+
+def _dtype(name: str | None) -> str | None:
+    if name is None or name in _DTYPES:
+        return name
+    raise UserError(f"--dtype: found {name!r}, expected one of {', '.join(_DTYPES)}.")
 
 
 def _report(path: Any) -> str | None:

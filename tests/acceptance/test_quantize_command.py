@@ -303,7 +303,7 @@ def wrong(packed: Done, folder: Path) -> None:
     [
         (("./gone", "--out", "x"), "./gone"),
         (("nothing", "--out", "x"), "nothing"),
-        (("text.txt", "--out", "x"), "text.txt"),
+        (("text.txt", "--out", "x"), "text.txt: found a file, expected a model folder, a .gguf file or a .ggz archive"),
         (("out", "--out", "x"), "out"),
         (("model", "--out", "full"), "full: found a folder that is not empty"),
         (("model", "--out", "x", "--calibrate", "empty.txt"), "empty.txt"),

@@ -65,6 +65,9 @@ def test_options_reach_the_library_as_it_takes_them(tmp_path: Path) -> None:
         ({"model": "m"}, "--out is missing: give the new folder"),
         ({"model": "m", "archive": True}, "--out is missing: give the archive"),
         ({**GIVEN, "archive": True}, "--out: found 'x', expected the name of an archive that ends in .ggz"),
+        ({**GIVEN, "out": "x.ggz"}, "the name of an archive, expected that of a folder; add --archive to pack MODEL"),
+        ({"model": "m.ggz", "out": "x.ggz", "archive": True}, "MODEL is unpacked into a folder"),
+        ({"model": "m.ggz", "out": "x", "archive": True, "dtype": "int8"}, "--dtype: found 'int8', expected one of bfl"),
         ({**GIVEN, "format": "rf8gg"}, "--format: found 'rf8gg', expected rf8, rf8-strict, rf8-gg, e3m4, fp8, int8"),
         ({**GIVEN, "format": "zebra"}, "docs/quantize.md says which one is for what"),
         ({**GIVEN, "calibrate": "gone.txt"}, "--calibrate 'gone.txt': no such file"),
@@ -98,6 +101,18 @@ def test_what_does_not_fit_is_one_sentence(values: dict[str, Any], said: str) ->
         QuantizeSettings.of(values, "here")
     assert said in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_what_is_there_already_is_never_written_over(tmp_path: Path) -> None:
+    (tmp_path / "a.ggz").write_bytes(b"weights")
+    with pytest.raises(UserError, match=r"found the archive '.*a\.ggz', expected a new name"):
+        QuantizeSettings.of({**PACKED, "out": str(tmp_path / "a.ggz")}, "here")
+    done = tmp_path / "a b"
+    done.mkdir()
+    (done / "quantize.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        QuantizeSettings.of({**GIVEN, "out": str(done)}, "here")
+    assert f"agentopt quantize '{done}' shows what was made" in str(error.value)  # as it can be pasted
 
 
 def test_the_command_line_wins_over_the_file_and_paths_are_relative_to_it(tmp_path: Path) -> None:

@@ -122,7 +122,9 @@ def open_source(model: str | Path | WeightSource, *, quantized: bool = False) ->
         return model
     text = str(model)
     path = Path(text).expanduser()
-    if path.suffix == ".ggz" or (path.is_file() and path.suffix != ".gguf"):
+    if path.is_file() and path.suffix not in (".ggz", ".gguf"):
+        raise UserError(f"{text}: found a file, expected a model folder, a .gguf file or a .ggz archive.")
+    if path.suffix == ".ggz":
         from agentopt.weights.gg._other_sources import ArchiveSource
 
         return ArchiveSource(path, text)

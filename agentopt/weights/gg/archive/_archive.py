@@ -81,7 +81,7 @@ class Archive:
             dtype: a torch dtype or its name, for a floating tensor; None for its own.
 
         Raises:
-            UserError: there is none of this name, or its bytes are damaged.
+            UserError: there is none of this name, its bytes are damaged, or `dtype` is no floating number type.
         """
         stored = self._stored(name)
         if stored.kind == "grid":
@@ -94,7 +94,7 @@ class Archive:
             tensor = numbers.as_tensor(found, wanted, stored.info.shape)
         else:
             tensor = numbers.as_tensor(self._exact(stored), stored.info.dtype, stored.info.shape)
-        return numbers.cast_floating(tensor, dtype, name)
+        return numbers.cast_floating(tensor, dtype)
 
     def files(self) -> dict[str, bytes]:
         """The small files, config.json excepted (see `config`).

@@ -96,7 +96,7 @@ def patterns(symbols: Array) -> Array:
     return symbols.astype(np.uint8)
 
 
-def cast_floating(tensor: Tensor, dtype: Any, name: str) -> Tensor:
+def cast_floating(tensor: Tensor, dtype: Any) -> Tensor:
     """In another floating number type; None for its own.
 
     Raises:
@@ -106,5 +106,5 @@ def cast_floating(tensor: Tensor, dtype: Any, name: str) -> Tensor:
         return tensor
     wanted = getattr(torch, str(dtype).removeprefix("torch."), None)
     if not isinstance(wanted, torch.dtype) or not wanted.is_floating_point:
-        raise UserError(f"tensor {name!r}: found the number type {dtype!r}, expected a floating one such as bfloat16.")
+        raise UserError(f"dtype: found {dtype!r}, expected a floating number type such as bfloat16.")
     return tensor.to(wanted) if tensor.is_floating_point() else tensor

@@ -84,7 +84,7 @@ def _kind(archive: Archive, dtype: Any) -> torch.dtype | None:
         raise UserError(
             f"{archive.path}: found a quantized model, whose number types are part of its format; leave out dtype."
         )
-    return numbers.cast_floating(torch.zeros(0), dtype, "all").dtype
+    return numbers.cast_floating(torch.zeros(0), dtype).dtype
 
 
 def _tensors(
