@@ -207,14 +207,14 @@ def _check_out(out: str, job: Job) -> None:
         if path.is_dir():
             raise UserError(f"--out: found the folder {out!r}, expected the name of a file.")
         if path.exists():  # it may be the only copy of other weights
-            raise UserError(f"--out: found the archive {out!r}, expected a new name; delete it if it is to be replaced.")
+            raise UserError(f"--out: found the archive {out!r}, expected a new name; or delete the old one.")
     elif path.suffix == ARCHIVE:
         hint = "add --archive to pack MODEL into one" if job == "quantize" else "MODEL is unpacked into a folder"
         raise UserError(f"--out: found {out!r}, the name of an archive, expected that of a folder; {hint}.")
     elif job == "quantize" and (path / RESULT).is_file():
         raise UserError(
-            f"--out {out!r}: found a folder that is done; agentopt quantize {shlex.quote(out)} shows what was made, and "
-            "another --out makes a new one."
+            f"--out {out!r}: found a folder that is done; agentopt quantize {shlex.quote(out)} shows what was made, "
+            "and another --out makes a new one."
         )
     elif out and path.is_file():
         raise UserError(f"--out: found the file {out!r}, expected a folder to write into.")

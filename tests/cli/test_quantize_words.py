@@ -67,7 +67,7 @@ def test_options_reach_the_library_as_it_takes_them(tmp_path: Path) -> None:
         ({**GIVEN, "archive": True}, "--out: found 'x', expected the name of an archive that ends in .ggz"),
         ({**GIVEN, "out": "x.ggz"}, "the name of an archive, expected that of a folder; add --archive to pack MODEL"),
         ({"model": "m.ggz", "out": "x.ggz", "archive": True}, "MODEL is unpacked into a folder"),
-        ({"model": "m.ggz", "out": "x", "archive": True, "dtype": "int8"}, "--dtype: found 'int8', expected one of bfl"),
+        ({"model": "m.ggz", "out": "x", "archive": True, "dtype": "int8"}, "--dtype: found 'int8', expected one of"),
         ({**GIVEN, "format": "rf8gg"}, "--format: found 'rf8gg', expected rf8, rf8-strict, rf8-gg, e3m4, fp8, int8"),
         ({**GIVEN, "format": "zebra"}, "docs/quantize.md says which one is for what"),
         ({**GIVEN, "calibrate": "gone.txt"}, "--calibrate 'gone.txt': no such file"),

@@ -240,7 +240,7 @@ def test_another_number_type_is_written_and_told(tmp_path: Path) -> None:
     source = several()
     archive.pack(source, tmp_path / "m.ggz", lossless=True)
     for wrong in ("bf17", torch.int8):
-        with pytest.raises(UserError, match="^dtype: found .*, expected a floating number type such as bfloat16"):
+        with pytest.raises(UserError, match=r"^dtype: found .*, expected a floating number type such as bfloat16"):
             archive.unpack(tmp_path / "m.ggz", tmp_path / "out", dtype=wrong)
     archive.unpack(tmp_path / "m.ggz", tmp_path / "out", dtype=torch.bfloat16)
     found = load_file(tmp_path / "out" / "model.safetensors")
