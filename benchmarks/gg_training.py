@@ -1,6 +1,6 @@
 """Bits per weight of a small language model trained in three ways: plain, with GG init, with GG init and BackSlash.
 
-    python benchmarks/gg_training.py [--quick] [--seeds 3] [--data ../shared/data] [--only tune|main]
+    python benchmarks/gg_training.py [--quick] [--seeds 3] [--data ../shared/data] [--only tune|main] [--report]
 
 A Llama of 0.7M weights (width 128, 3 blocks, tied head, 512 byte-pair tokens) on GSM8K (on generated prose where that
 is not at hand), AdamW, the same batches in the same order and the same number of steps for every way. Results in
@@ -80,6 +80,10 @@ class Store:
         for row in (json.loads(line) for line in lines if line.strip()):
             way = Way(**{one.name: row[one.name] for one in dataclasses.fields(Way) if one.name in row})
             self.rows[_key(way, row["seed"], row["steps"], row["text"])] = row
+
+    def has(self, way: Way, seed: int) -> bool:
+        """Whether it was trained before."""
+        return _key(way, seed, self.text.size.steps, self.text.name) in self.rows
 
     def get(self, way: Way, seed: int) -> dict[str, Any]:
         """Train, unless it was done before."""
@@ -213,6 +217,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--only", choices=("tune", "main"), help="train this part and write no results")
+    parser.add_argument("--report", action="store_true", help="train nothing: the results from what was trained so far")
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     size = QUICK if options.quick else SIZE
@@ -222,6 +227,8 @@ def main() -> None:
     step = choose_step(store.get(PLAIN, TUNING_SEED))
     drawn = gg_init(size)
     candidates = [dataclasses.replace(drawn, lam=lam, nu=nu) for lam, nu in STRENGTHS]
+    if options.report:
+        candidates = [way for way in candidates if store.has(way, TUNING_SEED)]
     full = choose_way(store, step, candidates[:1] if options.quick else candidates)
     print(f"step {step:g}, {full}")
     if options.only == "tune":
@@ -239,7 +246,9 @@ def main() -> None:
     order = [(name, seed) for part in (ways, extra) for seed in seeds for name in part if name in chosen]
     runs: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in chosen}
     for name, seed in order:
-        runs[name][seed] = store.get(chosen[name], seed)
+        if not options.report or store.has(chosen[name], seed):
+            runs[name][seed] = store.get(chosen[name], seed)
+    runs = {name: by_seed for name, by_seed in runs.items() if by_seed}
     if options.only:
         return
     rows = table(runs, step)
@@ -262,7 +271,10 @@ def _tuning(store: Store) -> list[dict[str, Any]]:
     """Every training of the tuning seed, with all its grids."""
     rows = [row for row in store.rows.values() if row["seed"] == TUNING_SEED and row["steps"] == store.text.size.steps]
     return [
-        {key: row[key] for key in ("init", "lam", "nu", "perplexity", "fitted_nu", "grids", "exact_zeros")}
+        {
+            key: row.get(key)
+            for key in ("init", "lam", "nu", "eps", "stop", "perplexity", "fitted_nu", "grids", "exact_zeros")
+        }
         for row in rows
     ]
 
