@@ -71,7 +71,7 @@ format: $(VENV)/.test-ready ## let ruff rewrite what it can
 bench: $(VENV)/.test-ready ## every benchmark in its quick form; prints the rows that miss their goal
 	@$(RUN) python benchmarks/run_all.py --quick
 
-bench-gpu: ## the GPU benchmarks of the weights rooms, under 10 minutes; needs torch with CUDA, triton, transformers, peft
+bench-gpu: ## the GPU benchmarks of the weights rooms, under 20 minutes; needs torch with CUDA, triton, transformers, peft
 	@python=$(BIN)/python; test -x $$python && $$python -c 'import torch' 2>/dev/null || python=python3; \
 	  PYTHONPATH=. $$python benchmarks/gpu/run_all.py
 
