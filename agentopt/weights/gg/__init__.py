@@ -14,14 +14,19 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from agentopt.weights._events import Event, Resumed, Warned, Working
 from agentopt.weights.gg._types import (
     EXPORTS,
     FORMATS,
     Encoded,
     GGFit,
+    Histogram,
+    Planned,
     Quality,
     QuantizeOptions,
     QuantizeResult,
+    ShardWritten,
+    TensorDone,
     TensorReport,
 )
 
@@ -97,7 +102,10 @@ __all__ = [
     "NUS",
     "BackSlash",
     "Encoded",
+    "Event",
     "GGFit",
+    "Histogram",
+    "Planned",
     "Quality",
     "QuantizeOptions",
     "QuantizeResult",
@@ -106,7 +114,12 @@ __all__ = [
     "Rates",
     "Record",
     "Reshaped",
+    "Resumed",
+    "ShardWritten",
+    "TensorDone",
     "TensorReport",
+    "Warned",
+    "Working",
     "archive",
     "beta_of",
     "bits_per_weight",

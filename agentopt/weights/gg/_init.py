@@ -46,14 +46,15 @@ def init_(
     Args:
         model: a torch module.
         nu: shape; 2 is a Gaussian.
-        xi: the activation coefficient, or the name of the activation (`XI`).
+        xi: the activation coefficient, or the name of the activation: linear, sigmoid, relu or leaky_relu.
         mode: "fan_in": weights of linear layers (transformers' Conv1D too) and of convolutions with n the number of
             inputs, biases of these layers 0, embeddings a standard deviation of 0.02, everything else as it was.
             "reference": as published: every 2-D parameter with n its first dimension; of the others those with
             "weight" in their name become 1, those with "bias" become 0.
         seed: of the draws.
-        residual_scaling: "fan_in" only: layers that write into the residual stream (`RESIDUAL`) get their standard
-            deviation divided by the square root of their number, which is 1/sqrt(2 L) in a transformer of L blocks.
+        residual_scaling: "fan_in" only: layers that write into the residual stream (by name: `o_proj`, `down_proj`,
+            `c_proj` and the like) get their standard deviation divided by the square root of their number, which is
+            1/sqrt(2 L) in a transformer of L blocks.
 
     Returns:
         The standard deviation of every tensor that was drawn, by name.

@@ -89,11 +89,13 @@ def plan(source: WeightSource, *, skip: Sequence[str] = (), head: bool = False) 
     _check_skip(skip, linear)
     layers: list[Layer] = []
     left = list(skip) if head else [parts.head, *skip]
+    missing: list[str] = []
     for module in linear:
         tensor = found.weight(module)
         if tensor is None or module == parts.head:
             if module != parts.head and not matches(module, left):
                 left.append(module)
+                missing.append(module)
             continue
         if not matches(module, left):
             layers.append(parts.layer(module, tensor))
@@ -105,7 +107,7 @@ def plan(source: WeightSource, *, skip: Sequence[str] = (), head: bool = False) 
     layers.sort(key=lambda layer: order[layer.tensor])
     taken = {layer.tensor for layer in layers} | set(dropped)
     kept = tuple(name for name in source.names if name not in taken)
-    warnings = parts.warnings(kept, [module for module in left[len(skip) :] if module != parts.head])
+    warnings = parts.warnings(kept, missing)
     quantized = {layer.module for layer in layers}
     whole = tuple(module for module in linear if module not in quantized)
     return Plan(tuple(layers), kept, dropped, tuple(dict.fromkeys(left)), whole, parts.head, parts.tied, warnings)
@@ -245,9 +247,10 @@ class _Parts:
                 "only linear layers are quantized."
             )
         if missing:
+            noun, more = ("layer", "") if len(missing) == 1 else ("layers", ", ...")
             found.append(
-                f"{len(missing)} linear layers of the architecture have no weight of their name in the checkpoint and "
-                f"are kept as they are ({missing[0]}{', ...' if len(missing) > 1 else ''})."
+                f"{len(missing)} linear {noun} of the architecture without a weight of that name in the checkpoint: "
+                f"kept as they are ({missing[0]}{more})."
             )
         return tuple(found)
 

@@ -76,7 +76,7 @@ def quantize(
         out_dir: a new or empty folder. Until it is complete the work stands in a folder of that name with `.partial`.
         format: `rf8-gg` (best quality), `rf8`, `rf8-strict`, `e3m4`; or for stock loaders `fp8`, `int8`.
         options: what else may be asked.
-        on_event: told what happens.
+        on_event: told what happens: `Planned`, `Warned`, `Resumed`, `Working`, `TensorDone`, `ShardWritten`.
         stop: its `wanted` is looked at between tensors.
 
     Raises:

@@ -194,7 +194,7 @@ class QuantizeResult:
 
 @dataclass(frozen=True, slots=True)
 class Planned(Event):
-    """What is about to be done."""
+    """What is about to be done: `tensors` are quantized, with `weights` numbers in all; `kept` others are copied."""
 
     kind: ClassVar[str] = "planned"
     tensors: int

@@ -60,6 +60,17 @@ def test_skip_takes_names_and_parts_of_names(llama: Path) -> None:
         plan(open_source(llama), skip=["layers"])
 
 
+@pytest.mark.parametrize("head", [False, True])
+def test_only_layers_that_are_not_in_the_checkpoint_are_told_as_missing(tmp_path: Path, head: bool) -> None:
+    folders.write(tmp_path)
+    assert plan(open_source(tmp_path), skip=["up_proj", "down_proj"], head=head).warnings == ()
+    rewrite(tmp_path, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
+    found = plan(open_source(tmp_path), skip=["layers.0"], head=head)
+    assert "model.layers.1.mlp.up_proj" in found.skip
+    (told,) = found.warnings
+    assert told.startswith("1 linear layer of") and told.endswith("(model.layers.1.mlp.up_proj).")
+
+
 def test_conv1d_is_turned_and_a_missing_prefix_is_no_obstacle(tmp_path: Path) -> None:
     folders.write(tmp_path, kind="gpt2")
 
