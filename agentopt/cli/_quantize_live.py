@@ -26,6 +26,11 @@ def tail(name: str, width: int) -> str:
     return f"…{end}" if whole or not dot else f"…{rest}"
 
 
+def remaining(seconds: float) -> str:
+    """The time left; nothing for the last second, in which a figure only flickers."""
+    return f"{duration(seconds)} left" if seconds >= 1 else ""
+
+
 class LiveQuantize(LiveTraining):
     """Prints a run as its events arrive; use as a context manager."""
 
@@ -93,7 +98,7 @@ class LiveQuantize(LiveTraining):
         self._done += written
         took = time.monotonic() - self._start
         pace = f"{self._done / took / 1e6:.1f} MB/s" if written and took > 0.5 else ""
-        left = f"{duration(took / done * (total - done))} left" if took > 0.5 else ""
+        left = remaining(took / done * (total - done)) if took > 0.5 else ""
         note = " ".join(part for part in (tail(name, NAME), pace, left) if part)
         self.show(f"tensor {done}/{total}", done=done, total=total, note=note)
 
@@ -105,5 +110,5 @@ class LiveQuantize(LiveTraining):
         if self._start is None or not self._done:
             return ""
         rate = self._done / max(time.monotonic() - self._start, 1e-9)
-        left = f"{duration(max(self._weights - self._done, 0) / rate)} left" if self._weights else ""
-        return f"{rate * bytes_each / 1e6:.1f} MB/s {left}"
+        left = remaining((self._weights - self._done) / rate)
+        return f"{rate * bytes_each / 1e6:.1f} MB/s {left}".rstrip()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentopt.cli._quantize_live import tail
+from agentopt.cli._quantize_live import remaining, tail
 from agentopt.cli._quantize_settings import QuantizeSettings, bytes_of, settings_of
 from agentopt.errors import UserError
 
@@ -141,3 +141,8 @@ def test_names_are_cut_at_dots() -> None:
     assert tail("model.layers.12.self_attn.k_proj", 26) == "…12.self_attn.k_proj"
     assert tail("model.layers.12.self_attn.k_proj", 40) == "model.layers.12.self_attn.k_proj"
     assert tail("averyveryverylongname", 10) == "…ylongname"
+
+
+def test_the_last_second_is_not_counted_down() -> None:
+    assert remaining(75) == "75.0 s left"
+    assert remaining(0.4) == remaining(-1) == ""
