@@ -68,7 +68,13 @@ def sample_rows(weight: Tensor, rows: int = 64, seed: int = 0) -> Tensor:
         weight: (out, in).
         rows: how many.
         seed: of the draw.
+
+    Raises:
+        UserError: the weight is not a matrix, or no rows are asked for.
     """
+    if weight.ndim != 2 or rows < 1:
+        found = f"a weight of shape {tuple(weight.shape)} and rows={rows}"
+        raise UserError(f"sample_rows: found {found}, expected a weight (out, in) and 1 row or more.")
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(weight), generator=generator)[:rows].sort().values
     return weight.detach()[chosen.to(weight.device)].to(torch.float32)

@@ -92,6 +92,8 @@ class QuantizeOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.skip, str):  # a tuple of its letters otherwise
+            raise UserError(f"skip: found the text {self.skip!r}, expected a tuple of names: ({self.skip!r},).")
         if self.scale not in SCALES:
             raise UserError(f"scale: found {self.scale!r}, expected {' or '.join(SCALES)}.")
         for name, least in (("calibrate_tokens", 4), ("sequence", 2), ("shard_bytes", 1)):

@@ -136,6 +136,9 @@ def test_sampled_rows() -> None:
     assert not torch.equal(found, gg.sample_rows(weight, 10, seed=4))
     assert all(any(torch.equal(row, other.float()) for other in weight) for row in found)
     assert torch.equal(gg.sample_rows(weight, 100), weight.float())
+    for wrong, rows in ((weight[0], 10), (weight, 0)):
+        with pytest.raises(UserError, match=r"expected a weight \(out, in\) and 1 row or more"):
+            gg.sample_rows(wrong, rows)
 
 
 def test_refined_books_fit_the_weights_better_and_keep_their_promises() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from agentopt.errors import UserError
+from agentopt.weights.gg import QuantizeOptions
 from agentopt.weights.gg._plan import plan
 from agentopt.weights.gg._source import SINGLE, open_source
 from tests.weights.gg import folders
@@ -58,6 +59,9 @@ def test_skip_takes_names_and_parts_of_names(llama: Path) -> None:
         plan(open_source(llama), skip=["mlp.down_pro"])
     with pytest.raises(UserError, match="no linear layer left"):
         plan(open_source(llama), skip=["layers"])
+    letters: Any = "down_proj"
+    with pytest.raises(UserError, match="skip: found the text 'down_proj', expected a tuple of names"):
+        QuantizeOptions(skip=letters)
 
 
 @pytest.mark.parametrize("head", [False, True])
