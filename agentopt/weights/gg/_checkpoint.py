@@ -76,9 +76,12 @@ class Checkpoint:
         format, scale = found.get("format"), found.get("scale", "channel")
         _check(format in FORMATS, where, "format", format, ", ".join(FORMATS))
         _check(scale in SCALES, where, "scale", scale, " or ".join(SCALES))
-        books = _books(found.get("codebooks"), where)
+        books = _books(found.get("codebooks") or (), where)
         _check(bool(books) == (format == "rf8-gg"), where, "codebooks", len(books), "books for rf8-gg and for no other")
-        nus = found.get("book_grid") or ()
+        nus: Any = found.get("book_grid") or ()
+        gg: Any = found.get("gg") or {}
+        _check(_numbers(nus, None), where, "book_grid", nus, "a list of numbers")
+        _check(isinstance(gg, Mapping), where, "gg", gg, "an object")
         skip = found.get("modules_to_not_convert") or ()
         _check(_texts(skip), where, "modules_to_not_convert", skip, "a list of names")
         return cls(
@@ -88,7 +91,7 @@ class Checkpoint:
             nus=tuple(math.inf if nu is None else float(nu) for nu in nus),
             skip=tuple(skip),
             head=bool(found.get("head", False)),
-            gg=dict(found.get("gg") or {}),
+            gg=dict(cast("Mapping[str, Any]", gg)),
             source_sha256=found.get("source_sha256"),
         )
 
@@ -108,8 +111,18 @@ def _texts(found: Any) -> bool:
     return all(isinstance(one, str) for one in cast("Sequence[object]", found))
 
 
+def _numbers(found: Any, *others: object) -> bool:
+    """Whether this is a list of numbers, or of one of the others."""
+    if not isinstance(found, Sequence) or isinstance(found, str):
+        return False
+    numbers = (isinstance(one, int | float) or one in others for one in cast("Sequence[object]", found))
+    return all(numbers)
+
+
 def _books(found: Any, where: str) -> tuple[tuple[float, ...], ...]:
-    books = tuple(tuple(float(level) for level in book) for book in found or ())
+    listed = isinstance(found, Sequence) and all(_numbers(book) for book in cast("Sequence[object]", found))
+    _check(listed, where, "codebooks", "something else", "lists of numbers")
+    books = tuple(tuple(float(level) for level in book) for book in cast("Sequence[Sequence[float]]", found))
     _check(len(books) <= 256, where, "codebooks", f"{len(books)} books", "at most 256")
     for book in books:
         _check(len(book) in BOOK_SIZES, where, "codebooks", f"{len(book)} levels", "255 or 256")

@@ -29,7 +29,11 @@ TARGET = 0.8
 REFERENCE_WIDTH, REFERENCE_GRID, REFERENCE_COUNT = 0.6, 2**13, 1000
 ROWS = 512
 """Calibration rows that are kept per layer."""
+GUARD = 0.1
+"""Largest relative change of a layer's outputs, unless another one is given."""
 _KNOTS = 8192
+_ALONE = (None, 1.0, 1.0, True, False)
+"""nu, strength and the like where nothing was asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,7 @@ def deepshape(
         UserError: values out of range, or a tensor without elements or with NaN or infinity.
     """
     if mode == "reference":
-        if (nu, strength, std_scale, symmetric, restore_rows) != (None, 1.0, 1.0, True, False):
+        if (nu, strength, std_scale, symmetric, restore_rows) != _ALONE:
             raise UserError("deepshape: found other options beside mode='reference', expected none.")
         return _reference(tensor)
     if mode != "tensor":
@@ -115,7 +119,7 @@ def deepshape_(
     strength: float = 1.0,
     *,
     calibrate: Iterable[Any] | None = None,
-    guard: float = 0.1,
+    guard: float = GUARD,
     step: float = 2.0**-10,
     std_scale: float = 1.0,
     symmetric: bool = True,
@@ -146,7 +150,11 @@ def deepshape_(
     if not guard > 0:
         raise UserError(f"guard: found {guard}, expected a positive number.")
     if mode == "reference":
+        if (nu, strength, std_scale, symmetric, restore_rows) != _ALONE or calibrate is not None or guard != GUARD:
+            raise UserError("deepshape_: found other options beside mode='reference', expected none but step.")
         return [_reference_model(model, step)]
+    if mode != "tensor":
+        raise UserError(f"mode: found {mode!r}, expected 'tensor' or 'reference'.")
     layers = _layers(model)
     if not layers:
         raise UserError("deepshape_: found no linear layer in the model, expected one or more.")

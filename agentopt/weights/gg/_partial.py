@@ -132,16 +132,25 @@ class Partial:
         self.close()
 
 
+def target(out: str | Path) -> Path:
+    """The folder as one that can be put in place in one step: with a name of its own, and no link."""
+    path = Path(out).expanduser()
+    return path.resolve() if path.is_symlink() or path.name in ("", "..") else path
+
+
 def check_free(out: Path) -> None:
     """A new folder, or an empty one.
 
     Raises:
-        UserError: there is something.
+        UserError: there is something, or a folder that cannot be replaced.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: found a file, expected a new folder to write into.")
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out}: found a folder that is not empty, expected a new one; give another or move it away.")
+    if out.is_dir() and (os.path.ismount(out) or os.path.samefile(out, os.curdir)):
+        kind = "a mounted folder" if os.path.ismount(out) else "the current folder"
+        raise UserError(f"{out}: found {kind}, which cannot be replaced by a new one; give the name of a folder in it.")
 
 
 def read_json(path: Path) -> Any:

@@ -87,6 +87,8 @@ def plan(source: WeightSource, *, skip: Sequence[str] = (), head: bool = False) 
     found = _Names(source.names, model)
     parts = _Parts(source, model, linear, found)
     _check_skip(skip, linear)
+    if head and matches(parts.head, skip):
+        raise UserError(f"skip: found {parts.head} among {', '.join(skip)} beside head; leave out one of them.")
     layers: list[Layer] = []
     left = list(skip) if head else [parts.head, *skip]
     missing: list[str] = []

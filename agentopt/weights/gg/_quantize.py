@@ -29,7 +29,7 @@ from agentopt.weights.gg._checkpoint import Checkpoint
 from agentopt.weights.gg._coders import Coder, OwnCoder
 from agentopt.weights.gg._export import StockCoder, check_exportable, export_config
 from agentopt.weights.gg._guard import guarded
-from agentopt.weights.gg._partial import Partial, check_free
+from agentopt.weights.gg._partial import Partial, check_free, target
 from agentopt.weights.gg._plan import Layer, Plan, plan
 from agentopt.weights.gg._shards import Entry, ShardWriter, layout, numbers, write_file, write_index
 from agentopt.weights.gg._source import RESULT, FolderSource, WeightSource, opened
@@ -86,7 +86,7 @@ def quantize(
     """
     asked = options or QuantizeOptions()
     _check_format(format, asked)
-    out = Path(out_dir).expanduser()
+    out = target(out_dir)
     check_free(out)
     text = text_digest(asked.calibrate) if asked.calibrate is not None else None
     with opened(model) as source:

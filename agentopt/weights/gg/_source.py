@@ -291,11 +291,12 @@ def natural(name: str) -> list[tuple[int, str]]:
 
 def _weight_files(path: Path, name: str) -> dict[str, tuple[str, ...] | None]:
     """Files with weights, each with the names that the index gives it; None for all that it holds."""
+    # In this order, as transformers looks: beside a whole file an index is left over from other weights.
+    if (path / SINGLE).is_file():
+        return {SINGLE: None}
     index = path / INDEX
     if index.is_file():
         return _indexed(index)
-    if (path / SINGLE).is_file():
-        return {SINGLE: None}
     pickled = sorted(file.name for file in path.glob("*.bin")) + sorted(file.name for file in path.glob("*.pt*"))
     if pickled:
         raise UserError(

@@ -15,7 +15,7 @@ import torch
 
 from agentopt.errors import UserError
 from agentopt.weights._events import Event
-from agentopt.weights.gg._partial import check_free
+from agentopt.weights.gg._partial import check_free, target
 from agentopt.weights.gg._shards import Entry, ShardWriter, layout, write_file, write_index, writing
 from agentopt.weights.gg.archive import _numbers as numbers
 from agentopt.weights.gg.archive._archive import Archive
@@ -48,7 +48,7 @@ def unpack(
         KeyboardInterrupt: `stop.wanted` was set.
     """
     began = time.perf_counter()
-    out = Path(out_dir).expanduser()
+    out = target(out_dir)
     if shard_bytes < 1:
         raise UserError(f"shard_bytes: found {shard_bytes}, expected 1 or more.")
     with Archive(path) as archive:
