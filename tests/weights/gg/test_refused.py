@@ -14,6 +14,7 @@ from agentopt.weights.gg import archive, deepshape_, quantize
 from agentopt.weights.gg._checkpoint import Checkpoint
 from agentopt.weights.gg._plan import plan
 from agentopt.weights.gg._source import INDEX, open_source
+from agentopt.weights.gg.archive._index import safe_name
 from tests.weights.gg import folders
 
 torch: Any = pytest.importorskip("torch")
@@ -95,3 +96,8 @@ def test_options_that_the_published_deepshape_has_not() -> None:
     bogus: Any = "published"
     with pytest.raises(UserError, match="mode: found 'published'"):
         deepshape_(model, mode=bogus)
+
+
+@pytest.mark.parametrize("name", ["half \ud800 of a character.txt", "ü" * 200])
+def test_a_file_name_that_no_disk_takes(name: str) -> None:
+    assert safe_name("ü.txt") and not safe_name(name)

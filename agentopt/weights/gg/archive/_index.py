@@ -84,7 +84,9 @@ class StoredFile:
 
 def safe_name(name: str) -> bool:
     """Whether a name is a relative path that stays inside of a folder, on every system."""
-    if not name or len(name) > 255 or any(ord(one) < 32 or one in '\\:*?"<>|\x7f' for one in name):
+    if not name or any(ord(one) < 32 or one in '\\:*?"<>|\x7f' or "\ud800" <= one <= "\udfff" for one in name):
+        return False
+    if len(name.encode()) > 255:
         return False
     parts = name.split("/")
     return not PurePosixPath(name).is_absolute() and all(
