@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.warm import WarmCommands
+from tests.acceptance.warm import Run, WarmCommands
 from tests.weights.moods import moods, write_rows
 
 pytest.importorskip("torch")
@@ -26,27 +26,16 @@ ENVIRONMENT = {
 TASK = ("model", "--data", "rows.jsonl", "--prompt", "{text} It was", "--labels", "0=terrible,1=great")
 TRAIN = (*TASK, "--method", "zo-sgd-sign", "--lr", "3e-3", "--steps", "60", "--eval-every", "20", "--patience", "0")
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
-Send = tuple[signal.Signals, Callable[[], bool]]
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return moods(tmp_path_factory.mktemp("finetune") / "project")
 
 
-def command(warm: WarmCommands, folder: Path) -> Run:
-    def finetune(*arguments: str, send: Send | None = None) -> subprocess.CompletedProcess[str]:
-        done = warm.run(["finetune", *arguments], folder, ENVIRONMENT, b"", 240, send)
-        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
-
-    return finetune
-
-
 @pytest.fixture(scope="module")
 def run(warm: WarmCommands, folder: Path) -> Run:
     """Commands that end before a model is needed."""
-    return command(warm, folder)
+    return warm.command("finetune", folder, ENVIRONMENT)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +43,7 @@ def train(folder: Path) -> Iterator[Run]:
     """Commands that train, with torch imported for all of them at once."""
     warm = WarmCommands()
     warm.import_once("transformers.models.llama.modeling_llama", "agentopt.weights.finetuning._run")
-    yield command(warm, folder)
+    yield warm.command("finetune", folder, ENVIRONMENT)
     warm.close()
 
 

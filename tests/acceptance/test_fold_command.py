@@ -6,14 +6,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.acceptance.warm import WarmCommands
+from tests.acceptance.warm import Done, Run, WarmCommands
 from tests.weights.tiny import tiny
 
 pytest.importorskip("torch")
@@ -49,28 +48,16 @@ IMPORTED = (
 )
 FACTS = "bob is brave\n\nbrave is calm\nbob is brave\nclara is not calm\nclara is calm\n" + "bob is calm " * 6 + "\n"
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
-Send = tuple[signal.Signals, Callable[[], bool]]
-Done = subprocess.CompletedProcess[str]
-
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fold")
 
 
-def command(warm: WarmCommands, folder: Path) -> Run:
-    def fold(*arguments: str, send: Send | None = None) -> Done:
-        done = warm.run(["fold", *arguments], folder, ENVIRONMENT, b"", 240, send)
-        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
-
-    return fold
-
-
 @pytest.fixture(scope="module")
 def light(warm: WarmCommands, path: Path) -> Run:
     """Commands that end before a model is needed."""
-    return command(warm, path)
+    return warm.command("fold", path, ENVIRONMENT)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +65,7 @@ def run(path: Path) -> Iterator[Run]:
     """Commands that need a model, with torch imported for all of them at once."""
     warm = WarmCommands()
     warm.import_once(*IMPORTED)
-    yield command(warm, path)
+    yield warm.command("fold", path, ENVIRONMENT)
     warm.close()
 
 

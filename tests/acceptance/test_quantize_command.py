@@ -7,7 +7,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 from agentopt.cli import _quantize_print
 from agentopt.cli._app import app
 from agentopt.errors import RunError, UserError
-from tests.acceptance.warm import WarmCommands
+from tests.acceptance.warm import Done, Run, WarmCommands
 from tests.weights.tiny import WORDS, tiny_folder
 
 pytest.importorskip("torch")
@@ -42,10 +41,7 @@ IMPORTED = (
 LAYERS = 14
 COPIED = ("load:", "serve:", "report:", "check:", "unpack:", "agentopt: ")
 
-Done = subprocess.CompletedProcess[str]
-Run = Callable[..., Done]
 Here = Callable[..., str]
-Send = tuple[signal.Signals, Callable[[], bool]]
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +53,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def command(warm: WarmCommands, folder: Path) -> Run:
-    def quantize(*arguments: str, send: Send | None = None) -> Done:
-        done = warm.run(["quantize", *arguments], folder, ENVIRONMENT, b"", 600, send)
-        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
-
-    return quantize
-
-
 @pytest.fixture(scope="module")
 def light(warm: WarmCommands, folder: Path) -> Run:
     """Commands that end before a model is needed."""
-    return command(warm, folder)
+    return warm.command("quantize", folder, ENVIRONMENT, 600)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +64,7 @@ def run(folder: Path) -> Iterator[Run]:
     """Commands that need weights, with torch imported for all of them at once."""
     warm = WarmCommands()
     warm.import_once(*IMPORTED)
-    yield command(warm, folder)
+    yield warm.command("quantize", folder, ENVIRONMENT, 600)
     warm.close()
 
 

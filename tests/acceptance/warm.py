@@ -22,6 +22,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+Done = subprocess.CompletedProcess[str]
+Send = tuple[signal.Signals, Callable[[], bool]]
+"""A signal for a command, and when."""
+Run = Callable[..., Done]
+"""One command of the program: its arguments, and `send=` for a signal."""
+
 
 class WarmCommands:
     """Starts commands one after another; `close` ends the process that forks them."""
@@ -36,7 +42,7 @@ class WarmCommands:
         environment: Mapping[str, str],
         data: bytes,
         timeout: float,
-        send: tuple[signal.Signals, Callable[[], bool]] | None = None,
+        send: Send | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
         """One command; after `timeout` seconds it is killed and its exit code is that of the signal.
 
@@ -62,6 +68,15 @@ class WarmCommands:
             code = self._code(json.dumps(asked).encode() + b"\n")
             out, err = (Path(streams, name).read_bytes() for name in ("1", "2"))
         return subprocess.CompletedProcess(list(arguments), code, out, err)
+
+    def command(self, name: str, folder: Path, environment: Mapping[str, str], timeout: float = 240) -> Run:
+        """What runs one of the program's commands in this folder and gives its output as text."""
+
+        def run(*arguments: str, send: Send | None = None) -> Done:
+            done = self.run([name, *arguments], folder, environment, b"", timeout, send)
+            return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+        return run
 
     def import_once(self, *modules: str) -> None:
         """Have these imported before any command from now on, as long as that starts no thread: a fork has only one."""
