@@ -187,11 +187,6 @@ def test_interrupted_then_the_same_command_gives_the_same_folder(made: Done, run
         return partial.is_dir() and len(list(partial.glob("model/*.safetensors"))) >= 2
 
     stopped = run(*asked, send=(signal.SIGINT, two_files))
-    for _ in range(5):
-        if stopped.returncode == 130:
-            break
-        shutil.rmtree(folder / "again")  # so small a model may be done before the signal arrives
-        stopped = run(*asked, send=(signal.SIGINT, two_files))
     assert stopped.returncode == 130, stopped.stderr
     said = "every complete file is kept; go on with the same command: agentopt quantize model --out again"
     assert said in words(stopped.stderr)

@@ -143,6 +143,8 @@ def serve() -> bool:
 def become(asked: dict[str, object]) -> None:
     """Take the folder, environment, streams and arguments of the command that was asked for."""
     signal.alarm(int(str(asked["timeout"])))
+    # As in a terminal: tests that run in the background are started with Ctrl-C ignored, and so would the command be.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     Path(f"{asked['streams']}/pid").write_text(str(os.getpid()), encoding="utf-8")
     for number, flags in enumerate((os.O_RDONLY, os.O_WRONLY | os.O_CREAT, os.O_WRONLY | os.O_CREAT)):
         opened = os.open(f"{asked['streams']}/{number}", flags, 0o600)
