@@ -189,15 +189,27 @@ def by_vllm(served: Served, place: Path) -> list[Said]:
 @contextlib.contextmanager
 def endpoint(served: Served, log: Path) -> Generator[str]:
     """vLLM's OpenAI-compatible server with both adapters; gives its base URL."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(served.base)]
     command += ["--served-model-name", "base", "--host", "127.0.0.1", "--port", str(port), "--dtype", served.dtype]
     command += ["--max-model-len", "128", "--max-num-seqs", "8", "--enforce-eager", "--enable-lora"]
     command += ["--max-loras", str(len(served.paths) + 1), "--max-lora-rank", str(served.folder.options.rank)]
     command += ["--lora-target-modules", *served.targets(), "--distributed-executor-backend", "uni"]
     command += ["--lora-modules", *(f"{name}={path}" for name, path in served.paths.items())]
+    with serving(command, port, log) as url:
+        yield url
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextlib.contextmanager
+def serving(command: list[str], port: int, log: Path) -> Generator[str]:
+    """A server started by this command and stopped afterwards; gives its base URL once it is healthy."""
     with log.open("w", encoding="utf-8") as written:
         server = subprocess.Popen(command, stdout=written, stderr=written, env={**os.environ, **ENVIRONMENT})
         try:

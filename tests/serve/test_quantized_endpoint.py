@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.serve import quantized
-from tests.serve.harness import ENVIRONMENT, START, _wait, post
+from tests.serve.harness import ENVIRONMENT, START, free_port, post, serving
 from tests.serve.quantized import Checkpoint, Spec
 from tests.weights.fold.forced import Case, Said, compare, said
 
@@ -58,30 +57,12 @@ def started(folder: Path, **environment: str) -> str:
 @contextlib.contextmanager
 def endpoint(checkpoint: Checkpoint, log: Path) -> Generator[str]:
     """The server with the adapter; gives its base URL."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     more = ["--enable-lora", "--max-loras", "2", "--max-lora-rank", "8", "--max-num-seqs", "8"]
     more += ["--lora-target-modules", *quantized.TARGETS, "--distributed-executor-backend", "uni"]
     more += ["--lora-modules", f"adapter={checkpoint.adapter}"]
-    with log.open("w", encoding="utf-8") as written:
-        server = subprocess.Popen(
-            [*command(checkpoint.folder, port), *more],
-            stdout=written,
-            stderr=written,
-            env={**os.environ, **ENVIRONMENT},
-        )
-        try:
-            url = f"http://127.0.0.1:{port}"
-            _wait(server, url, log)
-            yield url
-        finally:
-            server.terminate()
-            try:
-                server.wait(30)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
+    with serving([*command(checkpoint.folder, port), *more], port, log) as url:
+        yield url
 
 
 def chat(url: str, text: str) -> dict[str, Any]:

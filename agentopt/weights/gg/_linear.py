@@ -81,7 +81,7 @@ class _Codes(nn.Module):
     book_id: Tensor | None
     _table: Tensor
     _decoded: Tensor | None
-    _placeholder: Tensor | None
+    _stand_in: Tensor | None
 
     def hold(
         self, codes: Tensor, scale: Tensor, table: Tensor, book_id: Tensor | None, format: str, dtype: torch.dtype
@@ -91,11 +91,11 @@ class _Codes(nn.Module):
         self.register_parameter(CODES, nn.Parameter(codes, requires_grad=False))
         self.register_parameter(SCALE, nn.Parameter(scale, requires_grad=False))
         self.register_parameter(BOOK, None if book_id is None else nn.Parameter(book_id, requires_grad=False))
-        self._table, self._decoded, self._placeholder = table, None, None
+        self._table, self._decoded, self._stand_in = table, None, None
 
     def __getattr__(self, name: str) -> Any:
         if name == "weight":
-            held = self.__dict__.get("_placeholder")
+            held = self.__dict__.get("_stand_in")
             return NoWeight(self.qweight.shape, self.compute_dtype, self.qweight.device) if held is None else held
         return super().__getattr__(name)
 
@@ -105,12 +105,12 @@ class _Codes(nn.Module):
         It leaves alone what carries its mark of being initialised, and nothing can be written to `meta`.
         """
         self._is_hf_initialized = True
-        self._placeholder = torch.empty(self.qweight.shape, device="meta")
-        self._placeholder._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]
+        self._stand_in = torch.empty(self.qweight.shape, device="meta")
+        self._stand_in._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]
 
     def reveal(self) -> None:
         """The `weight` refuses to be used again."""
-        self._placeholder = None
+        self._stand_in = None
 
     @property
     def table(self) -> Tensor:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from agentopt.weights.zeroth import _kernels
+from tests.weights.interpreted import errors_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -19,18 +16,7 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture(scope="module")
 def cases() -> dict[str, float]:
     """Error of each case over what is allowed."""
-    pytest.importorskip("triton")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.weights.zeroth.kernel_cases"],
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    return {row["name"]: row["error"] for row in rows}
+    return errors_of("tests.weights.zeroth.kernel_cases")
 
 
 @pytest.mark.parametrize(("part", "count"), [("philox", 3), ("linear", 14), ("update", 9), ("step", 2)])

@@ -4,7 +4,7 @@
     y = linear(x, codes, scale, table, book_id, bias, format="rf8-gg")
     weight = decode(codes, scale, table, book_id, dtype=torch.bfloat16, format="rf8-gg")
 
-Both are operators of `torch.library` (`agentopt_gg::linear`, `agentopt_gg::decode`): torch.compile traces them as one
+Both are operators known to torch (`agentopt_gg::linear`, `agentopt_gg::decode`): torch.compile traces them as one
 node, CUDA graphs capture them, autograd differentiates `linear` by `x` and `bias`. Without CUDA or Triton they are
 plain torch: decode, then `F.linear`.
 """

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch import library as torch_operators
 
 from agentopt.errors import UserError
 from agentopt.weights.gg._types import FORMATS
@@ -122,16 +123,16 @@ def _register() -> None:
     """Define both operators, unless another import of this module did."""
     if hasattr(torch.ops.agentopt_gg, "linear"):
         return
-    library: Any = torch.library
+    operators: Any = torch_operators
     tags = (torch.Tag.pt2_compliant_tag,)
-    library.define(_DECODE, f"({_WEIGHT}, ScalarType dtype, str format) -> Tensor", tags=tags)
-    library.define(_LINEAR, f"(Tensor x, {_WEIGHT}, Tensor? bias, str format) -> Tensor", tags=tags)
+    operators.define(_DECODE, f"({_WEIGHT}, ScalarType dtype, str format) -> Tensor", tags=tags)
+    operators.define(_LINEAR, f"(Tensor x, {_WEIGHT}, Tensor? bias, str format) -> Tensor", tags=tags)
     devices = ("cpu", "cuda")
-    library.impl(_DECODE, devices, _dispatch.decode)
-    library.impl(_LINEAR, devices, _dispatch.linear)
-    library.register_fake(_DECODE, _decode_shape)
-    library.register_fake(_LINEAR, _linear_shape)
-    library.register_autograd(_LINEAR, _backward, setup_context=_remember)
+    operators.impl(_DECODE, devices, _dispatch.decode)
+    operators.impl(_LINEAR, devices, _dispatch.linear)
+    operators.register_fake(_DECODE, _decode_shape)
+    operators.register_fake(_LINEAR, _linear_shape)
+    operators.register_autograd(_LINEAR, _backward, setup_context=_remember)
 
 
 _register()

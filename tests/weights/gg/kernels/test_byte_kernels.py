@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import re
 import subprocess
@@ -13,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import library
 from torch.nn import functional
 
 from agentopt.errors import UserError
 from agentopt.weights.gg import _tables
 from agentopt.weights.gg.kernels import _dispatch, _op, decode, linear, usable
 from agentopt.weights.gg.kernels._dispatch import Config
+from tests.weights.interpreted import errors_of
 
 ROOT = Path(__file__).parents[4]
 FORMATS = ("rf8", "rf8-strict", "e3m4", "rf8-gg")
@@ -48,18 +49,7 @@ def weight_of(codes: Any, scale: Any, table: Any, book_id: Any) -> Any:
 @pytest.fixture(scope="module")
 def cases() -> dict[str, float]:
     """Error of each case over what is allowed."""
-    pytest.importorskip("triton")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.weights.gg.kernels.byte_kernel_cases"],
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    return {row["name"]: row["error"] for row in rows}
+    return errors_of("tests.weights.gg.kernels.byte_kernel_cases")
 
 
 @pytest.mark.parametrize(("part", "count"), [("codes", 60), ("linear", 27), ("edge", 6)])
@@ -232,8 +222,8 @@ def test_torch_accepts_the_operators(given: str) -> None:
     parts = layer("rf8-gg")
     x = torch.randn((0, 20) if given == "empty" else (2, 3, 20), requires_grad=True)
     bias = torch.randn(9) if given == "bias" else None
-    torch.library.opcheck(torch.ops.agentopt_gg.linear.default, (x, *parts, bias, "rf8-gg"))
-    torch.library.opcheck(torch.ops.agentopt_gg.decode.default, (*parts, torch.bfloat16, "rf8-gg"))
+    library.opcheck(torch.ops.agentopt_gg.linear.default, (x, *parts, bias, "rf8-gg"))
+    library.opcheck(torch.ops.agentopt_gg.decode.default, (*parts, torch.bfloat16, "rf8-gg"))
 
 
 def test_it_is_traced_as_one_node_in_one_graph() -> None:
