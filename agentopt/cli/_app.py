@@ -14,6 +14,7 @@ import typer
 
 from agentopt.cli._arguments import AsJson, Config, Quiet, Store
 from agentopt.cli._fold_app import fold_app
+from agentopt.cli._serve_app import serve_app
 from agentopt.errors import AgentoptError, UserError
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ trace_app = typer.Typer(help="Look at recorded traces.", no_args_is_help=True, r
 app.add_typer(runs_app, name="runs")
 app.add_typer(trace_app, name="trace")
 app.add_typer(fold_app, name="fold")
+app.add_typer(serve_app, name="serve")
 
 Target = Annotated[str | None, typer.Argument(help="file.py:function or package.module:function", metavar="TARGET")]
 Data = Annotated[str | None, typer.Option(help="JSONL, CSV or Parquet file")]
