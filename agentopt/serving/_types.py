@@ -200,6 +200,8 @@ class Exchange:
     """Which candidate answers a virtual model: its label (see `Choice`)."""
     session: str | None = None
     """Header X-Agentopt-Session: exchanges of one run of the client's agent."""
+    capture: bool = True
+    """False: the client asked by the header X-Agentopt-Capture that nothing of it is stored."""
     stream: bool = False
     started: float = field(default_factory=time.time)
     """Seconds since the epoch."""
