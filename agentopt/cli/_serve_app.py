@@ -175,6 +175,7 @@ def serve(
 # --- a server that runs ----------------------------------------------------------------------------------------------
 
 Port = Annotated[int | None, typer.Option(metavar="N", help="of the server, where several run here")]
+RunDir = Annotated[str | None, typer.Option(metavar="DIR", help="of the server, where it was given one")]
 Admin = Annotated[
     str | None,
     typer.Option(metavar="URL", help="admin address of a server elsewhere; AGENTOPT_ADMIN_TOKEN holds its token"),
@@ -182,66 +183,71 @@ Admin = Annotated[
 
 
 @serve_app.command("status")
-def serve_status(port: Port = None, admin: Admin = None, as_json: AsJson = False) -> None:
+def serve_status(port: Port = None, run_dir: RunDir = None, admin: Admin = None, as_json: AsJson = False) -> None:
     """Show a running server: engine, requests, tokens, adapters."""
-    from agentopt.cli._serve_remote import status_command
+    from agentopt.cli._serve_remote import Where, status_command
 
-    raise typer.Exit(status_command(port, admin, as_json=as_json))
+    raise typer.Exit(status_command(Where(admin, port, run_dir), as_json=as_json))
 
 
 @serve_app.command("variants")
-def serve_variants(port: Port = None, admin: Admin = None, as_json: AsJson = False) -> None:
+def serve_variants(port: Port = None, run_dir: RunDir = None, admin: Admin = None, as_json: AsJson = False) -> None:
     """Compare the tuned prompts that are served under one name."""
-    from agentopt.cli._serve_remote import variants_command
+    from agentopt.cli._serve_remote import Where, variants_command
 
-    raise typer.Exit(variants_command(port, admin, as_json=as_json))
+    raise typer.Exit(variants_command(Where(admin, port, run_dir), as_json=as_json))
 
 
 @serve_app.command("drain")
 def serve_drain(
-    timeout: Annotated[float | None, typer.Option(metavar="S", help="[default: the server's --drain-timeout]")] = None,
+    timeout: Annotated[
+        float, typer.Option(metavar="S", help="wait so long for requests  [default: 30]", show_default=False)
+    ] = 30.0,
     port: Port = None,
+    run_dir: RunDir = None,
     admin: Admin = None,
     as_json: AsJson = False,
 ) -> None:
     """Stop a running server once its requests have ended."""
-    from agentopt.cli._serve_remote import drain_command
+    from agentopt.cli._serve_remote import Where, drain_command
 
-    raise typer.Exit(drain_command(port, admin, timeout=timeout, as_json=as_json))
+    raise typer.Exit(drain_command(Where(admin, port, run_dir), seconds=timeout, as_json=as_json))
 
 
 @adapters_app.command("list")
-def adapters_list(port: Port = None, admin: Admin = None, as_json: AsJson = False) -> None:
+def adapters_list(port: Port = None, run_dir: RunDir = None, admin: Admin = None, as_json: AsJson = False) -> None:
     """List the adapters of a running server."""
-    from agentopt.cli._serve_remote import list_adapters
+    from agentopt.cli._serve_remote import Where, adapters_command
 
-    raise typer.Exit(list_adapters(port, admin, as_json=as_json))
+    raise typer.Exit(adapters_command(Where(admin, port, run_dir), as_json=as_json))
 
 
 @adapters_app.command("add")
 def adapters_add(
-    items: Annotated[list[str], typer.Argument(metavar="NAME=DIR...", help="the adapter's name and its folder")],
+    item: Annotated[str, typer.Argument(metavar="NAME=DIR", help="what clients call it, and its folder")],
     port: Port = None,
+    run_dir: RunDir = None,
     admin: Admin = None,
     as_json: AsJson = False,
 ) -> None:
     """Check an adapter and serve it as model NAME, without a restart."""
-    from agentopt.cli._serve_remote import add_adapters
+    from agentopt.cli._serve_remote import Where, add_adapter_command
 
-    raise typer.Exit(add_adapters(port, admin, items, as_json=as_json))
+    raise typer.Exit(add_adapter_command(Where(admin, port, run_dir), item, as_json=as_json))
 
 
 @adapters_app.command("remove")
 def adapters_remove(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="as `adapters list` shows them")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="as `adapters list` shows it")],
     port: Port = None,
+    run_dir: RunDir = None,
     admin: Admin = None,
     as_json: AsJson = False,
 ) -> None:
     """Serve an adapter no longer; its files stay."""
-    from agentopt.cli._serve_remote import remove_adapters
+    from agentopt.cli._serve_remote import Where, remove_adapter_command
 
-    raise typer.Exit(remove_adapters(port, admin, names, as_json=as_json))
+    raise typer.Exit(remove_adapter_command(Where(admin, port, run_dir), name, as_json=as_json))
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------
@@ -264,11 +270,11 @@ def keys_create(
     as_json: AsJson = False,
 ) -> None:
     """Make a key and show it, once; the file is made where there is none."""
-    from agentopt.cli._serve_keys import create_key
+    from agentopt.cli._serve_keys import create_command
 
-    code = create_key(
-        keys,
+    code = create_command(
         name,
+        keys,
         rpm=rpm,
         tpm=tpm,
         tokens=tokens,
@@ -281,11 +287,15 @@ def keys_create(
 
 
 @keys_app.command("list")
-def keys_list(keys: Keys = None, as_json: AsJson = False) -> None:
+def keys_list(
+    keys: Keys = None,
+    everything: Annotated[bool, typer.Option("--all", help="revoked ones too")] = False,
+    as_json: AsJson = False,
+) -> None:
     """List the keys with their limits and what they used; never the keys themselves."""
-    from agentopt.cli._serve_keys import list_keys
+    from agentopt.cli._serve_keys import list_command
 
-    raise typer.Exit(list_keys(keys, as_json=as_json))
+    raise typer.Exit(list_command(keys, everything=everything, as_json=as_json))
 
 
 @keys_app.command("revoke")
@@ -295,9 +305,9 @@ def keys_revoke(
     as_json: AsJson = False,
 ) -> None:
     """Make a key invalid within a second, also for replies that are being streamed."""
-    from agentopt.cli._serve_keys import revoke_key
+    from agentopt.cli._serve_keys import revoke_command
 
-    raise typer.Exit(revoke_key(keys, key, as_json=as_json))
+    raise typer.Exit(revoke_command(key, keys, as_json=as_json))
 
 
 serve_app.add_typer(keys_app, name="keys")

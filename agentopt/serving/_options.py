@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from agentopt.errors import UserError
 
 EngineName = Literal["auto", "vllm", "transformers", "embedded", "fake"]
-KEYS_VARIABLE, UPSTREAM_VARIABLE = "AGENTOPT_KEYS", "AGENTOPT_UPSTREAM_KEY"
+KEYS_VARIABLE, UPSTREAM_VARIABLE = "AGENTOPT_KEYS", "AGENTOPT_UPSTREAM_TOKEN"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 
 
@@ -34,7 +34,7 @@ class ServeOptions(BaseModel):
     """What clients call the base; by default the model's own name."""
     engine: EngineName = "auto"
     upstream: str | None = None
-    """URL of an engine that is started by somebody else. Its token is in AGENTOPT_UPSTREAM_KEY."""
+    """URL of an engine that is started by somebody else. Its token is in AGENTOPT_UPSTREAM_TOKEN."""
     quantize: str | None = None
     """Format to quantize the base to before it is served; the result is kept for the next start."""
     adapters: tuple[str, ...] = ()

@@ -1,0 +1,141 @@
+"""The folder of one running server: how other commands find it, its logs, and that there is only one.
+
+`server.json` says where it listens and holds the token of its admin side, so it is for its owner alone. The lock beside
+it is the kernel's: it is free again when the process is gone, however it went.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agentopt.errors import UserError
+
+ROOT = Path(".agentopt") / "serve"
+SERVER, LOCK = "server.json", "lock"
+SOCKET_LENGTH = 100
+"""Characters of a Unix socket's path: the kernel takes 107."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Where a server keeps what it has while it runs."""
+
+    path: Path
+
+    @property
+    def engine_log(self) -> Path:
+        """What the engine writes."""
+        return self.path / "engine.log"
+
+    @property
+    def gateway_log(self) -> Path:
+        """A JSON line for every request."""
+        return self.path / "gateway.log"
+
+    @property
+    def adapters(self) -> Path:
+        """Adapters that were added while a server ran here."""
+        return self.path / "adapters.json"
+
+    def announce(self, about: dict[str, Any]) -> None:
+        """Write `server.json`, whole or not at all, readable for its owner alone."""
+        descriptor, name = tempfile.mkstemp(dir=self.path, prefix=".server-")  # mkstemp makes it 0600
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(about, file, indent=2)
+        os.replace(name, self.path / SERVER)
+
+    def leave(self) -> None:
+        """There is no server here any more."""
+        (self.path / SERVER).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def run_folder(given: str | None, port: int) -> Generator[RunFolder]:
+    """Make the folder and hold it for as long as the server runs.
+
+    Args:
+        given: `--run-dir`; by default a folder for the port.
+        port: the public one.
+
+    Raises:
+        UserError: it cannot be made, or another server holds it.
+    """
+    path = Path(given) if given else ROOT / str(port)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (path / LOCK).open("a")
+    except OSError as error:
+        raise UserError(f"--run-dir {path}: {error.strerror or error}; give a folder that can be written.") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"{path}: found a server that runs ({_who(path)}); stop it with agentopt serve drain, "
+                "or give another --port or --run-dir."
+            ) from None
+        folder = RunFolder(path.resolve())
+        try:
+            yield folder
+        finally:
+            folder.leave()
+
+
+def _who(path: Path) -> str:
+    try:
+        found = json.loads((path / SERVER).read_text(encoding="utf-8"))
+        return f"process {found['pid']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "it is starting"
+
+
+@contextlib.contextmanager
+def socket_folder(folder: RunFolder) -> Generator[Path]:
+    """Where the engine's Unix socket goes: the run folder, or a private one where that has too long a name."""
+    if len(os.fsencode(folder.path / "engine-00.sock")) <= SOCKET_LENGTH:
+        yield folder.path
+        return
+    short = Path(tempfile.mkdtemp(prefix="agentopt-"))  # mkdtemp makes it 0700
+    try:
+        yield short
+    finally:
+        shutil.rmtree(short, ignore_errors=True)
+
+
+def admin_token() -> str:
+    """AGENTOPT_ADMIN_TOKEN, or a new one of 256 random bits."""
+    return os.environ.get("AGENTOPT_ADMIN_TOKEN") or secrets.token_urlsafe(32)
+
+
+def check_port(host: str, port: int, option: str) -> int:
+    """The port, or a free one for 0.
+
+    Raises:
+        UserError: something listens there, or the address is not one of this machine.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family[0], socket.SOCK_STREAM) as probe:
+            # As the server itself will: connections of one that has just ended are no reason to refuse.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(family[4])
+            probe.listen()
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        where = f"{host}:{port}"
+        if isinstance(error, socket.gaierror) or not port:
+            raise UserError(f"--{option.replace('port', 'host')} {host}: {error.strerror or error}.") from None
+        taken = error.errno in (48, 98)
+        what = "another program listens there" if taken else error.strerror or str(error)
+        raise UserError(f"--{option} {port}: cannot listen on {where}: {what}; give another one.") from None
