@@ -1,4 +1,4 @@
-"""The store: runs, events, candidates, evaluations, language model replies, traces, capsules. One SQLite file.
+"""The store: runs, events, candidates, evaluations, model replies, traces, captured traffic, capsules. One SQLite file.
 
 Speaks plain JSON dicts only and knows nothing of what they mean. Every write goes through one thread per open store;
 `put_reply`, `append_event`, `create_run` and `update_run` return when the row is durable, the others are queued and
@@ -26,6 +26,7 @@ from typing import Any, Self
 from agentopt.errors import UserError
 from agentopt.store._connect import connect, migrate
 from agentopt.store._errors import StoreError, store_error
+from agentopt.store._traffic import Traffic
 from agentopt.store._writer import Row, Statement, Writer
 
 DEFAULT_PATH = ".agentopt/agentopt.db"
@@ -104,7 +105,7 @@ def _close(writer: Writer, readers: _Readers) -> None:
     writer.close()
 
 
-class Store:
+class Store(Traffic):
     """An open store. Use `Store.open`, and `close` it (or use it as a context manager). Safe to use from any thread."""
 
     def __init__(self, connection: sqlite3.Connection, path: str) -> None:
