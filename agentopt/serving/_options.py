@@ -29,7 +29,7 @@ class ServeOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str | None = None
-    """`embedded`, a folder, a .gguf file or a hub id; only with `upstream` it may be left out."""
+    """`embedded`, a folder, a .gguf file or a hub id. With `upstream`, where it may be left out: that engine's name."""
     name: str | None = None
     """What clients call the base; by default the model's own name."""
     engine: EngineName = "auto"
@@ -193,10 +193,8 @@ def _check_together(options: ServeOptions, given: Mapping[str, Any]) -> None:
             raise UserError(
                 f"--engine {options.engine} does nothing with --upstream, which runs already; leave it out."
             )
-        if options.adapters and options.model is None:
-            raise UserError(
-                "--adapter with --upstream: give MODEL too, the base's folder, to check the adapter against."
-            )
+        if options.adapters:
+            raise UserError("--adapter with --upstream: that engine's adapters are loaded where it was started.")
     if options.adapters and options.resident == 0:
         raise UserError("--resident 0 serves no adapter; leave it or --adapter out.")
     needs = {"capture_sample": "capture", "redact": "capture", "capsule_tokens": "capsule"}

@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import secrets
-import shutil
 import socket
 import tempfile
 from collections.abc import Generator
@@ -23,8 +22,6 @@ from agentopt.errors import UserError
 
 ROOT = Path(".agentopt") / "serve"
 SERVER, LOCK = "server.json", "lock"
-SOCKET_LENGTH = 100
-"""Characters of a Unix socket's path: the kernel takes 107."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +29,8 @@ class RunFolder:
     """Where a server keeps what it has while it runs."""
 
     path: Path
-
-    @property
-    def engine_log(self) -> Path:
-        """What the engine writes."""
-        return self.path / "engine.log"
+    shown: str = ""
+    """As the user would write it."""
 
     @property
     def gateway_log(self) -> Path:
@@ -85,7 +79,7 @@ def run_folder(given: str | None, port: int) -> Generator[RunFolder]:
                 f"{path}: found a server that runs ({_who(path)}); stop it with agentopt serve drain, "
                 "or give another --port or --run-dir."
             ) from None
-        folder = RunFolder(path.resolve())
+        folder = RunFolder(path.resolve(), str(path))
         try:
             yield folder
         finally:
@@ -98,19 +92,6 @@ def _who(path: Path) -> str:
         return f"process {found['pid']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "it is starting"
-
-
-@contextlib.contextmanager
-def socket_folder(folder: RunFolder) -> Generator[Path]:
-    """Where the engine's Unix socket goes: the run folder, or a private one where that has too long a name."""
-    if len(os.fsencode(folder.path / "engine-00.sock")) <= SOCKET_LENGTH:
-        yield folder.path
-        return
-    short = Path(tempfile.mkdtemp(prefix="agentopt-"))  # mkdtemp makes it 0700
-    try:
-        yield short
-    finally:
-        shutil.rmtree(short, ignore_errors=True)
 
 
 def admin_token() -> str:

@@ -1,0 +1,186 @@
+"""The live view of a server: its start, the address with a line that works, what it does, how it ends.
+
+Progress and remarks go to stderr, the address to stdout. In a terminal one line moves at the bottom.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import textwrap
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from agentopt.cli._console import count, err, out, seconds
+from agentopt.cli._progress import LiveView
+
+WIDTH = 10
+"""Columns of the words at the beginning of lines."""
+KEY_VARIABLE = "AGENTOPT_KEY"
+_SHOWN_MODELS = 6
+
+
+def curl_line(base_url: str, model: str, *, keys: bool) -> str:
+    """A request that can be pasted into a shell as it stands."""
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Say hello."}]}, ensure_ascii=False)
+    lines = [f"curl {base_url}/chat/completions -H 'Content-Type: application/json'"]
+    lines += [f'-H "Authorization: Bearer ${KEY_VARIABLE}"'] if keys else []
+    head, *messages = body.partition(' "messages"')
+    quoted = [shlex.quote(body)] if "'" in body else [f"'{head}", f"{''.join(messages).strip()}'"]
+    lines += [f"-d {quoted[0]}", *(f"   {one}" for one in quoted[1:])]
+    return " \\\n    ".join(lines[: len(lines) - len(quoted) + 1]) + "".join(f"\n    {one}" for one in quoted[1:])
+
+
+class _State(ProgressColumn):
+    """Counts of the server, asked whenever the line is drawn."""
+
+    def __init__(self, live: LiveServer) -> None:
+        super().__init__()
+        self.live = live
+
+    def render(self, task: Any) -> Text:
+        """The moving line's text."""
+        return Text(self.live.state_line() or task.fields["note"], style="dim")
+
+
+class LiveServer(LiveView):
+    """Prints a server's life as its events arrive; use as a context manager."""
+
+    def __init__(self, *, quiet: bool = False, console: Console | None = None, results: Console | None = None) -> None:
+        self.console = console or err()
+        self.results = results or out()
+        self.quiet = quiet
+        self.serving: Any = None
+        self.progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            _State(self),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+            refresh_per_second=2,
+            disable=quiet or not self.console.is_terminal,
+        )
+        self.task: Any = None
+
+    def show(self, description: str, note: str = "") -> None:
+        """The moving line."""
+        if self.task is None:
+            self.task = self.progress.add_task(description, total=None, note=note)
+        room = max(10, self.console.width - len(description) - 14)
+        self.progress.update(self.task, description=description, note=textwrap.shorten(note, room, placeholder="…"))
+
+    def line(self, name: str, text: str, style: str = "") -> None:
+        """A permanent line, its continuation under its beginning."""
+        pieces = textwrap.wrap(text, max(30, self.console.width - WIDTH - 1), break_on_hyphens=False) or [""]
+        for place, piece in enumerate(pieces):
+            self.say((("" if place else name).ljust(WIDTH), "bold"), (piece, style))
+
+    def state_line(self) -> str:
+        """What the server has done and does, or nothing before it serves."""
+        if self.serving is None:
+            return ""
+        state = self.serving.state()
+        parts = [f"{count(state['requests'])} requests", f"{state['in_flight']} running"]
+        parts += [f"{count(state['tokens'])} tokens"]
+        parts += [f"{count(state['errors'])} failed"] if state["errors"] else []
+        return ", ".join(parts)
+
+    # --- one method per kind of event --------------------------------------------------------------------------------
+
+    def on_engine_chosen(self, event: Any) -> None:
+        self.line("engine", f"{event.engine}: {event.why}")
+        self.show("preparing", event.model)
+
+    def on_working(self, event: Any) -> None:
+        done = "" if event.total is None else f" {event.done:,}/{event.total:,}"
+        self.show("preparing", f"{event.what}{done}")
+
+    def on_model_ready(self, event: Any) -> None:
+        how = "from an earlier start" if event.cached else f"prepared in {seconds(event.seconds)}"
+        self.line("model", f"{event.path} ({how})" if event.cached or event.seconds >= 1 else event.path)
+
+    def on_listening(self, event: Any) -> None:
+        self.line("listening", f"{event.base_url}, admin side {event.admin_url}")
+
+    def on_starting(self, event: Any) -> None:
+        again = "" if event.attempt == 1 else f", attempt {event.attempt}"
+        self.show("starting", f"{event.engine}, process {event.pid}{again}")
+
+    def on_progress(self, event: Any) -> None:
+        self.show("starting", event.what)
+
+    def on_ready(self, event: Any) -> None:
+        again = "" if event.generation == 1 else " again"
+        self.line("ready", f"{event.engine} answers{again}, after {seconds(event.seconds)}", "green")
+        if self.serving is not None:
+            self.show("serving")
+
+    def on_serving(self, event: Any) -> None:
+        self.serving = event
+        self.print_address(event)
+        self.show("serving")
+
+    def on_died(self, event: Any) -> None:
+        self.line("died", f"{event.engine} after {seconds(event.after)}: {event.why}", "red")
+
+    def on_hung(self, event: Any) -> None:
+        self.line("hung", f"{event.engine}: {event.why}; it is started again", "red")
+
+    def on_waiting(self, event: Any) -> None:
+        self.line("waiting", f"{seconds(event.seconds)} before start {event.attempt}", "yellow")
+
+    def on_failed(self, event: Any) -> None:
+        self.line("failed", f"{event.engine}: {event.why}", "red")
+
+    def on_warned(self, event: Any) -> None:
+        self.line("warning", event.message, "yellow")
+
+    def on_draining(self, event: Any) -> None:
+        what = "1 request" if event.in_flight == 1 else f"{event.in_flight} requests"
+        if event.in_flight:
+            self.line("stopping", f"{what} may end within {seconds(event.seconds)}; Ctrl-C again to stop at once")
+        self.show("stopping")
+
+    def on_ended(self, event: Any) -> None:
+        state = "" if self.serving is None else f" after {self.state_line().replace(', 0 running', '')}"
+        cut = f"; {event.cut_off} cut off" if event.cut_off else ""
+        self.line("stopped", f"cleanly{state}{cut}" if not event.cut_off else f"at once{state}{cut}")
+
+    # --- the address -------------------------------------------------------------------------------------------------
+
+    def print_address(self, event: Any) -> None:
+        """Where it is, a line that works, and what to do next."""
+        names = ", ".join(event.models[:_SHOWN_MODELS])
+        more = len(event.models) - _SHOWN_MODELS
+        names += f" and {more} more" if more > 0 else ""
+        print_ = self.results.print
+        print_()
+        print_(Text.assemble("serving ", (names, "bold"), " at ", (event.base_url, "bold")), soft_wrap=True)
+        print_()
+        print_(Text(f"  {curl_line(event.base_url, event.model, keys=event.keys is not None)}"), soft_wrap=True)
+        print_()
+        for note in self._next(event):
+            print_(Text(note, style="dim"))
+
+    @staticmethod
+    def _next(event: Any) -> list[str]:
+        port = event.base_url.rpartition(":")[2].removesuffix("/v1")
+        which = "" if port == "8000" else f" --port {port}"
+        notes = [f'python: OpenAI(base_url="{event.base_url}", api_key=...)']
+        if event.keys == 0:
+            notes.append(
+                "no key is valid yet: agentopt serve keys create NAME --keys FILE, then export " + KEY_VARIABLE
+            )
+        elif event.keys is not None:
+            notes.append(f"{KEY_VARIABLE} holds one of the {event.keys} keys: agentopt serve keys list --keys FILE")
+        else:
+            notes.append("anybody on this machine may ask; --keys FILE changes that")
+        if event.captured_as:
+            notes.append(f"captured: agentopt runs show {event.captured_as}")
+        notes.append(f"look: agentopt serve status{which}; logs: {event.run_dir}")
+        notes.append("Ctrl-C stops it")
+        return notes

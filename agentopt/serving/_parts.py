@@ -1,0 +1,307 @@
+"""All parts of one server, put together from its options; what was opened is closed by the exit stack it is given.
+
+First comes what only reads files (keys, candidates, patterns), then the model and the engine, then what stands between
+it and the clients: a mistake is told before it has cost time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agentopt.serving._news import EngineChosen
+from agentopt.serving._options import UPSTREAM_VARIABLE, ServeOptions
+from agentopt.serving._run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from agentopt.serving.adapters import AdapterRegistry
+    from agentopt.serving.admin import Control
+    from agentopt.serving.capture import FeedbackStore, Recorder
+    from agentopt.serving.engines import ExternalEngine, Prepared, Supervisor
+    from agentopt.serving.gateway import Gateway, Limits
+    from agentopt.serving.keys import StoredKeyring
+    from agentopt.serving.metrics import Meter
+    from agentopt.serving.variants import VariantScores, VirtualModel
+
+CACHE = Path(".agentopt") / "cache"
+"""Models that were converted or quantized, and hashes of bases: kept for the next start."""
+MEGABYTE = 1 << 20
+DEFAULT_TOKENIZER = "o200k_base"
+
+OnEvent = Callable[[Any], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a server listens, and its folder."""
+
+    folder: RunFolder
+    base_url: str
+    admin_url: str
+    token: str = field(repr=False)
+    """Of the admin side."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A server that is put together and not started."""
+
+    name: str
+    """By which clients ask the base."""
+    engine: Supervisor | ExternalEngine
+    gateway: Gateway
+    control: Control
+    keyring: StoredKeyring | None
+    recorder: Recorder | None
+    limits: Limits
+    names: Callable[[], list[str]]
+    """All that can be asked for."""
+
+    def state(self) -> dict[str, Any]:
+        """Counts since the start."""
+        return {**self.control.meter.totals(), "in_flight": self.gateway.in_flight}
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """The engine, and what is known of its model."""
+
+    engine: Supervisor | ExternalEngine
+    name: str
+    registry: AdapterRegistry | None = None
+    tokenizer: str = DEFAULT_TOKENIZER
+    """That counts system prompts: the model's own where it is at hand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """Puts one server together.
+
+    Attributes:
+        options: what is asked for.
+        place: where it listens.
+        on_event: told of the engine's events too.
+        stack: closes what was opened, the engine first.
+        stop: ends the server; the admin side may.
+    """
+
+    options: ServeOptions
+    place: Place
+    on_event: OnEvent
+    stack: AsyncExitStack
+    stop: Callable[[], None]
+
+    async def parts(self) -> Parts:
+        """All of it.
+
+        Raises:
+            UserError: a file, a model, an adapter or an engine that is not as it must be.
+            RunError: an engine elsewhere whose model's name cannot be asked for.
+        """
+        from agentopt.serving.variants import VariantScores, load_candidates
+
+        keyring = await self._keyring()
+        recorder = await self._recorder()
+        virtual = load_candidates(self.options.candidates, warn=self._warn)
+        base = await (self._external() if self.options.upstream is not None else self._supervised(virtual))
+        scores = VariantScores(virtual) if virtual else None
+        return await self._around(base, keyring, recorder, virtual, scores)
+
+    def _warn(self, message: str) -> None:
+        from agentopt.serving.engines import Warned
+
+        self.on_event(Warned(message))
+
+    # --- what only reads files ---------------------------------------------------------------------------------------
+
+    async def _keyring(self) -> StoredKeyring | None:
+        from agentopt.serving.keys import StoredKeyring
+
+        path = self.options.keys_file
+        return None if path is None else await self.stack.enter_async_context(StoredKeyring(path))
+
+    async def _recorder(self) -> Recorder | None:
+        options = self.options
+        if not options.capture:
+            return None
+        from agentopt.serving.capture import Recorder, Redaction
+
+        recorder = Recorder(
+            options.store,
+            model=options.name or options.model or "",
+            redact=Redaction.of(options.redact),
+            sample=options.capture_sample,
+            about={"base_url": self.place.base_url, "engine": options.engine},
+            on_warning=self._warn,
+            on_news=self._warn,
+        )
+        recorder.start()
+        self.stack.push_async_callback(recorder.aclose, 5.0)
+        return recorder
+
+    # --- the engine --------------------------------------------------------------------------------------------------
+
+    async def _external(self) -> _Base:
+        """An engine that somebody else started; without a name it is asked for its model's."""
+        from agentopt.serving.engines import ExternalEngine
+
+        options = self.options
+        assert options.upstream is not None
+        token = os.environ.get(UPSTREAM_VARIABLE)
+        self.on_event(EngineChosen("external", options.upstream, options.model or ""))
+        engine = ExternalEngine(options.upstream, token, model=options.model, on_event=self.on_event)
+        self.stack.push_async_callback(engine.aclose)
+        await engine.start()
+        name = options.name or options.model
+        if name is None:
+            await engine.ready()
+            name = engine.abilities.model
+        return _Base(engine, name)
+
+    async def _supervised(self, virtual: list[VirtualModel]) -> _Base:
+        """Choose, prepare and launch; the adapters of the command line are checked before anything runs."""
+        from agentopt.serving.engines import EngineOptions, Supervisor, choose_engine, launch, prepare
+
+        options = self.options
+        assert options.model is not None
+        chosen = await asyncio.to_thread(choose_engine, options.model, options.engine)
+        self.on_event(EngineChosen(chosen.engine, chosen.why, options.model))
+        prepared = await prepare(options.model, chosen, quantize=options.quantize, cache=CACHE, on_event=self.on_event)
+        # llama.cpp takes no adapters of ours; asked for one, it says so.
+        resident = options.resident if chosen.engine != "embedded" or options.adapters else 0
+        launched = launch(
+            chosen,
+            prepared,
+            EngineOptions(resident=resident, max_rank=options.max_rank, extra=options.engine_options),
+            name=options.name,
+        )
+        engine = Supervisor(launched, run_dir=self.place.folder.path, on_event=self.on_event)
+        self.stack.push_async_callback(engine.aclose)
+        name = options.name or prepared.name
+        registry = None
+        if resident and launched.abilities.adapters:
+            registry = await self._registry(engine, prepared, {name, *(one.name for one in virtual)})
+        return _Base(engine, name, registry, _tokenizer(options.model, prepared.path))
+
+    async def _registry(self, engine: Supervisor, prepared: Prepared, taken: set[str]) -> AdapterRegistry:
+        from agentopt.serving.adapters import AdapterRegistry, BaseFacts, BaseHashes, EngineDriver
+
+        options, folder = self.options, self.place.folder
+        facts = BaseFacts.of(prepared.path, options.max_rank, origins=[str(options.model), prepared.source])
+        registry = AdapterRegistry(
+            facts,
+            EngineDriver(engine),
+            resident=options.resident,
+            path=folder.adapters,
+            staging=folder.path / "adapters",
+            hashes=BaseHashes(facts, CACHE),
+            taken=taken.__contains__,
+        )
+        self.stack.push_async_callback(registry.aclose)
+        for name, path in options.adapter_pairs().items():
+            found = await registry.add(name, path)
+            for note in found.notes:
+                self._warn(f"adapter {name}: {note}")
+        for problem in await registry.restore():
+            self._warn(problem)
+        engine.on_start(registry.after_restart)
+        return registry
+
+    # --- what stands between clients and the engine ------------------------------------------------------------------
+
+    async def _around(
+        self,
+        base: _Base,
+        keyring: StoredKeyring | None,
+        recorder: Recorder | None,
+        virtual: list[VirtualModel],
+        scores: VariantScores | None,
+    ) -> Parts:
+        from agentopt.serving._catalog import ServedCatalog
+        from agentopt.serving.admin import Control
+        from agentopt.serving.gateway import AccessLog, Gateway
+        from agentopt.serving.metrics import Meter
+
+        options, place = self.options, self.place
+        catalog = ServedCatalog(
+            [base.name],
+            base.engine,
+            registry=base.registry,
+            virtual=virtual,
+            shortening=await self._shortening(base.tokenizer),
+        )
+        meter = Meter(catalog)
+        log = AccessLog(place.folder.gateway_log, text=options.log_text)
+        self.stack.callback(log.close)
+        observers = [one for one in (meter, log, scores, recorder) if one is not None]
+        limits = _limits(options)
+        gateway = Gateway(
+            base.engine,
+            catalog,
+            keyring=keyring,
+            observers=observers,
+            feedback=_feedback(recorder, meter, scores),
+            limits=limits,
+        )
+        control = Control(
+            engine=base.engine,
+            gateway=gateway,
+            catalog=catalog,
+            meter=meter,
+            token=place.token,
+            model=base.name,
+            adapters=base.registry,
+            keyring=keyring,
+            capture=recorder,
+            scores=None if scores is None else scores.rows,
+            host=options.admin_host,
+            base_url=place.base_url,
+            stop=self.stop,
+        )
+        meter.bind(control)
+        return Parts(base.name, base.engine, gateway, control, keyring, recorder, limits, catalog.names)
+
+    async def _shortening(self, tokenizer: str) -> Any:
+        if not self.options.capsule:
+            return None
+        from agentopt.serving._shortening import Shortening
+
+        made = Shortening(self.options.capsule_tokens, tokenizer=tokenizer, on_event=self._warn)
+        return await self.stack.enter_async_context(made)
+
+
+def _limits(options: ServeOptions) -> Limits:
+    from agentopt.serving.gateway import Limits
+
+    usual = Limits()
+    return Limits(
+        body_bytes=round(options.max_body * MEGABYTE),
+        total_seconds=options.timeout,
+        first_seconds=min(usual.first_seconds, options.timeout),
+        cors=options.cors,
+    )
+
+
+def _feedback(recorder: Recorder | None, meter: Meter, scores: VariantScores | None) -> FeedbackStore | None:
+    if recorder is None:
+        return None
+    from agentopt.serving.capture import FeedbackStore, GivenFeedback
+
+    def count(given: GivenFeedback) -> None:
+        meter.feedback(given.asked, given.variant, given.score)
+        if scores is not None and given.variant is not None:
+            scores.feedback(given.asked, given.variant, given.score)
+
+    return FeedbackStore(recorder, listeners=[count])
+
+
+def _tokenizer(model: str, path: Path) -> str:
+    """The model's own, as capsules name it."""
+    if path.is_dir():
+        return str(path) if (path / "tokenizer.json").is_file() else DEFAULT_TOKENIZER
+    return model if model == "embedded" else str(path)

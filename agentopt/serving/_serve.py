@@ -1,0 +1,209 @@
+"""One server from its options to its end: everything is put together here, and taken apart in the other order.
+
+The ports open before the engine is started, so that a port that is taken costs no model, and so that whoever waits for
+`/ready` is answered from the beginning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import AsyncExitStack
+from typing import Any
+
+from agentopt.errors import AgentoptError, RunError
+from agentopt.serving._news import Draining, Ended, Listening, Serving
+from agentopt.serving._options import ServeOptions
+from agentopt.serving._parts import Assembly, Parts, Place
+from agentopt.serving._run_folder import admin_token, check_port, run_folder
+from agentopt.serving._types import Phase
+
+OnEvent = Callable[[Any], None]
+
+
+def serve_forever(options: ServeOptions, on_event: OnEvent) -> int:
+    """Serve until a signal, `agentopt serve drain`, or an engine that cannot be started any more.
+
+    Args:
+        options: what is served, and how.
+        on_event: told of all that happens, on the event loop.
+
+    Returns:
+        0: it was asked to stop.
+
+    Raises:
+        UserError: something that was given cannot be served.
+        RunError: the engine failed.
+    """
+    if sys.platform != "win32":
+        with contextlib.suppress(ImportError):
+            import uvloop
+
+            return uvloop.run(serve(options, on_event))
+    return asyncio.run(serve(options, on_event))
+
+
+async def serve(options: ServeOptions, on_event: OnEvent) -> int:
+    """As `serve_forever`, in a loop that runs; takes SIGINT and SIGTERM while it does."""
+    stop = _Stop()
+    main = asyncio.create_task(_serve(options, on_event, stop))
+    stop.now = main.cancel
+    with _signals(stop.signalled):
+        try:
+            await main
+        except asyncio.CancelledError:
+            if not stop.signals:
+                raise
+        except BaseExceptionGroup as group:
+            raise _error_in(group) from None
+    on_event(Ended(stop.cut_off))
+    return 0
+
+
+class _Stop:
+    """That it is to stop, and how: the first signal lets requests end, the second does not wait."""
+
+    def __init__(self) -> None:
+        self.wanted = asyncio.Event()
+        self.signals = 0
+        self.serving = False
+        self.cut_off = 0
+        self.now: Callable[[], Any] = lambda: None
+
+    def signalled(self) -> None:
+        self.signals += 1
+        # Before it serves there is nothing to wait for.
+        if self.signals > 1 or not self.serving:
+            self.now()
+        self.wanted.set()
+
+
+@contextlib.contextmanager
+def _signals(callback: Callable[[], None]) -> Generator[None]:
+    loop = asyncio.get_running_loop()
+    taken = (signal.SIGINT, signal.SIGTERM)
+    for number in taken:
+        loop.add_signal_handler(number, callback)
+    try:
+        yield
+    finally:
+        for number in taken:
+            loop.remove_signal_handler(number)
+
+
+async def _serve(options: ServeOptions, on_event: OnEvent, stop: _Stop) -> None:
+    port = check_port(options.host, options.port, "port")
+    admin_port = check_port(options.admin_host, options.admin, "admin-port")
+    with run_folder(options.run_dir, port) as folder:
+        place = Place(folder, f"{_url(options.host, port)}/v1", _url(options.admin_host, admin_port), admin_token())
+        async with AsyncExitStack() as stack:
+            parts = await Assembly(options, place, on_event, stack, stop.wanted.set).parts()
+            await _run(parts, options, place, (port, admin_port), on_event, stop)
+
+
+async def _run(
+    parts: Parts, options: ServeOptions, place: Place, ports: tuple[int, int], on_event: OnEvent, stop: _Stop
+) -> None:
+    """Both ports open, then the engine, then wait for the end; the ports close last."""
+    from agentopt.serving.admin import admin_app
+    from agentopt.serving.gateway import serve_app
+
+    closing = asyncio.Event()
+    opened = [asyncio.Event(), asyncio.Event()]
+    apps = [(parts.gateway, options.host, ports[0]), (admin_app(parts.control), options.admin_host, ports[1])]
+    async with asyncio.TaskGroup() as group:
+        try:
+            for (app, host, port), ready in zip(apps, opened, strict=True):
+                group.create_task(serve_app(app, host, port, ready=ready, stop=closing, limits=parts.limits))
+            for ready in opened:
+                await ready.wait()
+            _announce(parts, place)
+            on_event(Listening(place.base_url, place.admin_url))
+            await _first(_up(parts), stop.wanted.wait())
+            if not stop.wanted.is_set():
+                stop.serving = True
+                on_event(_serving(parts, place))
+                await _first(_until_failed(parts), stop.wanted.wait())
+            on_event(Draining(parts.gateway.in_flight, options.drain_timeout))
+            await parts.gateway.drain(options.drain_timeout)
+        finally:
+            stop.cut_off = parts.gateway.in_flight
+            closing.set()
+
+
+async def _up(parts: Parts) -> None:
+    await parts.engine.start()
+    await parts.engine.ready()
+
+
+async def _until_failed(parts: Parts) -> None:
+    """Returns never while the engine runs, or is started again.
+
+    Raises:
+        RunError: it is not started any more.
+    """
+    while parts.engine.phase is not Phase.FAILED:
+        await parts.engine.changed()
+    raise RunError(f"the engine {parts.engine.name} failed too often and is not started again: {parts.engine.reason}.")
+
+
+async def _first(*works: Coroutine[Any, Any, Any]) -> None:
+    """Until one of them is done; the others are cancelled, and its error is raised."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    for task in done:
+        task.result()
+
+
+def _announce(parts: Parts, place: Place) -> None:
+    """How other commands find this server."""
+    place.folder.announce(
+        {
+            "pid": os.getpid(),
+            "base_url": place.base_url,
+            "admin_url": place.admin_url,
+            "admin_token": place.token,
+            "started": parts.control.started,
+            "engine": parts.engine.name,
+            "model": parts.name,
+            "run_dir": str(place.folder.path),
+        }
+    )
+
+
+def _serving(parts: Parts, place: Place) -> Serving:
+    return Serving(
+        base_url=place.base_url,
+        admin_url=place.admin_url,
+        engine=parts.engine.name,
+        model=parts.name,
+        models=tuple(parts.names()),
+        keys=None if parts.keyring is None else parts.keyring.known,
+        run_dir=place.folder.shown,
+        captured_as=None if parts.recorder is None else parts.recorder.run_id,
+        state=parts.state,
+    )
+
+
+def _url(host: str, port: int) -> str:
+    """Where clients on this machine reach it."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{port}"
+
+
+def _error_in(group: BaseExceptionGroup) -> BaseException:
+    """What went wrong first, out of the groups that tasks wrap it in."""
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        inner: tuple[BaseException, ...] = found.exceptions
+        found = next((one for one in inner if isinstance(one, AgentoptError)), inner[0])
+    return found
