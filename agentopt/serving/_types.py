@@ -202,6 +202,8 @@ class Exchange:
     """Header X-Agentopt-Session: exchanges of one run of the client's agent."""
     capture: bool = True
     """False: the client asked by the header X-Agentopt-Capture that nothing of it is stored."""
+    client_request_id: str | None = None
+    """The client's own X-Request-Id, for logs only; None where it sent none that is fit for a log."""
     stream: bool = False
     started: float = field(default_factory=time.time)
     """Seconds since the epoch."""
