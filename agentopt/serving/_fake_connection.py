@@ -201,7 +201,7 @@ class Connection(asyncio.Protocol):
         words = words_of(script.text if script.text is not None else (told or [""])[-1], script.chunks)
         limits = [body.get(name) for name in ("max_tokens", "max_completion_tokens", "max_output_tokens")]
         limit = min([one for one in limits if isinstance(one, int)], default=len(words))
-        shape = Shape(route, model, f"fake-{engine.count:08d}", prompt_tokens, stamp=script.stamp, tool=script.tool)
+        shape = Shape(route, model, f"fake-{engine.count:08d}", prompt_tokens, tool=script.tool)
         shape.finish = "length" if limit < len(words) else "stop"
         words = words[: max(0, limit)]
         options: Any = body.get("stream_options") or {}

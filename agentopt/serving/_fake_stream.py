@@ -33,7 +33,7 @@ class Script:
     tool: dict[str, Any] | None = None
     """A tool call, {"name", "arguments"}, at the end of the reply (chat)."""
     stamp: bool = False
-    """Each event carries `sent`, nanoseconds of the monotonic clock."""
+    """Each word of a stream is when it was sent: "@" and nanoseconds of the monotonic clock."""
     status: int = 0
     """Answer with this error."""
     garbage: bool = False
@@ -115,7 +115,8 @@ class Stream:
                 if self._loop.time() < due:
                     self._timer = self._loop.call_at(due, self._pump)
                     return
-            self._send(self._shape.piece(self._words[self._place], time.monotonic_ns()))
+            word = f" @{time.monotonic_ns()}" if self._script.stamp else self._words[self._place]
+            self._send(self._shape.piece(word))
             self._place += 1
             if self._fault():
                 return

@@ -54,7 +54,6 @@ class Shape:
     id: str
     prompt_tokens: int
     include_usage: bool = False
-    stamp: bool = False
     tool: dict[str, Any] | None = None
     finish: str = "stop"
     _head: bytes = field(default=b"", repr=False)
@@ -94,26 +93,24 @@ class Shape:
             return first + event(block, "content_block_start")
         return b""
 
-    def piece(self, word: str, now: int) -> bytes:
-        """One word; `now` (ns of the monotonic clock) goes along as `sent` where `stamp` is set."""
-        stamp = {"sent": now} if self.stamp else {}
+    def piece(self, word: str) -> bytes:
+        """One word."""
         if self.route == CHAT:
-            if self.stamp:  # the load test asks for thousands a second
-                return self._stamped(word, now)
-            return event(self._frame([{"index": 0, "delta": {"content": word}, "finish_reason": None}]))
+            return self._spoken(word)
         if self.route == RESPONSES:
             name = "response.output_text.delta"
-            return event({"type": name, "output_index": 0, "delta": word} | stamp, name)
+            return event({"type": name, "output_index": 0, "delta": word}, name)
         if self.route == MESSAGES:
             delta = {"type": "text_delta", "text": word}
-            return event({"type": "content_block_delta", "index": 0, "delta": delta} | stamp, "content_block_delta")
-        return event(self._frame([{"index": 0, "text": word, "finish_reason": None}], **stamp))
+            return event({"type": "content_block_delta", "index": 0, "delta": delta}, "content_block_delta")
+        return event(self._frame([{"index": 0, "text": word, "finish_reason": None}]))
 
-    def _stamped(self, word: str, now: int) -> bytes:
+    def _spoken(self, word: str) -> bytes:
+        """A chat's word, without making the same JSON again: the load test asks for thousands a second."""
         if not self._head:
             self._head = b"data: " + compact(self._frame([]))[: -len(b"[]}")]
-        delta = b'[{"index":0,"delta":{"content":%b},"finish_reason":null}]' % compact(word)
-        return b'%b%b,"sent":%d}\n\n' % (self._head, delta, now)
+        delta = b'[{"index":0,"delta":{"content":%b},"finish_reason":null}]}' % compact(word)
+        return b"%b%b\n\n" % (self._head, delta)
 
     def closing(self, words: int, text: str) -> list[bytes]:
         """What comes after the last word; the end mark `data: [DONE]` last where the route has one."""
