@@ -190,9 +190,7 @@ def _check_together(options: ServeOptions, given: Mapping[str, Any]) -> None:
                 what = "options after --" if name == "engine_options" else f"--{name}"
                 raise UserError(f"{what}: nothing is started with --upstream; give it to the engine itself.")
         if options.engine != "auto":
-            raise UserError(
-                f"--engine {options.engine} does nothing with --upstream, which runs already; leave it out."
-            )
+            raise UserError(f"--engine {options.engine}: the engine of --upstream runs already; leave one of them out.")
         if options.adapters:
             raise UserError("--adapter with --upstream: that engine's adapters are loaded where it was started.")
     if options.adapters and options.resident == 0:
