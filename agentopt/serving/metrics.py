@@ -39,6 +39,7 @@ class Meter:
         self._catalog, self._model = catalog, model
         self._seen: dict[str, set[str]] = {label: set() for label in LABELS}
         self.registry = CollectorRegistry(auto_describe=False)
+        self._state: _State | None = None
         self._numbers: dict[str, int] = {name: 0 for name in TOTALS}
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -63,10 +64,13 @@ class Meter:
         )
 
     def bind(self, control: Control) -> None:
-        """From now on also show the state of these parts, read when Prometheus asks; call it once."""
+        """From now on also show the state of these parts, read when Prometheus asks."""
         self._catalog = self._catalog or control.catalog
         self._model = self._model or control.model
-        self.registry.register(_State(control))
+        if self._state is not None:
+            self.registry.unregister(self._state)
+        self._state = _State(control)
+        self.registry.register(self._state)
 
     # ---- what is told to us
 

@@ -15,7 +15,6 @@ from agentopt.errors import RunError, UserError
 
 ROOT = Path(".agentopt") / "serve"
 TOKEN = "AGENTOPT_ADMIN_TOKEN"
-RUN_DIR = "AGENTOPT_RUN_DIR"
 _SECONDS = 30.0
 _LONGEST_REPLY = 64 << 20
 
@@ -31,9 +30,15 @@ class AdminClient:
 
     @classmethod
     def find(
-        cls, *, admin: str | None = None, token: str | None = None, port: int | None = None, root: str | Path = ROOT
+        cls,
+        *,
+        admin: str | None = None,
+        token: str | None = None,
+        port: int | None = None,
+        run_dir: str | Path | None = None,
+        root: str | Path = ROOT,
     ) -> AdminClient:
-        """The server at `admin`, or the one on `port`, or the only one that runs from this folder.
+        """The server at `admin`, or the one with that run folder or port, or the only one that runs from here.
 
         Raises:
             UserError: there is none, there are several, or no token is known for `admin`.
@@ -46,14 +51,16 @@ class AdminClient:
             if not token:
                 raise UserError(f"--admin {admin}: set {TOKEN} to that server's admin token.")
             return cls(f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}", token)
-        found = _running(Path(root))
+        files = [Path(run_dir) / "server.json"] if run_dir is not None else sorted(Path(root).glob("*/server.json"))
+        found = _running(files)
         if port is not None:
             found = [one for one in found if port in (_port(one.get("base_url")), _port(one.get("admin_url")))]
         if not found:
-            where = f"on port {port}" if port is not None else f"in {Path(root)}"
+            where = f" with run folder {run_dir}" if run_dir is not None else f" from {Path.cwd()}"
+            where = f"{where} on port {port}" if port is not None else where
             raise UserError(
-                f"no server runs {where}; start one with `agentopt serve MODEL`, go to the folder it was started in, "
-                f"set {RUN_DIR} to its --run-dir, or give --admin URL."
+                f"no server runs{where}; go to the folder it was started in, give its --run-dir, or --admin URL; "
+                "`agentopt serve MODEL` starts one."
             )
         if len(found) > 1:
             ports = ", ".join(str(_port(one.get("base_url"))) for one in found)
@@ -117,10 +124,8 @@ def _content(status: int, data: bytes, url: str) -> dict[str, Any]:
     raise (UserError if status < 500 or status == 501 else RunError)(text)
 
 
-def _running(root: Path) -> list[dict[str, Any]]:
-    """The server.json of each server that lives, by port."""
-    own = os.environ.get(RUN_DIR)
-    files = [Path(own) / "server.json"] if own else sorted(root.glob("*/server.json"))
+def _running(files: list[Path]) -> list[dict[str, Any]]:
+    """What these server.json say, of the servers that live; by port."""
     found: list[dict[str, Any]] = []
     for file in files:
         try:
