@@ -171,11 +171,12 @@ def _check_model(options: ServeOptions) -> None:
     if options.name is not None and not _NAME.fullmatch(options.name):
         raise UserError(f"--name: found {options.name!r}, expected letters, digits and . _ - / : (128 at most).")
     if options.upstream is not None:
-        parts = urlsplit(options.upstream)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-            raise UserError(
-                f"--upstream: found {options.upstream!r}, expected an address such as http://10.0.0.5:8000."
-            )
+        from agentopt.serving.engines._external import parse_upstream
+
+        try:
+            parse_upstream(options.upstream)
+        except UserError as error:
+            raise UserError(f"--{error}") from None
     for origin in options.cors:
         parts = urlsplit(origin)
         if origin != "*" and (parts.scheme not in ("http", "https") or not parts.hostname or parts.path):

@@ -45,6 +45,8 @@ class Place:
     admin_url: str
     token: str = field(repr=False)
     """Of the admin side."""
+    ports: tuple[int, int]
+    """The public one and the admin side's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,9 @@ class Parts:
 
     def state(self) -> dict[str, Any]:
         """Counts since the start."""
-        return {**self.control.meter.totals(), "in_flight": self.gateway.in_flight}
+        totals = self.control.meter.totals()
+        tokens = totals["prompt_tokens"] + totals["completion_tokens"]
+        return {**totals, "tokens": tokens, "in_flight": self.gateway.in_flight}
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,8 +239,8 @@ class Assembly:
             virtual=virtual,
             shortening=await self._shortening(base.tokenizer),
         )
-        meter = Meter(catalog)
-        log = AccessLog(place.folder.gateway_log, text=options.log_text)
+        meter = Meter(catalog, model=base.name)
+        log = AccessLog(place.folder.gateway_log, log_text=options.log_text)
         self.stack.callback(log.close)
         observers = [one for one in (meter, log, scores, recorder) if one is not None]
         limits = _limits(options)

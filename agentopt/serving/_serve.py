@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Generator
 from contextlib import AsyncExitStack
 from typing import Any
 
-from agentopt.errors import AgentoptError, RunError
+from agentopt.errors import RunError
 from agentopt.serving._news import Draining, Ended, Listening, Serving
 from agentopt.serving._options import ServeOptions
 from agentopt.serving._parts import Assembly, Parts, Place
@@ -22,6 +22,8 @@ from agentopt.serving._run_folder import admin_token, check_port, run_folder
 from agentopt.serving._types import Phase
 
 OnEvent = Callable[[Any], None]
+FILES = 16384
+"""Connections and files that may be open at a time, where the system allows it."""
 
 
 def serve_forever(options: ServeOptions, on_event: OnEvent) -> int:
@@ -56,8 +58,6 @@ async def serve(options: ServeOptions, on_event: OnEvent) -> int:
         except asyncio.CancelledError:
             if not stop.signals:
                 raise
-        except BaseExceptionGroup as group:
-            raise _error_in(group) from None
     on_event(Ended(stop.cut_off))
     return 0
 
@@ -70,9 +70,11 @@ class _Stop:
         self.signals = 0
         self.serving = False
         self.cut_off = 0
+        """Requests that did not end by themselves."""
         self.now: Callable[[], Any] = lambda: None
 
     def signalled(self) -> None:
+        """SIGINT or SIGTERM has come."""
         self.signals += 1
         # Before it serves there is nothing to wait for.
         if self.signals > 1 or not self.serving:
@@ -94,47 +96,72 @@ def _signals(callback: Callable[[], None]) -> Generator[None]:
 
 
 async def _serve(options: ServeOptions, on_event: OnEvent, stop: _Stop) -> None:
+    from agentopt.serving.gateway import raise_file_limit
+
     port = check_port(options.host, options.port, "port")
     admin_port = check_port(options.admin_host, options.admin, "admin-port")
+    raise_file_limit(FILES)
     with run_folder(options.run_dir, port) as folder:
-        place = Place(folder, f"{_url(options.host, port)}/v1", _url(options.admin_host, admin_port), admin_token())
+        place = Place(
+            folder,
+            f"{_url(options.host, port)}/v1",
+            _url(options.admin_host, admin_port),
+            admin_token(),
+            ports=(port, admin_port),
+        )
         async with AsyncExitStack() as stack:
             parts = await Assembly(options, place, on_event, stack, stop.wanted.set).parts()
-            await _run(parts, options, place, (port, admin_port), on_event, stop)
+            await _run(parts, options, place, on_event, stop)
 
 
-async def _run(
-    parts: Parts, options: ServeOptions, place: Place, ports: tuple[int, int], on_event: OnEvent, stop: _Stop
-) -> None:
+async def _run(parts: Parts, options: ServeOptions, place: Place, on_event: OnEvent, stop: _Stop) -> None:
     """Both ports open, then the engine, then wait for the end; the ports close last."""
     from agentopt.serving.admin import admin_app
-    from agentopt.serving.gateway import serve_app
+    from agentopt.serving.engines import Warned
+    from agentopt.serving.gateway import serving
 
-    closing = asyncio.Event()
-    opened = [asyncio.Event(), asyncio.Event()]
-    apps = [(parts.gateway, options.host, ports[0]), (admin_app(parts.control), options.admin_host, ports[1])]
-    async with asyncio.TaskGroup() as group:
+    def log(line: str) -> None:
+        on_event(Warned(line))
+
+    port, admin_port = place.ports
+    async with (
+        serving(admin_app(parts.control), options.admin_host, admin_port, log=log),
+        serving(parts.gateway, options.host, port, limits=parts.limits, log=log),
+    ):
+        _announce(parts, place)
+        on_event(Listening(place.base_url, place.admin_url))
         try:
-            for (app, host, port), ready in zip(apps, opened, strict=True):
-                group.create_task(serve_app(app, host, port, ready=ready, stop=closing, limits=parts.limits))
-            for ready in opened:
-                await ready.wait()
-            _announce(parts, place)
-            on_event(Listening(place.base_url, place.admin_url))
             await _first(_up(parts), stop.wanted.wait())
             if not stop.wanted.is_set():
                 stop.serving = True
                 on_event(_serving(parts, place))
                 await _first(_until_failed(parts), stop.wanted.wait())
             on_event(Draining(parts.gateway.in_flight, options.drain_timeout))
-            await parts.gateway.drain(options.drain_timeout)
-        finally:
+            running = parts.gateway.in_flight
+            if not await parts.gateway.drain(options.drain_timeout):
+                stop.cut_off = running
+        except asyncio.CancelledError:
             stop.cut_off = parts.gateway.in_flight
-            closing.set()
+            _kill(parts)
+            await parts.gateway.drain(0)
+            raise
+        finally:
+            parts.gateway.close()
+
+
+def _kill(parts: Parts) -> None:
+    """Stop the engine without asking it first: whoever presses Ctrl-C twice does not want to wait for it."""
+    pid = getattr(parts.engine, "pid", None)
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
 
 
 async def _up(parts: Parts) -> None:
-    await parts.engine.start()
+    from agentopt.serving.engines import Supervisor
+
+    if isinstance(parts.engine, Supervisor):  # one elsewhere has been asked for its model's name already
+        await parts.engine.start()
     await parts.engine.ready()
 
 
@@ -196,12 +223,3 @@ def _url(host: str, port: int) -> str:
     """Where clients on this machine reach it."""
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{shown}:{port}"
-
-
-def _error_in(group: BaseExceptionGroup) -> BaseException:
-    """What went wrong first, out of the groups that tasks wrap it in."""
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup):
-        inner: tuple[BaseException, ...] = found.exceptions
-        found = next((one for one in inner if isinstance(one, AgentoptError)), inner[0])
-    return found

@@ -40,7 +40,7 @@ def no_keys_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"capsule_tokens": 300}, "--capsule-tokens does nothing without --capsule"),
         ({"redact": ("x",)}, "--redact does nothing without --capture"),
         ({"cors": ("example.org",)}, "--cors: found 'example.org', expected an origin"),
-        ({"upstream": "10.0.0.5:8000"}, "--upstream: found '10.0.0.5:8000'"),
+        ({"upstream": "10.0.0.5:8000"}, "--upstream '10.0.0.5:8000': expected http://HOST:PORT/v1"),
         ({"upstream": "http://x", "quantize": "rf8"}, "--quantize: nothing is started with --upstream"),
         ({"upstream": "http://x", "engine_options": ("--seed", "1")}, "options after --: nothing is started"),
         ({"upstream": "http://x", "engine": "vllm"}, "--engine vllm: the engine of --upstream runs already"),
