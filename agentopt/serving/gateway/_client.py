@@ -1,0 +1,418 @@
+"""HTTP/1.1 towards the engine: one asyncio protocol per connection, llhttp framing, a pool of idle connections.
+
+Invariants: a connection serves one exchange at a time; one whose exchange did not end cleanly is closed, which is how
+the engine learns that nobody waits any more. A reader that does not keep up stops the reading of the socket, so at most
+`_HIGH` bytes (and one read) of a reply are held. One coarse timer looks after the waiting times of all connections.
+Limits: no redirects, no content encodings, no HTTP/2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from functools import cache
+from typing import Any
+
+from agentopt.errors import RunError
+from agentopt.serving._types import Address
+
+_HIGH = 256 << 10
+_HEAD_BYTES = 64 << 10
+_IDLE_SECONDS = (
+    4.0  # uvicorn, in front of most engines, closes idle connections after 5 s; being earlier avoids the race
+)
+_KEPT = 256
+
+
+class UpstreamError(RunError):
+    """The engine could not be reached, broke off, fell silent or sent what is not HTTP."""
+
+    def __init__(self, code: str, why: str) -> None:
+        super().__init__(why)
+        self.code = code
+        """engine_died, engine_silent or engine_error."""
+
+
+class _Stale(Exception):
+    """A kept connection was closed by the engine before it could have read the request."""
+
+
+class _Wire(asyncio.Protocol):
+    """One connection to the engine."""
+
+    def __init__(self, upstream: Upstream, key: Address) -> None:
+        import httptools
+
+        self.key = key
+        self.deadline = float("inf")
+        self.idle_since = 0.0
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.pieces: list[bytes] = []
+        self.held = 0
+        self.head = False  # the final status and headers came
+        self.whole = False  # the message ended
+        self.failed: UpstreamError | None = None
+        self.heard = False
+        self.used = 0
+        self._upstream = upstream
+        self._parser: Any = httptools.HttpResponseParser(self)
+        self._transport: Any = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._head_bytes = 0
+        self._paused = False
+        self._keep = False
+
+    # ---- what the parser tells
+
+    def on_message_begin(self) -> None:
+        if not self.whole:
+            self.status, self.headers, self._head_bytes = 0, {}, 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.head:  # what comes later are trailers: nobody wants them
+            self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        if not self.whole:
+            self.status = self._parser.get_status_code()
+            self.head = self.status >= 200
+
+    def on_body(self, body: bytes) -> None:
+        if not self.whole:
+            self.pieces.append(body)
+            self.held += len(body)
+
+    def on_message_complete(self) -> None:
+        if self.head:
+            # a second message behind the first: nobody asked for it, so the connection is not used again
+            self._keep = not self.whole and self._parser.should_keep_alive()
+            self.whole = True
+
+    # ---- what the transport tells
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        import httptools
+
+        if self.whole or self.failed is not None or not self.used:
+            self._lost(UpstreamError("engine_error", "the engine sent bytes that nobody asked for"))
+            return
+        self.heard = True
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._lost(UpstreamError("engine_error", f"the engine sent what is not HTTP: {error}"))
+            return
+        if not self.head:
+            self._head_bytes += len(data)
+            if self._head_bytes > _HEAD_BYTES:
+                self._lost(UpstreamError("engine_error", "the engine sent endless headers"))
+                return
+        if self.held > _HIGH and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+        self._wake()
+
+    def eof_received(self) -> bool:
+        if self.head and not self.whole and not self._framed():
+            self.whole = True  # a body without a length ends with the connection
+            self._keep = False
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.whole:
+            reason = "closed the connection" if exc is None else f"broke the connection ({exc})"
+            self._lost(UpstreamError("engine_died", f"the engine {reason}"))
+        self._upstream.forget(self)
+        self._parser = None
+        self._wake()
+
+    def _framed(self) -> bool:
+        return "content-length" in self.headers or "transfer-encoding" in self.headers
+
+    def _lost(self, error: UpstreamError) -> None:
+        if self.failed is None:
+            self.failed = error
+        self.close()
+        self._wake()
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    # ---- what an exchange does
+
+    def send(self, data: bytes) -> None:
+        self.used += 1
+        self.head = self.whole = self.heard = False
+        self._transport.write(data)
+
+    async def wait(self, seconds: float) -> None:
+        """Until something came, the message ended or the connection failed."""
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        self.deadline = self._upstream.now + seconds
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            self.deadline = float("inf")
+
+    def silent(self) -> None:
+        """The deadline passed."""
+        self._lost(UpstreamError("engine_silent", "the engine gave no answer in time"))
+
+    def take(self) -> bytes:
+        """What came and was not taken yet."""
+        pieces = self.pieces
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        self.held = 0
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+        return data
+
+    @property
+    def open(self) -> bool:
+        """Another exchange can use it."""
+        return self.failed is None and self._keep and self._transport is not None and not self._transport.is_closing()
+
+    def close(self) -> None:
+        """Now: nothing that is still to be written matters."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class UpstreamReply:
+    """An engine's reply whose head has come. Read it to its end or `close` it.
+
+    Attributes:
+        status: HTTP status.
+        headers: Lower-case names.
+    """
+
+    __slots__ = ("_first", "_idle", "_upstream", "_wire", "headers", "status")
+
+    def __init__(self, upstream: Upstream, wire: _Wire, first: float, idle: float) -> None:
+        self.status = wire.status
+        self.headers = wire.headers
+        self._upstream = upstream
+        self._wire: _Wire | None = wire
+        self._first = first
+        self._idle = idle
+
+    async def next(self) -> bytes:
+        """All that has come and was not read yet, at least one byte; b"" at the end.
+
+        Raises:
+            UpstreamError: It broke off (what came before is given first) or was silent too long.
+        """
+        wire = self._wire
+        if wire is None:
+            return b""
+        while not wire.pieces:
+            if wire.whole:
+                self._wire = None
+                self._upstream.give_back(wire)
+                return b""
+            if wire.failed is not None:
+                self._wire = None
+                raise wire.failed
+            await wire.wait(self._first)
+        self._first = self._idle
+        return wire.take()
+
+    @property
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body, as it comes."""
+        return self._chunks()
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        while data := await self.next():
+            yield data
+
+    async def read(self, bound: int) -> bytes:
+        """The whole body.
+
+        Raises:
+            UpstreamError: It broke off or has more than `bound` bytes.
+        """
+        pieces: list[bytes] = []
+        size = 0
+        while data := await self.next():
+            size += len(data)
+            if size > bound:
+                self.close()
+                raise UpstreamError("engine_error", f"the engine's reply is longer than {bound} bytes")
+            pieces.append(data)
+        return b"".join(pieces)
+
+    def close(self) -> None:
+        """Hang up, unless the reply was read to its end: the engine stops working on it."""
+        wire, self._wire = self._wire, None
+        if wire is None:
+            return
+        if wire.whole and not wire.pieces:
+            self._upstream.give_back(wire)
+        else:
+            wire.close()
+
+
+class Upstream:
+    """Connections to engines. One object per event loop; `close` it in that loop."""
+
+    def __init__(self, *, connect_seconds: float = 10.0) -> None:
+        self._connect_seconds = connect_seconds
+        self._idle: dict[Address, deque[_Wire]] = {}
+        self._wires: set[_Wire] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+        self.now = 0.0
+        """The loop's time, as of the last look; half a second coarse."""
+
+    async def request(
+        self,
+        address: Address,
+        method: str,
+        path: str,
+        headers: Iterable[tuple[str, str]] = (),
+        body: bytes = b"",
+        *,
+        first: float = 600.0,
+        idle: float = 120.0,
+    ) -> UpstreamReply:
+        """Send one request; gives the reply as soon as its head has come.
+
+        Args:
+            address: Where; its prefix stands before `path`, its token becomes the Authorization header.
+            method: For example POST.
+            path: Begins with a slash; not escaped here.
+            headers: Besides Host, Content-Length and Authorization. Not checked: never a client's own text.
+            body: All of it.
+            first: Seconds until the head, and then again until the first byte of the body.
+            idle: Seconds between two pieces of the body.
+
+        Raises:
+            UpstreamError: No connection, no answer, or one that is not HTTP.
+        """
+        request = _request_bytes(address, method, path, headers, body)
+        while True:
+            wire, kept = await self._connection(address)
+            try:
+                return await self._exchange(wire, kept, request, first, idle)
+            except _Stale:
+                continue
+
+    async def _exchange(self, wire: _Wire, kept: bool, request: bytes, first: float, idle: float) -> UpstreamReply:
+        try:
+            wire.send(request)
+            while not wire.head:
+                if wire.failed is not None:
+                    if kept and not wire.heard and wire.failed.code == "engine_died":
+                        raise _Stale
+                    raise wire.failed
+                await wire.wait(first)
+        except BaseException:
+            wire.close()
+            raise
+        return UpstreamReply(self, wire, first, idle)
+
+    async def _connection(self, address: Address) -> tuple[_Wire, bool]:
+        """An open connection, and whether it was used before."""
+        loop = asyncio.get_running_loop()
+        self.now = loop.time()
+        self._watch()
+        kept = self._idle.get(address)
+        while kept:
+            wire = kept.pop()
+            if wire.open and self.now - wire.idle_since < _IDLE_SECONDS:
+                return wire, True
+            wire.close()
+        wire = _Wire(self, address)
+        try:
+            async with asyncio.timeout(self._connect_seconds):
+                if address.socket is not None:
+                    await loop.create_unix_connection(lambda: wire, address.socket)
+                else:
+                    await loop.create_connection(
+                        lambda: wire, address.host, address.port, ssl=_tls() if address.tls else None
+                    )
+        except TimeoutError as error:
+            raise UpstreamError("engine_silent", "the engine does not take connections") from error
+        except OSError as error:
+            raise UpstreamError("engine_died", f"the engine cannot be reached ({error})") from error
+        self._wires.add(wire)
+        return wire, False
+
+    def give_back(self, wire: _Wire) -> None:
+        """Keep the connection of an exchange that ended cleanly."""
+        if self._closed or not wire.open:
+            wire.close()
+            return
+        kept = self._idle.setdefault(wire.key, deque(maxlen=_KEPT))
+        if len(kept) == _KEPT:
+            kept.popleft().close()
+        wire.idle_since = self.now
+        kept.append(wire)
+
+    def forget(self, wire: _Wire) -> None:
+        """It is closed."""
+        self._wires.discard(wire)
+        kept = self._idle.get(wire.key)
+        if kept is not None and wire in kept:
+            kept.remove(wire)
+            if not kept:
+                del self._idle[wire.key]
+
+    def _watch(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(0.5, self._look)
+
+    def _look(self) -> None:
+        """Twice a second while there are connections: which waited too long, which were idle too long."""
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        now = self.now = loop.time()
+        for wire in list(self._wires):
+            if wire.deadline < now:
+                wire.silent()
+        for kept in list(self._idle.values()):
+            while kept and now - kept[0].idle_since >= _IDLE_SECONDS:
+                kept.popleft().close()
+        if self._wires and not self._closed:
+            self._watch()
+
+    def close(self) -> None:
+        """Close all connections; exchanges under way fail."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for wire in list(self._wires):
+            wire.close()
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    return ssl.create_default_context()
+
+
+def _request_bytes(address: Address, method: str, path: str, headers: Iterable[tuple[str, str]], body: bytes) -> bytes:
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    lines = [
+        f"{method} {address.prefix}{path} HTTP/1.1",
+        f"host: {host}:{address.port}" if address.port else f"host: {host}",
+    ]
+    if address.token is not None:
+        lines.append(f"authorization: Bearer {address.token}")
+    lines += [f"{name}: {value}" for name, value in headers]
+    if body or method != "GET":
+        lines.append(f"content-length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body

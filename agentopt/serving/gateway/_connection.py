@@ -1,0 +1,527 @@
+"""One client's connection: HTTP/1.1 as llhttp reads it, strictly, and one ASGI call a request.
+
+What a client can do to a server without being asked who it is, is bounded here: bytes and lines of a head, the time it
+takes to send one, requests sent ahead, a reply that is never read. All times are looked after by one coarse timer of
+the server, which compares `deadline`; nothing is allocated per piece of a reply but the piece.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from agentopt.serving._types import Refusal
+from agentopt.serving.gateway._errors import dumps
+
+if TYPE_CHECKING:
+    from agentopt.serving.gateway._server import Server
+
+_NEVER = float("inf")
+_HIGH = 64 << 10  # bytes of a reply that wait for a slow client, and of a body that wait for the application
+_AHEAD = 8  # requests that may wait behind the one being answered
+_DISCARD = 64 << 20
+_LINGER_SECONDS = 5.0
+_STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+_DISCONNECT: dict[str, Any] = {"type": "http.disconnect"}
+_NO_BODY = frozenset({204, 304})
+
+
+class Request:
+    """One request and its reply: what an ASGI application gets as `receive` and `send`."""
+
+    __slots__ = (
+        "_body",
+        "_chunked",
+        "_complete",
+        "_connection",
+        "_expects",
+        "_given",
+        "_left",
+        "_mute",
+        "_waiter",
+        "begun",
+        "ended",
+        "gone",
+        "keep_alive",
+        "scope",
+    )
+
+    def __init__(self, connection: Connection, scope: dict[str, Any], *, keep_alive: bool, expects: bool) -> None:
+        self.scope = scope
+        self.begun = False
+        self.ended = False
+        self.gone = False
+        self.keep_alive = keep_alive
+        self._connection = connection
+        self._body = bytearray()
+        self._complete = False
+        self._given = False
+        self._expects = expects
+        self._chunked = False
+        self._left: int | None = None
+        self._mute = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    # ---- the connection's side
+
+    def more(self, data: bytes) -> None:
+        """A piece of the body."""
+        if self.ended:
+            return
+        self._body += data
+        if len(self._body) > _HIGH:
+            self._connection.pause_reading()
+        self._wake()
+
+    def complete(self) -> None:
+        """The body is there."""
+        self._complete = True
+        self._wake()
+
+    def lost(self) -> None:
+        """The client is gone."""
+        self.gone = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # ---- the application's side
+
+    async def receive(self) -> dict[str, Any]:
+        """ASGI: the body in pieces, then a wait for the client to go."""
+        if self._expects and not self._complete and not self.begun:
+            self._expects = False
+            self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while not self.gone and not self.ended:
+            if not self._given and (self._body or self._complete):
+                body = bytes(self._body)
+                self._body.clear()
+                self._given = self._complete
+                self._connection.resume_reading()
+                return {"type": "http.request", "body": body, "more_body": not self._complete}
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return _DISCONNECT
+
+    async def send(self, message: Any) -> None:
+        """ASGI: the head, then the body in pieces. Waits while the client does not read."""
+        connection = self._connection
+        if connection.blocked:
+            await connection.drain()
+        if self.gone:
+            return
+        if message["type"] == "http.response.body":
+            self._piece(message.get("body", b""), message.get("more_body", False))
+        else:
+            self._head(message["status"], message.get("headers", ()))
+
+    def _head(self, status: int, headers: Any) -> None:
+        if self.begun:
+            raise RuntimeError("the reply's head was sent twice")
+        connection = self._connection
+        lines = [_STATUS.get(status) or b"HTTP/1.1 %d \r\n" % status, connection.date_line]
+        self._mute = self.scope["method"] == "HEAD" or status in _NO_BODY
+        for name, value in headers:
+            if b"\n" in value or b"\r" in value or b"\n" in name or b"\r" in name:
+                raise RuntimeError(f"the reply's header {name!r} holds a line break")
+            lowered = name.lower()
+            if lowered == b"connection":
+                self.keep_alive = self.keep_alive and value.lower() != b"close"
+                continue
+            if lowered == b"content-length":
+                self._left = int(value)
+            lines.append(b"%b: %b\r\n" % (name, value))
+        if self._left is None and not self._mute:
+            if self.scope["http_version"] == "1.1":
+                self._chunked = True
+                lines.append(b"transfer-encoding: chunked\r\n")
+            else:
+                self.keep_alive = False  # such a body ends with the connection
+        if not self._complete or connection.stopping:
+            self.keep_alive = False  # nobody will read the rest of the body
+        if not self.keep_alive:
+            lines.append(b"connection: close\r\n")
+        lines.append(b"\r\n")
+        self.begun = True
+        connection.write(b"".join(lines))
+
+    def _piece(self, body: bytes, more: bool) -> None:
+        if not self.begun or self.ended:
+            raise RuntimeError("a piece of a reply came before its head or after its end")
+        connection = self._connection
+        if self._mute:
+            pass
+        elif self._chunked:
+            if body:
+                connection.write(
+                    b"%x\r\n%b\r\n" % (len(body), body) if more else b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+                )
+            elif not more:
+                connection.write(b"0\r\n\r\n")
+        else:
+            if self._left is not None:
+                self._left -= len(body)
+                if self._left < 0 or (not more and self._left):
+                    raise RuntimeError("the reply's body has another length than its head says")
+            if body:
+                connection.write(body)
+        if not more:
+            self.ended = True
+            connection.answered(self, whole=self._complete)
+
+    async def run(self, app: Any) -> None:
+        """One ASGI call. A reply that was not ended is broken off, so that the client sees it."""
+        connection = self._connection
+        try:
+            await app(self.scope, self.receive, self.send)
+        except Exception as error:  # noqa: BLE001  # whatever the application does, other requests go on
+            connection.trouble(
+                f"{type(error).__name__} in {self.scope['method']} {self.scope['path'][:200]}: {error}", error
+            )
+            if not self.begun and not self.gone:
+                await self._plain(Refusal(500, "the server made a mistake", kind="server_error", code="internal_error"))
+        if not self.ended and not self.gone:
+            connection.abort()
+        self._wake()
+
+    async def _plain(self, refusal: Refusal) -> None:
+        body = dumps(refusal.body())
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        await self.send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body})
+
+
+class Connection(asyncio.Protocol):
+    """The protocol object of one client's connection."""
+
+    def __init__(self, server: Server) -> None:
+        self.deadline = server.now + server.limits.head_seconds
+        self.blocked = False
+        """The client does not read its reply."""
+        self._server = server
+        self._transport: Any = None
+        self._parser: Any = None
+        self._client: tuple[str, int] | None = None
+        self._local: tuple[str, int] | None = None
+        self._in_head = True
+        self._head_bytes = 0  # as the parser reported them
+        self._fed = 0  # as they came: an unfinished line is in no report
+        self._url = b""
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._refusal: Refusal | None = None
+        self._reading: Request | None = None
+        self._active: Request | None = None
+        self._ahead: deque[Request] = deque()
+        self._paused = False
+        self._deaf = False  # nothing more is read as HTTP: the connection ends after what is being answered
+        self._discarded = 0
+        self._drained: asyncio.Event | None = None
+
+    # ---- what the transport tells
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._transport.set_write_buffer_limits(high=_HIGH)
+        self._client = _name(transport.get_extra_info("peername"))
+        self._local = _name(transport.get_extra_info("sockname"))
+        self._new_parser()
+        self._server.arrived(self)
+
+    def _new_parser(self) -> None:
+        import httptools
+
+        self._parser = httptools.HttpRequestParser(self)
+
+    def data_received(self, data: bytes) -> None:
+        import httptools
+
+        if self._deaf:
+            self._discarded += len(data)
+            if self._discarded > _DISCARD:
+                self.abort()
+            return
+        begun = self._in_head
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            self._declined(data[offer.args[0] :])
+        except httptools.HttpParserError as error:
+            self._refuse(self._refusal or Refusal(400, f"this is not HTTP/1.1: {error}", code="bad_request"))
+        else:
+            if begun and self._in_head:
+                self._fed += len(data)
+                if self._fed > self._server.limits.head_bytes:
+                    self._refuse(_too_large())
+
+    def _declined(self, rest: bytes) -> None:
+        """A client offered another protocol (some do with their first request): go on in HTTP/1.1."""
+        if self._deaf:
+            return
+        method = self._parser.get_method()
+        if method == b"CONNECT":
+            self._refuse(Refusal(405, "this is not a proxy", code="method_not_allowed"))
+            return
+        kept = [
+            field for field in self._fields if field[0].lower() not in (b"upgrade", b"connection", b"http2-settings")
+        ]
+        head = b"".join(
+            [b"%b %b HTTP/1.1\r\n" % (method, self._url), *(b"%b: %b\r\n" % field for field in kept), b"\r\n"]
+        )
+        self._new_parser()
+        self.data_received(head + rest)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.left(self)
+        self._parser = None
+        self.resume_writing()
+        for request in (self._active, self._reading, *self._ahead):
+            if request is not None:
+                request.lost()
+        self._ahead.clear()
+        self._active = self._reading = None
+
+    def pause_writing(self) -> None:
+        self.blocked = True
+        self.deadline = self._server.now + self._server.limits.stalled_seconds
+
+    def resume_writing(self) -> None:
+        self.blocked = False
+        if self._active is not None:
+            self.deadline = _NEVER
+        if self._drained is not None:
+            self._drained.set()
+            self._drained = None
+
+    async def drain(self) -> None:
+        """Until the client has read enough, or is gone."""
+        while self.blocked:
+            if self._drained is None:
+                self._drained = asyncio.Event()
+            await self._drained.wait()
+
+    # ---- what the parser tells
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        self._head_bytes = self._fed = 0
+        self._url = b""
+        self._fields = []
+        if self._active is None:
+            self.deadline = self._server.now + self._server.limits.head_seconds
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+        self._count(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            self._refusal = Refusal(400, "trailers are not taken", code="bad_request")
+            raise ValueError("trailers")
+        self._count(len(name) + len(value) + 4)
+        self._fields.append((name.lower(), value))
+        if len(self._fields) > self._server.limits.head_fields:
+            self._refusal = _too_large()
+            raise ValueError("fields")
+
+    def _count(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > self._server.limits.head_bytes:
+            self._refusal = _too_large()
+            raise ValueError("head")
+
+    def on_headers_complete(self) -> None:
+        if self._parser.should_upgrade():
+            return
+        self._in_head = False
+        version = self._parser.get_http_version()
+        self._refusal = _odd_head(version, self._url, self._fields)
+        if self._refusal is not None:
+            raise ValueError("head")
+        if len(self._ahead) >= _AHEAD:
+            self._refusal = Refusal(400, "too many requests were sent ahead", code="bad_request")
+            raise ValueError("ahead")
+        target, _, query = self._url.partition(b"?")
+        scope: dict[str, Any] = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": version,
+            "method": self._parser.get_method().decode("ascii"),
+            "scheme": "http",
+            "path": target.decode("latin-1"),
+            "raw_path": target,
+            "query_string": query,
+            "root_path": "",
+            "headers": self._fields,
+            "client": self._client,
+            "server": self._local,
+        }
+        expects = any(name == b"expect" and value.lower() == b"100-continue" for name, value in self._fields)
+        keep = version == "1.1" and self._parser.should_keep_alive()
+        request = self._reading = Request(self, scope, keep_alive=keep, expects=expects)
+        if self._active is None:
+            self._start(request)
+        else:
+            self._ahead.append(request)
+            self.pause_reading()
+
+    def on_body(self, body: bytes) -> None:
+        if self._reading is not None:
+            self._reading.more(body)
+
+    def on_message_complete(self) -> None:
+        if self._reading is not None:
+            self._reading.complete()
+            if self._reading is self._active:
+                self.deadline = _NEVER
+            self._reading = None
+
+    # ---- what happens to requests
+
+    def _start(self, request: Request) -> None:
+        self._active = request
+        # A backstop: the application has its own, shorter time for the body.
+        self.deadline = (
+            _NEVER if self._reading is not request else self._server.now + self._server.limits.body_seconds + 5
+        )
+        self._server.run(request)
+
+    def answered(self, request: Request, *, whole: bool) -> None:
+        """The reply is written; go on with the next request, wait for one, or close."""
+        self._active = None
+        self._server.answered += 1
+        if self._transport.is_closing():
+            return
+        if request.keep_alive and self._ahead:
+            self._start(self._ahead.popleft())
+            if not self._ahead:
+                self.resume_reading()
+        elif request.keep_alive and not self.stopping:
+            limits = self._server.limits
+            self.deadline = self._server.now + (limits.head_seconds if self._in_head else limits.keep_alive_seconds)
+            self.resume_reading()
+        elif whole:
+            self.deadline = self._server.now + self._server.limits.stalled_seconds
+            self._transport.close()
+        else:
+            self._linger()
+
+    def _linger(self) -> None:
+        """Close without a reset: a client that is still sending its body gets to read the reply first."""
+        self._deaf = True
+        self._reading = None
+        self.deadline = self._server.now + _LINGER_SECONDS
+        self.resume_reading()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """What came is not a request: say so, where nothing is being answered, and close."""
+        self._deaf = True
+        if self._active is None and not self._ahead:
+            body = dumps(refusal.body())
+            head = b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+            self.write(head % (_STATUS[refusal.status] + self.date_line, len(body)) + body)
+            self._linger()
+        elif self._reading is not None:  # its body is broken: no reply can be right
+            self.abort()
+        elif self._ahead:
+            self._ahead[-1].keep_alive = False
+        elif self._active is not None:
+            self._active.keep_alive = False
+
+    def overdue(self) -> None:
+        """The deadline passed."""
+        if self._active is None and not self._deaf and self._in_head and self._fed:
+            self._refuse(Refusal(408, "the request did not come in time", code="request_timeout"))
+        else:
+            self.abort()
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is being answered."""
+        return self._active is None
+
+    @property
+    def stopping(self) -> bool:
+        """The server takes no more requests on this connection."""
+        return self._server.stopping
+
+    @property
+    def date_line(self) -> bytes:
+        """The header Date."""
+        return self._server.date_line
+
+    def stop(self) -> None:
+        """Close as soon as nothing is being answered."""
+        if self._active is None:
+            self.abort()
+
+    def trouble(self, line: str, error: BaseException) -> None:
+        """An application's mistake, for the log."""
+        self._server.trouble(line, error)
+
+    def write(self, data: bytes) -> None:
+        """Bytes for the client."""
+        self._transport.write(data)
+
+    def abort(self) -> None:
+        """Close now."""
+        self._transport.abort()
+
+    def refuse_all(self) -> None:
+        """Too many connections: an error without a request."""
+        self._refuse(Refusal(503, "the server has too many connections open", kind="server_error", code="overloaded"))
+
+    def pause_reading(self) -> None:
+        """Leave what the client sends in its socket."""
+        if not self._paused and not self._transport.is_closing():
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        if self._paused and not self._transport.is_closing():
+            self._paused = False
+            self._transport.resume_reading()
+
+
+def _name(address: object) -> tuple[str, int] | None:
+    """Host and port; a peer on a Unix socket has neither."""
+    if isinstance(address, tuple) and len(address) >= 2:
+        return str(address[0]), int(address[1])
+    return None
+
+
+def _too_large() -> Refusal:
+    return Refusal(431, "the request line and headers are too long", code="headers_too_long")
+
+
+def _odd_head(version: str, url: bytes, fields: list[tuple[bytes, bytes]]) -> Refusal | None:
+    """What llhttp lets through and two servers might read differently."""
+    if version not in ("1.0", "1.1"):
+        return Refusal(505, f"HTTP/{version} is not spoken here", code="bad_request")
+    if not url.startswith(b"/") and url != b"*":
+        return Refusal(400, "the request target must be a path", code="bad_request")
+    names = [name for name, _ in fields]
+    if names.count(b"host") > 1 or (version == "1.1" and b"host" not in names):
+        return Refusal(400, "exactly one header Host is needed", code="bad_request")
+    codings = [value.strip().lower() for name, value in fields if name == b"transfer-encoding"]
+    if codings and (codings != [b"chunked"] or b"content-length" in names or version == "1.0"):
+        return Refusal(400, "Transfer-Encoding may only be 'chunked', without Content-Length", code="bad_request")
+    if any(b"\r" in value or b"\n" in value or b"\0" in value for _, value in fields):
+        return Refusal(400, "a header holds a line break", code="bad_request")
+    return None
