@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from agentopt.serving.keys import StoredKey
 
 STATE_COLOURS = {"valid": "green", "revoked": "dim", "expired": "yellow", "used up": "yellow"}
-_NAME = 24
+_NAME = 18
 
 
 def keys_path(given: str | None) -> str:
@@ -101,7 +101,7 @@ def revoke_command(which: str, keys: str | None, *, as_json: bool = False) -> in
 def print_keys(keys: list[StoredKey], console: Console) -> None:
     """A line for each key, and its limits below it."""
     width = max(4, *(len(short(one.key.name, _NAME)) for one in keys))
-    # name and id have their widest from the start; the rest is at most 8 + 9 + 14 + 12 columns wide
+    # name at most 18, last used 11: 79 columns
     head = f"{'name':<{width}}  {'id':<12}  {'state':<7}  {'requests':>8}  {'tokens':>13}  {'last used':<11}"
     console.print(Text(head.rstrip(), style="bold"))
     for one in keys:

@@ -117,7 +117,7 @@ def print_variants(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
         console.print(Text(short(model, console.width), style="bold"))
         own = [row for row in rows if row["model"] == model]
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-        table.add_column("variant", overflow="ellipsis", no_wrap=True, max_width=24)
+        table.add_column("variant", overflow="ellipsis", no_wrap=True, max_width=18)
         for title in ("share", "requests", "errors", "tokens", "mean time", "rated", "score"):
             table.add_column(title, justify="right", no_wrap=True)
         for row in own:
@@ -171,7 +171,7 @@ def print_adapters(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
         console.print("no adapters; `agentopt serve adapters add NAME=DIR` adds one")
         return
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("name", overflow="ellipsis", no_wrap=True, max_width=28)
+    table.add_column("name", overflow="ellipsis", no_wrap=True, max_width=22)
     for title in ("rank", "size", "resident", "in use", "loads", "facts", "recall"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:

@@ -93,6 +93,16 @@ def hash_of(secret: str) -> bytes:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
+def must_exist(path: Path) -> None:
+    """Say how to make a key file where there is none.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no key file is there; `agentopt serve keys create NAME --keys {path}` makes one.")
+
+
 def connect(path: Path, *, wait: float = BUSY_SECONDS) -> sqlite3.Connection:
     """A connection to an existing key file in autocommit mode; it may be used from any one thread at a time.
 
@@ -100,8 +110,7 @@ def connect(path: Path, *, wait: float = BUSY_SECONDS) -> sqlite3.Connection:
         UserError: no file is there, or it is not a key file.
         sqlite3.Error: it cannot be read.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no key file is there; `agentopt serve keys create NAME --keys {path}` makes one.")
+    must_exist(path)
     uri = f"file:{quote(os.path.abspath(path))}?mode=rw"
     connection = sqlite3.connect(uri, uri=True, timeout=wait, isolation_level=None, check_same_thread=False)
     try:

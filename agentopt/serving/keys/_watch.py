@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agentopt.errors import AgentoptError
-from agentopt.serving.keys._file import StoredKey, connect, file_error, rows
+from agentopt.serving.keys._file import StoredKey, connect, file_error, must_exist, rows
 
 _log = logging.getLogger("agentopt.serving.keys")
 _WAIT = 1.0
@@ -77,6 +77,7 @@ class KeyFile:
         self._revoked: set[str] = set()
         self._looked = now()
         self._next_expiry = math.inf
+        must_exist(self.path)
         try:
             self.snapshot = self._read()
         except (sqlite3.Error, OSError) as error:
