@@ -1,8 +1,9 @@
 """What each variant was asked, what it cost and how its replies were liked, with intervals.
 
 Intervals are 95 % ones. Feedback of thumbs (-1 or 1) gets the exact binomial interval (Clopper & Pearson 1934), other
-scores the BCa bootstrap; the difference of two variants combines their intervals (MOVER: Zou & Donner, Statistics in
-Medicine 27, 2008), which needs no pairs: no user sees both variants. Too little feedback gets no interval at all.
+scores the BCa bootstrap, and many of either what comes to the same at that number and costs nothing. The difference of
+two variants combines their intervals (MOVER: Zou & Donner, Statistics in Medicine 27, 2008), which needs no pairs: no
+user sees both variants. Too little feedback gets no interval at all.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from agentopt.serving._types import Exchange
 from agentopt.serving.variants._virtual import Variant, VirtualModel
 
 CONFIDENCE = 0.95
+_Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 _FEWEST = 10
 """Scores that are not all thumbs get an interval from so many on."""
 _MANY = 2_000
-"""From so many scores on, the bootstrap's interval is the normal one, which costs nothing."""
+"""From so many scores on, the exact interval is Wilson's and the bootstrap's the normal one, which cost nothing."""
 _REMEMBERED = 10_000
 """Requests whose score is remembered, so that a second thought replaces the first."""
 _STEPS = 1_000
@@ -172,12 +174,13 @@ def liking_of(scores: Mapping[float, int]) -> Liking:
         return Liking()
     mean = math.fsum(score * count for score, count in scores.items()) / n
     if set(scores) <= {-1.0, 1.0}:
-        return Liking(n, mean, _thumbs(scores.get(1.0, 0), n), "exact binomial")
+        up = scores.get(1.0, 0)
+        return Liking(n, mean, _wilson(up, n), "Wilson") if n > _MANY else Liking(n, mean, _thumbs(up, n), "exact")
     if n < _FEWEST or len(scores) == 1:
         return Liking(n, mean, None, "too few" if n < _FEWEST else "all alike")
     if n > _MANY:
         spread = math.fsum(count * (score - mean) ** 2 for score, count in scores.items()) / (n - 1)
-        reach = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * math.sqrt(spread / n)
+        reach = _Z * math.sqrt(spread / n)
         return Liking(n, mean, (max(-1.0, mean - reach), min(1.0, mean + reach)), "normal")
     from agentopt.evaluation import bootstrap_interval  # numpy, when somebody looks
 
@@ -192,6 +195,14 @@ def _thumbs(up: int, n: int) -> Interval:
     each = 1 - (1 - CONFIDENCE) / 2
     low, high = binomial_lower_bound(up, n, each), 1 - binomial_lower_bound(n - up, n, each)
     return 2 * low - 1, 2 * high - 1
+
+
+def _wilson(up: int, n: int) -> Interval:
+    """The score interval (Wilson 1927), on the scale from -1 to 1."""
+    share, square = up / n, _Z * _Z
+    middle = (share + square / (2 * n)) / (1 + square / n)
+    reach = _Z * math.sqrt(share * (1 - share) / n + square / (4 * n * n)) / (1 + square / n)
+    return 2 * max(0.0, middle - reach) - 1, 2 * min(1.0, middle + reach) - 1
 
 
 def difference(base: Liking, other: Liking) -> tuple[float | None, Interval | None]:
