@@ -14,19 +14,19 @@ from agentopt.serving.gateway._limits import Limits
 if TYPE_CHECKING:
     from agentopt.serving.gateway._app import Gateway as Gateway
     from agentopt.serving.gateway._client import Upstream as Upstream
-    from agentopt.serving.gateway._client import UpstreamError as UpstreamError
     from agentopt.serving.gateway._client import UpstreamReply as UpstreamReply
     from agentopt.serving.gateway._logs import AccessLog as AccessLog
     from agentopt.serving.gateway._openapi import document as document
     from agentopt.serving.gateway._server import raise_file_limit as raise_file_limit
     from agentopt.serving.gateway._server import serve_app as serve_app
     from agentopt.serving.gateway._server import serving as serving
+    from agentopt.serving.gateway._wire import UpstreamError as UpstreamError
 
 _LAZY = {
     "AccessLog": "_logs",
     "Gateway": "_app",
     "Upstream": "_client",
-    "UpstreamError": "_client",
+    "UpstreamError": "_wire",
     "UpstreamReply": "_client",
     "document": "_openapi",
     "raise_file_limit": "_server",

@@ -9,17 +9,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Iterable, MutableMapping
 from contextlib import suppress
 from typing import Any, cast
 from urllib.parse import unquote
 
 from agentopt.serving._types import (
-    CHAT,
-    COMPLETIONS,
     FORWARDED,
     Catalog,
-    Choice,
     Engine,
     Exchange,
     FeedbackSink,
@@ -30,22 +27,21 @@ from agentopt.serving._types import (
     Refusal,
 )
 from agentopt.serving.gateway import _parse as parse
-from agentopt.serving.gateway._client import Upstream, UpstreamError
+from agentopt.serving.gateway._bodies import Bodies, Gone
+from agentopt.serving.gateway._client import Upstream
 from agentopt.serving.gateway._doors import Doors, check_host
-from agentopt.serving.gateway._errors import NotAllowed, broken, draining, dumps, unready
+from agentopt.serving.gateway._errors import broken, draining, unready
 from agentopt.serving.gateway._forward import Answer, Flight, Send, carry, estimate
 from agentopt.serving.gateway._limits import Limits
+from agentopt.serving.gateway._own import Receive, cross_origin, json_reply, lifespan, only, preflight, unknown
+from agentopt.serving.gateway._prepare import adds_usage, choose, rewritten
+from agentopt.serving.gateway._wire import UpstreamError
 from agentopt.serving.keys import may_ask
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 MODELS, FEEDBACK, HEALTH, READY = "/v1/models", "/v1/feedback", "/health", "/ready"
 _READS = "GET, HEAD"
-
-
-class _Gone(Exception):
-    """The client hung up before its request was complete."""
 
 
 class Gateway:
@@ -82,7 +78,7 @@ class Gateway:
         self._doors = Doors(keyring, self.limits)
         self._upstream = Upstream(connect_seconds=self.limits.connect_seconds)
         self._flights: set[Flight] = set()
-        self._bodies = 0
+        self._bodies = Bodies(self.limits)
         self._timer: asyncio.TimerHandle | None = None
         self._empty: asyncio.Event | None = None
         if keyring is not None:
@@ -132,7 +128,7 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
+            await lifespan(receive, send)
         elif scope["type"] == "http":
             await self._http(scope, receive, send)
         else:
@@ -146,11 +142,11 @@ class Gateway:
         try:
             headers = parse.headers_of(scope["headers"])
             exchange.client_request_id = parse.label(headers.get("x-request-id"))
-            self._cross_origin(headers, answer)
+            cross_origin(headers.get("origin"), self.limits.cors, answer)
             await self._route(scope, headers, receive, answer)
         except Refusal as refusal:
             await self._fail(answer, refusal)
-        except _Gone:
+        except Gone:
             exchange.status, exchange.error = 499, "client_gone"
         finally:
             exchange.ended = time.monotonic()
@@ -180,13 +176,13 @@ class Gateway:
     async def _route(self, scope: Scope, headers: dict[str, str], receive: Receive, answer: Answer) -> None:
         exchange, method, path = answer.exchange, cast("str", scope["method"]), cast("str", scope["path"])
         if method == "OPTIONS" and self.limits.cors:
-            await _preflight(answer, headers)
+            await preflight(answer, headers)
         elif path in (HEALTH, READY):
-            _only(method, _READS)
+            only(method, _READS)
             await self._state(path, answer, method)
         elif not path.startswith("/v1/"):
             exchange.route = "other"
-            raise _unknown(path)
+            raise unknown(path)
         else:
             if self.keyring is None:
                 server = scope.get("server")
@@ -198,32 +194,35 @@ class Gateway:
         """Behind the door: everything under /v1."""
         exchange = answer.exchange
         if path in FORWARDED:
-            _only(method, "POST")
+            only(method, "POST")
             await self._exchange(headers, receive, answer)
         elif path == MODELS:
-            _only(method, _READS)
-            await _json(answer, {"object": "list", "data": self._entries(exchange.key)}, method)
+            only(method, _READS)
+            await json_reply(answer, {"object": "list", "data": self._entries(exchange.key)}, method)
         elif path.startswith(MODELS + "/"):
             exchange.route = MODELS + "/{id}"
-            _only(method, _READS)
+            only(method, _READS)
             await self._model(unquote(path.removeprefix(MODELS + "/")), answer, method)
         elif path == FEEDBACK and self.feedback is not None:
-            _only(method, "POST")
+            only(method, "POST")
             parse.json_type(headers)
-            body = parse.parse_body(await self._body(headers, receive, exchange), nesting=self.limits.nesting)
-            await _json(answer, await self.feedback.give(body, exchange.key), method)
+            with self._bodies.counted() as buffer:
+                raw = await self._bodies.read(buffer, headers, receive)
+                exchange.bytes_in = len(raw)
+                body = parse.parse_body(raw, nesting=self.limits.nesting)
+            await json_reply(answer, await self.feedback.give(body, exchange.key), method)
         else:
             exchange.route = "other"
-            raise _unknown(path)
+            raise unknown(path)
 
     async def _state(self, path: str, answer: Answer, method: str) -> None:
         phase = self.engine.phase
         ready = phase is Phase.READY and not self.draining
         if path == READY and not ready:
             state = "draining" if self.draining else str(phase)
-            await _json(answer, {"status": "not ready", "engine": state}, method, 503, (b"retry-after", b"5"))
+            await json_reply(answer, {"status": "not ready", "engine": state}, method, 503, (b"retry-after", b"5"))
         else:
-            await _json(answer, {"status": "ready" if path == READY else "ok"}, method)
+            await json_reply(answer, {"status": "ready" if path == READY else "ok"}, method)
 
     def _entries(self, key: Key | None) -> list[dict[str, Any]]:
         return [entry for entry in self.catalog.entries() if key is None or may_ask(key, entry["id"])]
@@ -231,17 +230,9 @@ class Gateway:
     async def _model(self, name: str, answer: Answer, method: str) -> None:
         for entry in self._entries(answer.exchange.key):
             if entry["id"] == name:
-                await _json(answer, entry, method)
+                await json_reply(answer, entry, method)
                 return
         raise Refusal(404, f"there is no model {name[:200]!r}; GET /v1/models lists them", code="model_not_found")
-
-    def _cross_origin(self, headers: dict[str, str], answer: Answer) -> None:
-        origin = headers.get("origin")
-        if origin is not None and (origin in self.limits.cors or "*" in self.limits.cors):
-            allowed = b"*" if "*" in self.limits.cors else origin.encode("latin-1")
-            exposed = b"X-Request-Id, X-Agentopt-Variant, X-Agentopt-Feedback, X-Agentopt-Capsule, Retry-After"
-            answer.add((b"access-control-allow-origin", allowed), (b"access-control-expose-headers", exposed))
-            answer.add((b"vary", b"origin"))
 
     # ---- forwarding
 
@@ -257,12 +248,10 @@ class Gateway:
         try:
             self._can_take(exchange.route)
             parse.json_type(headers)
-            raw = await self._body(headers, receive, exchange)
-            self._bodies += len(raw)
-            try:
+            with self._bodies.counted() as buffer:
+                raw = await self._bodies.read(buffer, headers, receive)
+                exchange.bytes_in = len(raw)
                 sent = await self._fly(raw, headers, receive, answer)
-            finally:
-                self._bodies -= len(raw)
         finally:
             if keyring is not None and exchange.key is not None:
                 tokens = exchange.use.total if exchange.use is not None else 0
@@ -290,46 +279,14 @@ class Gateway:
                 retry_after=2,
             )
 
-    async def _body(self, headers: dict[str, str], receive: Receive, exchange: Exchange) -> bytes:
-        limit = self.limits.body_bytes
-        length = headers.get("content-length", "")
-        if length.isdigit() and int(length[:20]) > limit:
-            raise _too_long(limit)
-        pieces: list[bytes] = []
-        size, more = 0, True
-        try:
-            async with asyncio.timeout(self.limits.body_seconds):
-                while more:
-                    message = await receive()
-                    if message["type"] != "http.request":
-                        raise _Gone
-                    piece: bytes = message.get("body", b"")
-                    more = message.get("more_body", False)
-                    size += len(piece)
-                    if size > limit:
-                        raise _too_long(limit)
-                    if size + self._bodies > self.limits.bodies_bytes:
-                        raise Refusal(
-                            503,
-                            "the server holds too many long requests; try again shortly",
-                            kind="server_error",
-                            code="overloaded",
-                            retry_after=2,
-                        )
-                    pieces.append(piece)
-        except TimeoutError as error:
-            seconds = self.limits.body_seconds
-            raise Refusal(408, f"the body did not come within {seconds:g} s", code="body_timeout") from error
-        exchange.bytes_in = size
-        return b"".join(pieces)
-
     async def _fly(self, raw: bytes, headers: dict[str, str], receive: Receive, answer: Answer) -> bytes:
         """Choose the model and forward; gives the body that the engine got. The client is told of every failure."""
         exchange = answer.exchange
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         flight = Flight(exchange, task, time.monotonic() + self.limits.total_seconds)
-        choice = self._choose(raw, exchange)
-        sent = self._sent(raw, choice, exchange)
+        abilities = self.engine.abilities
+        choice = choose(raw, exchange, self.catalog, abilities, self.limits.nesting)
+        sent = rewritten(raw, choice, exchange, abilities)
         if self.feedback is not None:
             exchange.notes["X-Agentopt-Feedback"] = FEEDBACK
         if any([observer.wants_reply(exchange) for observer in self.observers]):
@@ -362,43 +319,6 @@ class Gateway:
         else:
             await self._fail(answer, broken(code))
 
-    def _choose(self, raw: bytes, exchange: Exchange) -> Choice:
-        body = parse.parse_body(raw, nesting=self.limits.nesting)
-        exchange.body = body
-        exchange.asked = parse.model_of(body)
-        exchange.stream = parse.stream_of(exchange.route, body)
-        name = exchange.asked or self.engine.abilities.model
-        if exchange.key is not None and not may_ask(exchange.key, name):
-            raise Refusal(
-                403,
-                f"this key may not ask the model {name!r}",
-                kind="permission_error",
-                code="model_not_allowed",
-                param="model",
-            )
-        choice = self.catalog.choose(exchange)
-        exchange.model, exchange.adapter, exchange.variant = choice.model, choice.adapter, choice.variant
-        return choice
-
-    def _sent(self, raw: bytes, choice: Choice, exchange: Exchange) -> bytes:
-        """The body for the engine: the client's own bytes where nothing has to be changed."""
-        body = exchange.body
-        sent = body if choice.rewrite is None else choice.rewrite(exchange.route, body)
-        parse.check_shape(exchange.route, sent)
-        changes: dict[str, Any] = {}
-        if sent.get("model") != choice.model:
-            changes["model"] = choice.model
-        if self._adds_usage(exchange):
-            changes["stream_options"] = {**(sent.get("stream_options") or {}), "include_usage": True}
-        exchange.sent = {**sent, **changes} if changes else sent
-        return raw if exchange.sent is body else dumps(exchange.sent)
-
-    def _adds_usage(self, exchange: Exchange) -> bool:
-        """Whether the engine is asked for a count that the client did not ask for."""
-        if not exchange.stream or exchange.route not in (CHAT, COMPLETIONS) or not self.engine.abilities.stream_usage:
-            return False
-        return not (exchange.body.get("stream_options") or {}).get("include_usage")
-
     async def _forward(self, sent: bytes, headers: dict[str, str], answer: Answer) -> None:
         exchange, limits, engine = answer.exchange, self.limits, self.engine
         fields = [
@@ -420,7 +340,7 @@ class Gateway:
                 first=limits.first_seconds,
                 idle=limits.idle_seconds,
             )
-            await carry(reply, answer, cut_usage=self._adds_usage(exchange))
+            await carry(reply, answer, cut_usage=adds_usage(exchange, engine.abilities))
         except UpstreamError as error:
             exchange.error = error.code
             engine.suspect(str(error))
@@ -450,47 +370,3 @@ async def _hang_up(receive: Receive, flight: Flight) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     flight.stop("client_gone")
-
-
-async def _lifespan(receive: Receive, send: Send) -> None:
-    while True:
-        kind = (await receive())["type"]
-        await send({"type": f"{kind}.complete"})
-        if kind == "lifespan.shutdown":
-            return
-
-
-async def _json(
-    answer: Answer, content: dict[str, Any], method: str, status: int = 200, *more: tuple[bytes, bytes]
-) -> None:
-    body = dumps(content)
-    await answer.begin(status, "application/json", len(body), *more)
-    if method != "HEAD":
-        await answer.piece(body)
-    await answer.end()
-
-
-async def _preflight(answer: Answer, headers: dict[str, str]) -> None:
-    asked = headers.get("access-control-request-headers", "")
-    allowed = asked if len(asked) < 1000 and all(c.isalnum() or c in "-, " for c in asked) and asked.isascii() else ""
-    answer.exchange.route = "other"
-    answer.add(
-        (b"access-control-allow-methods", b"GET, HEAD, POST"),
-        (b"access-control-allow-headers", allowed.encode() or b"authorization, content-type"),
-        (b"access-control-max-age", b"600"),
-    )
-    await answer.begin(204, "text/plain", None)
-    await answer.end()
-
-
-def _only(method: str, allowed: str) -> None:
-    if method not in allowed.split(", "):
-        raise NotAllowed(allowed)
-
-
-def _unknown(path: str) -> Refusal:
-    return Refusal(404, f"there is nothing at {path[:200]!r}", code="not_found")
-
-
-def _too_long(limit: int) -> Refusal:
-    return Refusal(413, f"the body is longer than {limit} bytes", code="body_too_long")

@@ -1,8 +1,7 @@
-"""HTTP/1.1 towards the engine: one asyncio protocol per connection, llhttp framing, a pool of idle connections.
+"""HTTP/1.1 towards the engine: llhttp framing, a pool of idle connections.
 
 Invariants: a connection serves one exchange at a time; one whose exchange did not end cleanly is closed, which is how
-the engine learns that nobody waits any more. A reader that does not keep up stops the reading of the socket, so at most
-`_HIGH` bytes (and one read) of a reply are held. One coarse timer looks after the waiting times of all connections.
+the engine learns that nobody waits any more. One coarse timer looks after the waiting times of all connections.
 Limits: no redirects, no content encodings, no HTTP/2.
 """
 
@@ -13,181 +12,18 @@ import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from functools import cache
-from typing import Any
 
-from agentopt.errors import RunError
 from agentopt.serving._types import Address
+from agentopt.serving.gateway._wire import UpstreamError, Wire
 
-_HIGH = 256 << 10
-_HEAD_BYTES = 64 << 10
 _IDLE_SECONDS = (
     4.0  # uvicorn, in front of most engines, closes idle connections after 5 s; being earlier avoids the race
 )
 _KEPT = 256
 
 
-class UpstreamError(RunError):
-    """The engine could not be reached, broke off, fell silent or sent what is not HTTP."""
-
-    def __init__(self, code: str, why: str) -> None:
-        super().__init__(why)
-        self.code = code
-        """engine_died, engine_silent or engine_error."""
-
-
 class _Stale(Exception):
     """A kept connection was closed by the engine before it could have read the request."""
-
-
-class _Wire(asyncio.Protocol):
-    """One connection to the engine."""
-
-    def __init__(self, upstream: Upstream, key: Address) -> None:
-        import httptools
-
-        self.key = key
-        self.deadline = float("inf")
-        self.idle_since = 0.0
-        self.status = 0
-        self.headers: dict[str, str] = {}
-        self.pieces: list[bytes] = []
-        self.held = 0
-        self.head = False  # the final status and headers came
-        self.whole = False  # the message ended
-        self.failed: UpstreamError | None = None
-        self.heard = False
-        self.used = 0
-        self._upstream = upstream
-        self._parser: Any = httptools.HttpResponseParser(self)
-        self._transport: Any = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._head_bytes = 0
-        self._paused = False
-        self._keep = False
-
-    # ---- what the parser tells
-
-    def on_message_begin(self) -> None:
-        if not self.whole:
-            self.status, self.headers, self._head_bytes = 0, {}, 0
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.head:  # what comes later are trailers: nobody wants them
-            self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
-
-    def on_headers_complete(self) -> None:
-        if not self.whole:
-            self.status = self._parser.get_status_code()
-            self.head = self.status >= 200
-
-    def on_body(self, body: bytes) -> None:
-        if not self.whole:
-            self.pieces.append(body)
-            self.held += len(body)
-
-    def on_message_complete(self) -> None:
-        if self.head:
-            # a second message behind the first: nobody asked for it, so the connection is not used again
-            self._keep = not self.whole and self._parser.should_keep_alive()
-            self.whole = True
-
-    # ---- what the transport tells
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        import httptools
-
-        if self.whole or self.failed is not None or not self.used:
-            self._lost(UpstreamError("engine_error", "the engine sent bytes that nobody asked for"))
-            return
-        self.heard = True
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._lost(UpstreamError("engine_error", f"the engine sent what is not HTTP: {error}"))
-            return
-        if not self.head:
-            self._head_bytes += len(data)
-            if self._head_bytes > _HEAD_BYTES:
-                self._lost(UpstreamError("engine_error", "the engine sent endless headers"))
-                return
-        if self.held > _HIGH and not self._paused:
-            self._paused = True
-            self._transport.pause_reading()
-        self._wake()
-
-    def eof_received(self) -> bool:
-        if self.head and not self.whole and not self._framed():
-            self.whole = True  # a body without a length ends with the connection
-            self._keep = False
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self.whole:
-            reason = "closed the connection" if exc is None else f"broke the connection ({exc})"
-            self._lost(UpstreamError("engine_died", f"the engine {reason}"))
-        self._upstream.forget(self)
-        self._parser = None
-        self._wake()
-
-    def _framed(self) -> bool:
-        return "content-length" in self.headers or "transfer-encoding" in self.headers
-
-    def _lost(self, error: UpstreamError) -> None:
-        if self.failed is None:
-            self.failed = error
-        self.close()
-        self._wake()
-
-    def _wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
-    # ---- what an exchange does
-
-    def send(self, data: bytes) -> None:
-        self.used += 1
-        self.head = self.whole = self.heard = False
-        self._transport.write(data)
-
-    async def wait(self, seconds: float) -> None:
-        """Until something came, the message ended or the connection failed."""
-        loop = asyncio.get_running_loop()
-        self._waiter = loop.create_future()
-        self.deadline = self._upstream.now + seconds
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-            self.deadline = float("inf")
-
-    def silent(self) -> None:
-        """The deadline passed."""
-        self._lost(UpstreamError("engine_silent", "the engine gave no answer in time"))
-
-    def take(self) -> bytes:
-        """What came and was not taken yet."""
-        pieces = self.pieces
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        pieces.clear()
-        self.held = 0
-        if self._paused:
-            self._paused = False
-            self._transport.resume_reading()
-        return data
-
-    @property
-    def open(self) -> bool:
-        """Another exchange can use it."""
-        return self.failed is None and self._keep and self._transport is not None and not self._transport.is_closing()
-
-    def close(self) -> None:
-        """Now: nothing that is still to be written matters."""
-        if self._transport is not None:
-            self._transport.abort()
 
 
 class UpstreamReply:
@@ -200,11 +36,11 @@ class UpstreamReply:
 
     __slots__ = ("_first", "_idle", "_upstream", "_wire", "headers", "status")
 
-    def __init__(self, upstream: Upstream, wire: _Wire, first: float, idle: float) -> None:
+    def __init__(self, upstream: Upstream, wire: Wire, first: float, idle: float) -> None:
         self.status = wire.status
         self.headers = wire.headers
         self._upstream = upstream
-        self._wire: _Wire | None = wire
+        self._wire: Wire | None = wire
         self._first = first
         self._idle = idle
 
@@ -270,8 +106,8 @@ class Upstream:
 
     def __init__(self, *, connect_seconds: float = 10.0) -> None:
         self._connect_seconds = connect_seconds
-        self._idle: dict[Address, deque[_Wire]] = {}
-        self._wires: set[_Wire] = set()
+        self._idle: dict[Address, deque[Wire]] = {}
+        self._wires: set[Wire] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self.now = 0.0
@@ -310,7 +146,7 @@ class Upstream:
             except _Stale:
                 continue
 
-    async def _exchange(self, wire: _Wire, kept: bool, request: bytes, first: float, idle: float) -> UpstreamReply:
+    async def _exchange(self, wire: Wire, kept: bool, request: bytes, first: float, idle: float) -> UpstreamReply:
         try:
             wire.send(request)
             while not wire.head:
@@ -324,7 +160,7 @@ class Upstream:
             raise
         return UpstreamReply(self, wire, first, idle)
 
-    async def _connection(self, address: Address) -> tuple[_Wire, bool]:
+    async def _connection(self, address: Address) -> tuple[Wire, bool]:
         """An open connection, and whether it was used before."""
         loop = asyncio.get_running_loop()
         self.now = loop.time()
@@ -335,7 +171,7 @@ class Upstream:
             if wire.open and self.now - wire.idle_since < _IDLE_SECONDS:
                 return wire, True
             wire.close()
-        wire = _Wire(self, address)
+        wire = Wire(self, address)
         try:
             async with asyncio.timeout(self._connect_seconds):
                 if address.socket is not None:
@@ -351,7 +187,7 @@ class Upstream:
         self._wires.add(wire)
         return wire, False
 
-    def give_back(self, wire: _Wire) -> None:
+    def give_back(self, wire: Wire) -> None:
         """Keep the connection of an exchange that ended cleanly."""
         if self._closed or not wire.open:
             wire.close()
@@ -362,7 +198,7 @@ class Upstream:
         wire.idle_since = self.now
         kept.append(wire)
 
-    def forget(self, wire: _Wire) -> None:
+    def forget(self, wire: Wire) -> None:
         """It is closed."""
         self._wires.discard(wire)
         kept = self._idle.get(wire.key)

@@ -8,16 +8,18 @@ the connection to the engine, which stops working on it.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, cast
 
 from agentopt.serving._types import Exchange, Refusal
-from agentopt.serving.gateway._client import UpstreamError, UpstreamReply
+from agentopt.serving.gateway._client import UpstreamReply
 from agentopt.serving.gateway._errors import broken, dumps, error_body, error_event, error_headers
 from agentopt.serving.gateway._events import Events, tail_usage
 from agentopt.serving.gateway._limits import Limits
+from agentopt.serving.gateway._wire import UpstreamError
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
@@ -247,21 +249,19 @@ async def _refused(reply: UpstreamReply) -> Refusal:
 
 def _engine_error(body: bytes) -> tuple[str, str | None, str | None, str | None]:
     """Message, type, code and param of an engine's error: OpenAI's form, Anthropic's, or FastAPI's detail."""
-    import json
-
     try:
-        read: Any = json.loads(body)
-    except ValueError:
+        read: object = json.loads(body)
+    except (ValueError, RecursionError):
         return "", None, None, None
-    found: Any = read.get("error", read) if isinstance(read, dict) else None
+    outer = cast("dict[str, Any]", read) if isinstance(read, dict) else {}
+    found: object = outer.get("error", outer)
     if isinstance(found, str):
         return found[:_SHOWN], None, None, None
-    if not isinstance(found, dict):
-        return "", None, None, None
-    message: Any = found.get("message") or found.get("detail") or ""
+    error = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+    message = error.get("message") or error.get("detail") or ""
     text = message if isinstance(message, str) else dumps(message).decode()
     kind, code, param = (
-        found.get(name) if isinstance(found.get(name), str) else None for name in ("type", "code", "param")
+        value if isinstance(value := error.get(name), str) else None for name in ("type", "code", "param")
     )
     return text[:_SHOWN], _snake(kind), code, param
 

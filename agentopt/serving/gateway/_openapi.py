@@ -1,4 +1,4 @@
-"""The OpenAPI document of the public routes: what this server has now, with this engine; nothing of the engine's own."""
+"""The OpenAPI document of the public routes: what this server has with its engine, nothing of the engine's own."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 from agentopt.serving._types import CHAT, COMPLETIONS, COUNT, EMBEDDINGS, MESSAGES, RESPONSES, Abilities
 
-_TEXT_OR_LIST = {"oneOf": [{"type": "string"}, {"type": "array", "items": {}, "minItems": 1}]}
-_MESSAGES = {
+_TEXT_OR_LIST: dict[str, Any] = {"oneOf": [{"type": "string"}, {"type": "array", "items": {}, "minItems": 1}]}
+_MESSAGES: dict[str, Any] = {
     "type": "array",
     "minItems": 1,
     "items": {
@@ -16,12 +16,12 @@ _MESSAGES = {
         "properties": {"role": {"type": "string"}, "content": {}},
     },
 }
-_COUNT = {"type": ["integer", "null"], "minimum": 1}
+_COUNT: dict[str, Any] = {"type": ["integer", "null"], "minimum": 1}
 _COMMON: dict[str, Any] = {
     "model": {
         "type": "string",
         "maxLength": 256,
-        "description": "A name of GET /v1/models: the base model, an adapter or a virtual model. Without it: the base model.",
+        "description": "A name of GET /v1/models: base, adapter or virtual model. Without it: the base model.",
     },
     "temperature": {"type": ["number", "null"], "minimum": 0},
     "top_p": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1},

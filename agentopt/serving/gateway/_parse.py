@@ -103,11 +103,12 @@ def parse_body(raw: bytes, *, nesting: int) -> dict[str, Any]:
         raise bad("the body holds a number that is too long", code="invalid_json") from error
     if not isinstance(value, dict):
         raise bad("the body must be a JSON object", code="invalid_json")
+    body = cast("dict[str, Any]", value)
     if text.count("{") + text.count("[") > nesting:
-        _check_depth(value, nesting)
+        _check_depth(body, nesting)
     if _SURROGATE.search(text):
-        _check_surrogates(value)
-    return cast("dict[str, Any]", value)
+        _check_surrogates(body)
+    return body
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def _constant(name: str) -> float:
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_constant)
 
 
-def _check_depth(value: object, nesting: int) -> None:
+def _check_depth(value: dict[str, Any], nesting: int) -> None:
     level: list[object] = [value]
     for _ in range(nesting):
         below: list[object] = []
@@ -146,7 +147,7 @@ def _check_depth(value: object, nesting: int) -> None:
     raise bad(f"the body is nested deeper than {nesting} levels", code="invalid_json")
 
 
-def _check_surrogates(value: object) -> None:
+def _check_surrogates(value: dict[str, Any]) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
@@ -218,8 +219,8 @@ def check_shape(route: str, body: dict[str, Any]) -> None:
     elif name == "messages":
         _check_messages(cast("list[object]", value))
     for count in _COUNTS:
-        given = body.get(count)
-        if given is not None and (isinstance(given, float | str | list | dict) and not _whole(given)):
+        given: object = body.get(count)
+        if given is not None and not isinstance(given, int) and not _whole(given):
             raise bad(f"'{count}' must be a whole number", count)
     for number in ("temperature", "top_p"):
         given = body.get(number)

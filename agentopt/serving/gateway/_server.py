@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from email.utils import formatdate
 from typing import Any
@@ -126,7 +126,7 @@ class Server:
 @asynccontextmanager
 async def serving(
     app: Any, host: str = "127.0.0.1", port: int = 0, *, limits: Limits | None = None, log: Log | None = None
-) -> AsyncIterator[Server]:
+) -> AsyncGenerator[Server]:
     """A server that listens inside the block.
 
     Raises:
