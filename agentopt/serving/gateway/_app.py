@@ -31,7 +31,7 @@ from agentopt.serving.gateway._bodies import Bodies, Gone
 from agentopt.serving.gateway._client import Upstream
 from agentopt.serving.gateway._doors import Doors, check_host
 from agentopt.serving.gateway._errors import broken, draining, unready
-from agentopt.serving.gateway._forward import Answer, Flight, Send, carry, estimate
+from agentopt.serving.gateway._forward import Answer, Flight, Send, carry, charged
 from agentopt.serving.gateway._limits import Limits
 from agentopt.serving.gateway._own import Receive, cross_origin, json_reply, lifespan, only, preflight, unknown
 from agentopt.serving.gateway._prepare import adds_usage, choose, rewritten
@@ -42,6 +42,8 @@ Scope = MutableMapping[str, Any]
 
 MODELS, FEEDBACK, HEALTH, READY = "/v1/models", "/v1/feedback", "/health", "/ready"
 _READS = "GET, HEAD"
+_KNOWN = FORWARDED | {MODELS, FEEDBACK, HEALTH, READY}
+"""What stands in logs and metrics as it is."""
 
 
 class Gateway:
@@ -137,7 +139,8 @@ class Gateway:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
         client = scope.get("client")
-        exchange = Exchange(f"req_{secrets.token_hex(16)}", path, client[0] if client else "")
+        route = path if path in _KNOWN else "other"
+        exchange = Exchange(f"req_{secrets.token_hex(16)}", route, client[0] if client else "")
         answer = Answer(exchange, send, self.limits, [(b"connection", b"close")] if self.draining else [])
         try:
             headers = parse.headers_of(scope["headers"])
@@ -181,7 +184,6 @@ class Gateway:
             only(method, _READS)
             await self._state(path, answer, method)
         elif not path.startswith("/v1/"):
-            exchange.route = "other"
             raise unknown(path)
         else:
             if self.keyring is None:
@@ -206,13 +208,12 @@ class Gateway:
         elif path == FEEDBACK and self.feedback is not None:
             only(method, "POST")
             parse.json_type(headers)
-            with self._bodies.counted() as buffer:
-                raw = await self._bodies.read(buffer, headers, receive)
+            with self._bodies.share() as share:
+                raw = await self._bodies.read(share, headers, receive)
                 exchange.bytes_in = len(raw)
                 body = parse.parse_body(raw, nesting=self.limits.nesting)
             await json_reply(answer, await self.feedback.give(body, exchange.key), method)
         else:
-            exchange.route = "other"
             raise unknown(path)
 
     async def _state(self, path: str, answer: Answer, method: str) -> None:
@@ -238,26 +239,33 @@ class Gateway:
 
     async def _exchange(self, headers: dict[str, str], receive: Receive, answer: Answer) -> None:
         """Everything on a forwarded route, between the key's `admit` and its `release`."""
-        exchange, keyring = answer.exchange, self.keyring
+        exchange, keyring, limits = answer.exchange, self.keyring, self.limits
         exchange.session = parse.session_of(headers.get("x-agentopt-session"))
         opted = headers.get("x-agentopt-capture")
         exchange.capture = opted is None or opted.lower() == "on"
         if keyring is not None and exchange.key is not None:
             keyring.admit(exchange.key)
-        sent = b""
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        flight = Flight(exchange, task, time.monotonic() + limits.total_seconds)
         try:
             self._can_take(exchange.route)
             parse.json_type(headers)
-            with self._bodies.counted() as buffer:
-                raw = await self._bodies.read(buffer, headers, receive)
-                exchange.bytes_in = len(raw)
-                sent = await self._fly(raw, headers, receive, answer)
+            self._flights.add(flight)
+            self._watch()
+            await self._fly(flight, headers, receive, answer)
+        except asyncio.CancelledError:
+            if flight.stopped is None:
+                raise
+            task.uncancel()
+            flight.landed = True
+            await self._stopped(flight.stopped, answer)
         finally:
+            flight.landed = True
+            self._flights.discard(flight)
+            if not self._flights and self._empty is not None:
+                self._empty.set()
             if keyring is not None and exchange.key is not None:
-                tokens = exchange.use.total if exchange.use is not None else 0
-                if exchange.use is None and exchange.chunks and exchange.sent:
-                    tokens = estimate(exchange, sent)
-                keyring.release(exchange.key, tokens)
+                keyring.release(exchange.key, charged(exchange))
 
     def _can_take(self, route: str) -> None:
         if self.draining:
@@ -279,38 +287,26 @@ class Gateway:
                 retry_after=2,
             )
 
-    async def _fly(self, raw: bytes, headers: dict[str, str], receive: Receive, answer: Answer) -> bytes:
-        """Choose the model and forward; gives the body that the engine got. The client is told of every failure."""
-        exchange = answer.exchange
-        task = cast("asyncio.Task[Any]", asyncio.current_task())
-        flight = Flight(exchange, task, time.monotonic() + self.limits.total_seconds)
-        abilities = self.engine.abilities
-        choice = choose(raw, exchange, self.catalog, abilities, self.limits.nesting)
-        sent = rewritten(raw, choice, exchange, abilities)
-        if self.feedback is not None:
-            exchange.notes["X-Agentopt-Feedback"] = FEEDBACK
-        if any([observer.wants_reply(exchange) for observer in self.observers]):
-            answer.keep()
-        self._flights.add(flight)
-        self._watch()
-        watcher = asyncio.create_task(_hang_up(receive, flight))
-        try:
-            async with self.catalog.hold(choice):
-                await self._forward(sent, headers, answer)
-                flight.landed = True
-        except asyncio.CancelledError:
-            if flight.stopped is None:
-                raise
-            task.uncancel()
-            flight.landed = True
-            await self._stopped(flight.stopped, answer)
-        finally:
-            flight.landed = True
-            watcher.cancel()
-            self._flights.discard(flight)
-            if not self._flights and self._empty is not None:
-                self._empty.set()
-        return sent
+    async def _fly(self, flight: Flight, headers: dict[str, str], receive: Receive, answer: Answer) -> None:
+        """Read the body, choose the model, forward. The client is told of every failure of the engine."""
+        exchange, limits = flight.exchange, self.limits
+        with self._bodies.share() as share:
+            raw = await self._bodies.read(share, headers, receive)
+            exchange.bytes_in = len(raw)
+            abilities = self.engine.abilities
+            choice = choose(raw, exchange, self.catalog, abilities, limits.nesting)
+            sent = rewritten(raw, choice, exchange, abilities)
+            if self.feedback is not None:
+                exchange.notes["X-Agentopt-Feedback"] = FEEDBACK
+            if any([observer.wants_reply(exchange) for observer in self.observers]):
+                answer.keep()
+            watcher = asyncio.create_task(_hang_up(receive, flight))
+            try:
+                async with self.catalog.hold(choice):
+                    await self._forward(sent, headers, answer)
+                    flight.landed = True
+            finally:
+                watcher.cancel()
 
     async def _stopped(self, code: str, answer: Answer) -> None:
         answer.exchange.error = code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from agentopt.serving._types import Refusal
 from agentopt.serving.gateway._limits import Limits
@@ -13,6 +14,13 @@ from agentopt.serving.gateway._own import Receive
 
 class Gone(Exception):
     """The client hung up before its request was complete."""
+
+
+@dataclass(slots=True)
+class Share:
+    """Bytes of one request that count until it is over."""
+
+    size: int = 0
 
 
 class Bodies:
@@ -24,44 +32,45 @@ class Bodies:
         """Bytes, of bodies that are complete and of those that are being read."""
 
     @contextmanager
-    def counted(self) -> Generator[bytearray]:
-        """A buffer to `read` into; what it holds counts until the block ends."""
-        body = bytearray()
+    def share(self) -> Generator[Share]:
+        """What is read for this share counts until the block ends."""
+        share = Share()
         try:
-            yield body
+            yield share
         finally:
-            self.held -= len(body)
+            self.held -= share.size
 
-    async def read(self, body: bytearray, headers: Mapping[str, str], receive: Receive) -> bytes:
-        """The whole body; `body` is of `counted`.
+    async def read(self, share: Share, headers: Mapping[str, str], receive: Receive) -> bytes:
+        """The whole body.
 
         Raises:
             Refusal: 413, 408, 503.
             Gone: The client hung up.
         """
-        limit = self._limits.body_bytes
         length = headers.get("content-length", "")
-        if length.isdigit() and int(length[:20]) > limit:
-            raise _too_long(limit)
+        if length.isdigit() and int(length[:20]) > self._limits.body_bytes:
+            raise self._too_long()
+        pieces: list[bytes] = []
         try:
             async with asyncio.timeout(self._limits.body_seconds):
-                while await self._piece(body, receive):
-                    if len(body) > limit:
-                        raise _too_long(limit)
+                while await self._piece(share, pieces, receive):
+                    pass
         except TimeoutError as error:
             seconds = self._limits.body_seconds
             raise Refusal(408, f"the body did not come within {seconds:g} s", code="body_timeout") from error
-        if len(body) > limit:
-            raise _too_long(limit)
-        return bytes(body)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def _piece(self, body: bytearray, receive: Receive) -> bool:
+    async def _piece(self, share: Share, pieces: list[bytes], receive: Receive) -> bool:
         """One piece; says whether there is more."""
         message = await receive()
         if message["type"] != "http.request":
             raise Gone
         piece: bytes = message.get("body", b"")
-        if self.held + len(piece) > self._limits.bodies_bytes:
+        share.size += len(piece)
+        self.held += len(piece)
+        if share.size > self._limits.body_bytes:
+            raise self._too_long()
+        if self.held > self._limits.bodies_bytes:
             raise Refusal(
                 503,
                 "the server holds too many long requests; try again shortly",
@@ -69,10 +78,8 @@ class Bodies:
                 code="overloaded",
                 retry_after=2,
             )
-        body += piece
-        self.held += len(piece)
+        pieces.append(piece)
         return bool(message.get("more_body", False))
 
-
-def _too_long(limit: int) -> Refusal:
-    return Refusal(413, f"the body is longer than {limit} bytes", code="body_too_long")
+    def _too_long(self) -> Refusal:
+        return Refusal(413, f"the body is longer than {self._limits.body_bytes} bytes", code="body_too_long")

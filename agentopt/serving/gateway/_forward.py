@@ -149,7 +149,10 @@ async def carry(reply: UpstreamReply, answer: Answer, *, cut_usage: bool) -> Non
         UpstreamError: The engine broke off.
     """
     if reply.status != 200:
-        raise await _refused(reply)
+        refusal = await _refused(reply)
+        # the engine's own codes are for the client: a log's and a metric's must be few
+        answer.exchange.error = "engine_refused" if reply.status in _OWN_STATUSES else refusal.code
+        raise refusal
     kind = reply.headers.get("content-type", "application/json")
     kind = kind if _TYPE.match(kind) else "application/json"
     if kind.startswith("text/event-stream"):
@@ -271,6 +274,10 @@ def _snake(kind: str | None) -> str | None:
     return kind if kind is not None and kind.islower() else None
 
 
-def estimate(exchange: Exchange, sent: bytes) -> int:
-    """Tokens to charge where the engine's count never came: who hangs up early pays for what was made."""
-    return exchange.chunks + len(sent) // 4
+def charged(exchange: Exchange) -> int:
+    """Tokens that count for the key: the engine's count, else an estimate, so that hanging up early is not free."""
+    if exchange.use is not None:
+        return exchange.use.total
+    if exchange.first is None and not (exchange.sent and exchange.error == "client_gone"):
+        return 0
+    return exchange.chunks + exchange.bytes_in // 4

@@ -45,7 +45,6 @@ async def preflight(answer: Answer, headers: dict[str, str]) -> None:
     """What a page may send; whether its origin is allowed, `cross_origin` has said."""
     asked = headers.get("access-control-request-headers", "")
     allowed = asked if len(asked) < 1000 and all(c.isalnum() or c in "-, " for c in asked) and asked.isascii() else ""
-    answer.exchange.route = "other"
     answer.add(
         (b"access-control-allow-methods", b"GET, HEAD, POST"),
         (b"access-control-allow-headers", allowed.encode() or b"authorization, content-type"),
