@@ -20,18 +20,25 @@ from agentopt.cli._progress import LiveView
 WIDTH = 10
 """Columns of the words at the beginning of lines."""
 KEY_VARIABLE = "AGENTOPT_KEY"
+LINE = 78
 _SHOWN_MODELS = 6
+
+
+def number_of(what: str, number: float) -> str:
+    """1 request, 2 requests."""
+    return f"{count(number)} {what}{'' if number == 1 else 's'}"
 
 
 def curl_line(base_url: str, model: str, *, keys: bool) -> str:
     """A request that can be pasted into a shell as it stands."""
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Say hello."}]}, ensure_ascii=False)
-    lines = [f"curl {base_url}/chat/completions -H 'Content-Type: application/json'"]
-    lines += [f'-H "Authorization: Bearer ${KEY_VARIABLE}"'] if keys else []
-    head, *messages = body.partition(' "messages"')
-    quoted = [shlex.quote(body)] if "'" in body else [f"'{head}", f"{''.join(messages).strip()}'"]
-    lines += [f"-d {quoted[0]}", *(f"   {one}" for one in quoted[1:])]
-    return " \\\n    ".join(lines[: len(lines) - len(quoted) + 1]) + "".join(f"\n    {one}" for one in quoted[1:])
+    lines = [f"curl {base_url}/chat/completions", "  -H 'Content-Type: application/json'"]
+    if keys:
+        lines[-1] += f' -H "Authorization: Bearer ${KEY_VARIABLE}"'
+    messages = '"messages": [{"role": "user", "content": "Say hello."}]'
+    body = [f'{{"model": {json.dumps(model)},', f"{messages}}}"]
+    # A quoted text may go over lines; JSON does not mind.
+    between = " " if len(body[0]) + len(body[1]) <= LINE - 8 else "\n      "
+    return " \\\n".join([*lines, f"  -d {shlex.quote(between.join(body))}"])
 
 
 class _State(ProgressColumn):
@@ -84,8 +91,8 @@ class LiveServer(LiveView):
         if self.serving is None:
             return ""
         state = self.serving.state()
-        parts = [f"{count(state['requests'])} requests", f"{state['in_flight']} running"]
-        parts += [f"{count(state['tokens'])} tokens"]
+        parts = [number_of("request", state["requests"]), f"{state['in_flight']} running"]
+        parts += [number_of("token", state["tokens"])]
         parts += [f"{count(state['errors'])} failed"] if state["errors"] else []
         return ", ".join(parts)
 
@@ -100,8 +107,8 @@ class LiveServer(LiveView):
         self.show("preparing", f"{event.what}{done}")
 
     def on_model_ready(self, event: Any) -> None:
-        how = "from an earlier start" if event.cached else f"prepared in {seconds(event.seconds)}"
-        self.line("model", f"{event.path} ({how})" if event.cached or event.seconds >= 1 else event.path)
+        made = not event.cached and event.seconds >= 1
+        self.line("model", f"{event.path} (prepared in {seconds(event.seconds)})" if made else event.path)
 
     def on_listening(self, event: Any) -> None:
         self.line("listening", f"{event.base_url}, admin side {event.admin_url}")
@@ -140,8 +147,8 @@ class LiveServer(LiveView):
         self.line("warning", event.message, "yellow")
 
     def on_draining(self, event: Any) -> None:
-        what = "1 request" if event.in_flight == 1 else f"{event.in_flight} requests"
         if event.in_flight:
+            what = number_of("request", event.in_flight)
             self.line("stopping", f"{what} may end within {seconds(event.seconds)}; Ctrl-C again to stop at once")
         self.show("stopping")
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from agentopt.serving.engines._events import Event
+
+if TYPE_CHECKING:
+    from agentopt.serving.gateway import AccessLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +75,28 @@ class Ended(Event):
     kind: ClassVar[str] = "ended"
     cut_off: int
     """Requests that were running at the end."""
+
+
+class News:
+    """Passes on all that is told, and writes it to the log once there is one.
+
+    Args:
+        listener: told first.
+    """
+
+    def __init__(self, listener: Callable[[Any], None]) -> None:
+        self._listener = listener
+        self.log: AccessLog | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Tell an event."""
+        self._listener(event)
+        if self.log is not None:
+            about = event.to_dict()
+            self.log.event(about.pop("kind"), **about)
+
+    def close(self) -> None:
+        """Close the log; what is told from now on is not in it."""
+        if self.log is not None:
+            self.log.close()
+            self.log = None

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentopt.serving._news import EngineChosen
+from agentopt.serving._news import EngineChosen, News
 from agentopt.serving._options import UPSTREAM_VARIABLE, ServeOptions
 from agentopt.serving._run_folder import RunFolder
 
@@ -32,8 +32,6 @@ CACHE = Path(".agentopt") / "cache"
 """Models that were converted or quantized, and hashes of bases: kept for the next start."""
 MEGABYTE = 1 << 20
 DEFAULT_TOKENIZER = "o200k_base"
-
-OnEvent = Callable[[Any], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +87,14 @@ class Assembly:
     Attributes:
         options: what is asked for.
         place: where it listens.
-        on_event: told of the engine's events too.
+        on_event: told of the engine's events too; gets the log when there is one.
         stack: closes what was opened, the engine first.
         stop: ends the server; the admin side may.
     """
 
     options: ServeOptions
     place: Place
-    on_event: OnEvent
+    on_event: News
     stack: AsyncExitStack
     stop: Callable[[], None]
 
@@ -188,7 +186,9 @@ class Assembly:
         self.stack.push_async_callback(engine.aclose)
         name = options.name or prepared.name
         registry = None
-        if resident and launched.abilities.adapters:
+        # The double has no weights that an adapter could be checked against, unless it is given a model's folder.
+        known = options.adapters or (prepared.path / "config.json").is_file()
+        if resident and launched.abilities.adapters and known:
             registry = await self._registry(engine, prepared, {name, *(one.name for one in virtual)})
         return _Base(engine, name, registry, _tokenizer(options.model, prepared.path))
 
@@ -241,7 +241,8 @@ class Assembly:
         )
         meter = Meter(catalog, model=base.name)
         log = AccessLog(place.folder.gateway_log, log_text=options.log_text)
-        self.stack.callback(log.close)
+        self.on_event.log = log
+        self.stack.callback(self.on_event.close)
         observers = [one for one in (meter, log, scores, recorder) if one is not None]
         limits = _limits(options)
         gateway = Gateway(

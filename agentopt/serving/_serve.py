@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from agentopt.errors import RunError
-from agentopt.serving._news import Draining, Ended, Listening, Serving
+from agentopt.serving._news import Draining, Ended, Listening, News, Serving
 from agentopt.serving._options import ServeOptions
 from agentopt.serving._parts import Assembly, Parts, Place
 from agentopt.serving._run_folder import admin_token, check_port, run_folder
@@ -50,7 +50,8 @@ def serve_forever(options: ServeOptions, on_event: OnEvent) -> int:
 async def serve(options: ServeOptions, on_event: OnEvent) -> int:
     """As `serve_forever`, in a loop that runs; takes SIGINT and SIGTERM while it does."""
     stop = _Stop()
-    main = asyncio.create_task(_serve(options, on_event, stop))
+    news = News(on_event)
+    main = asyncio.create_task(_serve(options, news, stop))
     stop.now = main.cancel
     with _signals(stop.signalled):
         try:
@@ -95,7 +96,7 @@ def _signals(callback: Callable[[], None]) -> Generator[None]:
             loop.remove_signal_handler(number)
 
 
-async def _serve(options: ServeOptions, on_event: OnEvent, stop: _Stop) -> None:
+async def _serve(options: ServeOptions, on_event: News, stop: _Stop) -> None:
     from agentopt.serving.gateway import raise_file_limit
 
     port = check_port(options.host, options.port, "port")
