@@ -10,28 +10,31 @@ PREFIX = "agentopt_"
 LONGEST = 8 << 20
 """Characters of the engine's metrics that are read."""
 _HEAD = re.compile(r"# (HELP|TYPE) ([a-zA-Z_:][a-zA-Z0-9_:]*)(?: (.*))?")
+_LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\["\\n])*)"(?:,|$)')
 _SAMPLE = re.compile(
-    r'(([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(?:[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\]|\\.)*",?)*\})?)[ \t]+(\S+)(?:[ \t]+-?\d+)?'
+    r'([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{((?:[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\]|\\["\\n])*"(?:,|(?=\})))*)\})?'
+    r"[ \t]+(\S+)(?:[ \t]+-?\d+)?"
 )
 _ENDINGS = {"histogram": ("_bucket", "_sum", "_count"), "summary": ("", "_sum", "_count"), "counter": ("", "_total")}
 
 
 @dataclass(slots=True)
 class Family:
-    """What belongs to one metric: its two heads and its samples by name and labels."""
+    """What belongs to one metric: its two heads and its samples."""
 
     heads: dict[str, str] = field(default_factory=dict[str, str])
     type: str = "untyped"
-    samples: dict[str, str] = field(default_factory=dict[str, str])
+    samples: list[str] = field(default_factory=list[str])
 
     def lines(self) -> list[str]:
         """HELP, TYPE, samples."""
-        return [*(self.heads[name] for name in ("HELP", "TYPE") if name in self.heads), *self.samples.values()]
+        return [*(self.heads[name] for name in ("HELP", "TYPE") if name in self.heads), *self.samples]
 
 
 def families(text: str) -> dict[str, Family]:
     """The metrics of a text. What is not in the format is left out, and of a sample given twice the second."""
     found: dict[str, Family] = {}
+    seen: set[tuple[str, ...]] = set()
     current = ""
     for raw in text[:LONGEST].split("\n"):
         line = raw.rstrip("\r ")
@@ -42,9 +45,16 @@ def families(text: str) -> dict[str, Family]:
                 family.type = head[3] or "untyped"
             family.heads.setdefault(head[1], line)
         elif (sample := _SAMPLE.fullmatch(line)) and _number(sample[3]):
-            name = _owner(sample[2], current, found)
-            found.setdefault(name, Family()).samples.setdefault(sample[1], line)
+            series = _series(sample[1], sample[2] or "")
+            if series not in seen:
+                seen.add(series)
+                found.setdefault(_owner(sample[1], current, found), Family()).samples.append(line)
     return {name: family for name, family in found.items() if family.samples}
+
+
+def _series(name: str, labels: str) -> tuple[str, ...]:
+    """The same for one series however its labels are ordered."""
+    return name, *sorted(f"{label}={value}" for label, value in _LABEL.findall(labels))
 
 
 def _owner(sample: str, current: str, found: dict[str, Family]) -> str:

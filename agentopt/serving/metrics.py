@@ -53,7 +53,7 @@ class Meter:
         self._first = histogram("first_byte_seconds", "From a request's head to its reply's.", FIRST_SECONDS)
         self._tokens = counter("tokens", "As the engine counted them.", "kind", "model", "variant")
         self._refused = counter("refused", "Requests that were answered with an error of ours.", "code")
-        self._key_requests = counter("key_requests", "Requests of a key.", "key")
+        self._key_requests = counter("key_requests", "Requests of a key, refused ones too.", "key")
         self._key_tokens = counter("key_tokens", "Prompt and completion tokens of a key.", "key")
         self._feedback = counter("feedback", "Feedback by its score's sign.", "model", "variant", "sign")
         self._score = Gauge(
@@ -130,7 +130,9 @@ class Meter:
     # ---- labels
 
     def _model_label(self, exchange: Exchange) -> str:
-        return self._known(exchange.asked) if exchange.asked else self._bounded("model", self._model or exchange.model)
+        if exchange.asked:
+            return self._known(exchange.asked)
+        return self._bounded("model", self._model or exchange.model) if exchange.model else OTHER
 
     def _known(self, name: str) -> str:
         if name not in self._seen["model"] and self._catalog is not None and not _has(self._catalog, name):

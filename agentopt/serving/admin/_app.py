@@ -87,7 +87,7 @@ class _Routes:
 
     async def openapi(self, request: Request) -> Response:
         """The document of the public routes."""
-        from agentopt.serving.gateway._openapi import document
+        from agentopt.serving.gateway import document
 
         return _json(document(self._control.engine.abilities, self._control.capture is not None))
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import json
+import re
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from agentopt.serving._types import Refusal
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+_HOST = re.compile(r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 JSON_TYPE = b"application/json"
 
 
@@ -66,10 +67,8 @@ def _named_right(scope: Scope) -> bool:
     hosts = [value for name, value in scope["headers"] if name.lower() == b"host"]
     if len(hosts) != 1:
         return False
-    try:
-        return loopback(urlsplit(f"//{hosts[0].decode('ascii')}").hostname or "")
-    except ValueError:
-        return False
+    named = _HOST.fullmatch(hosts[0].decode("latin-1"))
+    return named is not None and loopback(named[1])
 
 
 async def _refuse(send: Any) -> None:

@@ -15,6 +15,11 @@ from agentopt.errors import UserError
 from agentopt.serving.keys import KeyFileError, KeyStore, NewKey, StoredKeyring
 
 
+def new(**fields: Any) -> NewKey:
+    given: Any = {"name": "team", **fields}
+    return NewKey(**given)
+
+
 def test_a_secret_is_shown_once_and_stored_nowhere(tmp_path: Path) -> None:
     store = KeyStore(tmp_path / "new" / "keys.db")
     stored, secret = store.create(NewKey("team", models=("a", "b-*"), requests_per_minute=3, expires_days=1))
@@ -59,7 +64,7 @@ def test_a_key_is_revoked_by_name_or_id_and_its_name_is_free_again(tmp_path: Pat
 )
 def test_a_key_that_makes_no_sense_is_refused(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        NewKey(**{"name": "team", **fields})
+        new(**fields)
 
 
 def test_what_is_no_key_file_is_left_alone(tmp_path: Path) -> None:
