@@ -1,0 +1,393 @@
+"""Which folders may be served as an adapter; the others are refused with one sentence that says why."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agentopt.errors import UserError
+from agentopt.serving.adapters import BaseFacts, BaseHashes, check_adapter, check_name, parse_adapter
+from tests.serving.adapters import folders
+from tests.serving.adapters.folders import adapter, base, factors, raw
+
+
+def test_a_plain_adapter_is_taken(tmp_path: Path) -> None:
+    facts = check_adapter(adapter(tmp_path / "good"), base(tmp_path / "base"))
+    assert (facts.name, facts.rank, facts.folded) == ("good", 2, False)
+    assert facts.layers == ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj")
+
+
+def test_what_is_beside_it_may_stay_if_no_loader_could_run_it(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a", use_rslora=True, init_lora_weights="gaussian", modules_to_save=None, bias="none")
+    (folder / "README.md").write_text("about", encoding="utf-8")
+    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+    assert check_adapter(folder, base(tmp_path / "base")).config.rooted
+
+
+def test_each_layer_may_have_a_rank_and_an_alpha_of_its_own(tmp_path: Path) -> None:
+    tensors = {**factors(2), **factors(4, names=("mlp.up_proj",))}
+    folder = adapter(tmp_path / "a", tensors, rank_pattern={"up_proj": 4}, alpha_pattern={"up_proj": 8})
+    facts = check_adapter(folder, base(tmp_path / "base"))
+    assert facts.rank == 4
+    assert facts.config.to_dict(list(facts.layers))["rank_pattern"] == {"up_proj": 4}
+
+
+@pytest.mark.parametrize("options", [{"packed": True}, {"kind": "mistral"}])
+def test_a_quantized_base_has_the_same_layers(tmp_path: Path, options: dict[str, Any]) -> None:
+    assert check_adapter(adapter(tmp_path / "a"), base(tmp_path / "base", **options)).rank == 2
+
+
+def test_a_base_may_have_several_files(tmp_path: Path) -> None:
+    path = folders.base_folder(tmp_path / "base")
+    (path / "model.safetensors").rename(path / "model-00001-of-00001.safetensors")
+    index = {"weight_map": {"x": "model-00001-of-00001.safetensors"}}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    assert check_adapter(adapter(tmp_path / "a"), BaseFacts.of(path, 8)).rank == 2
+
+
+# --- configurations --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({"r": 0}, "r is 0"),
+        ({"r": -1}, "r is -1"),
+        ({"r": "2"}, "r is '2'"),
+        ({"r": 2.0}, "r is 2.0"),
+        ({"r": True}, "r is True"),
+        ({"r": None}, "r is None"),
+        ({"r": 10**30}, "r is 1000"),
+        ({"r": 4}, "have rank 2, but adapter_config.json says 4"),
+        ({"lora_alpha": math.nan}, "lora_alpha is nan"),
+        ({"lora_alpha": math.inf}, "lora_alpha is inf"),
+        ({"lora_alpha": "4"}, "lora_alpha is '4'"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 1000"),
+        ({"rank_pattern": {"q_proj": 0}}, "rank_pattern of q_proj is 0"),
+        ({"rank_pattern": {"q_proj": 3}}, "have rank 2, but adapter_config.json says 3"),
+        ({"rank_pattern": [1]}, "rank_pattern is no JSON object"),
+        ({"rank_pattern": {"(a+)+$": 2}}, "rank_pattern has the key '(a+)+$'"),
+        ({"alpha_pattern": {"q_proj": math.nan}}, "alpha_pattern of q_proj is nan"),
+        ({"use_dora": True}, "DoRA"),
+        ({"bias": "all"}, "bias is 'all'"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save is ['lm_head']"),
+        ({"init_lora_weights": "pissa"}, "changes the base model"),
+        ({"layer_replication": [[0, 1]]}, "layer_replication"),
+        ({"target_modules": [1]}, "target_modules"),
+        ({"target_modules": {"a": 1}}, "target_modules"),
+    ],
+)
+def test_a_configuration_that_asks_for_something_else_is_refused(
+    tmp_path: Path, config: dict[str, Any], says: str
+) -> None:
+    folder = adapter(tmp_path / "bad", **config)
+    assert_refused(folder, base(tmp_path / "base"), says)
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{", b"null", b"\xff\xfe", b"[" * 100_000, b" " * (2 << 20)])
+def test_a_configuration_that_is_none_is_refused(tmp_path: Path, text: bytes) -> None:
+    folder = adapter(tmp_path / "bad")
+    (folder / "adapter_config.json").write_bytes(text)
+    assert_refused(folder, base(tmp_path / "base"), "adapter_config.json")
+
+
+# --- tensors ---------------------------------------------------------------------------------------------------------
+
+_Q = "base_model.model.model.layers.0.self_attn.q_proj"
+_BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
+    "no factors": (dict, "holds no factors"),
+    "one side": (lambda: {f"{_Q}.lora_A.weight": np.zeros((2, 8), np.float32)}, "lora_A alone"),
+    "two ranks": (
+        lambda: {
+            f"{_Q}.lora_A.weight": np.zeros((2, 8), np.float32),
+            f"{_Q}.lora_B.weight": np.zeros((8, 3), np.float32),
+        },
+        "ranks 2 and 3",
+    ),
+    "rank 0": (
+        lambda: {
+            f"{_Q}.lora_A.weight": np.zeros((0, 8), np.float32),
+            f"{_Q}.lora_B.weight": np.zeros((8, 0), np.float32),
+        },
+        "ranks 0 and 0",
+    ),
+    "another width": (
+        lambda: {
+            f"{_Q}.lora_A.weight": np.zeros((2, 12), np.float32),
+            f"{_Q}.lora_B.weight": np.zeros((12, 2), np.float32),
+        },
+        "for another base",
+    ),
+    "more blocks": (
+        lambda: {key.replace("layers.1", "layers.7"): one for key, one in factors().items()},
+        "for another base",
+    ),
+    "no such layer": (
+        lambda: {key.replace("q_proj", "qq_proj"): one for key, one in factors().items()},
+        "no linear layer of 'base'",
+    ),
+    "the head": (
+        lambda: {
+            **factors(),
+            "base_model.model.lm_head.lora_A.weight": np.zeros((2, 8), np.float32),
+            "base_model.model.lm_head.lora_B.weight": np.zeros((5, 2), np.float32),
+        },
+        "the embedding or the output head",
+    ),
+    "an embedding": (
+        lambda: {**factors(), "base_model.model.model.embed_tokens.lora_embedding_A": np.zeros((2, 5), np.float32)},
+        "the embedding or the output head",
+    ),
+    "a saved module": (
+        lambda: {**factors(), "base_model.model.lm_head.weight": np.zeros((5, 8), np.float32)},
+        "lm_head",
+    ),
+    "a magnitude": (
+        lambda: {**factors(), f"{_Q}.lora_magnitude_vector": np.zeros(8, np.float32)},
+        "DoRA",
+    ),
+    "a bias": (lambda: {**factors(), f"{_Q}.lora_B.bias": np.zeros(8, np.float32)}, "lora_B.bias"),
+    "whole numbers": (
+        lambda: {key: one.astype(np.int64) for key, one in factors().items()},
+        "I64",
+    ),
+    "NaN": (lambda: factors(value=math.nan), "NaN"),
+    "infinity in 16 bits": (
+        lambda: {key: np.full(one.shape, 0x7F80, np.uint16) for key, one in factors().items()},
+        "NaN",
+    ),
+    "half precision NaN": (
+        lambda: {key: np.full(one.shape, math.nan, np.float16) for key, one in factors().items()},
+        "NaN",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", _BAD)
+def test_factors_that_do_not_fit_are_refused(tmp_path: Path, kind: str) -> None:
+    make, says = _BAD[kind]
+    assert_refused(adapter(tmp_path / "bad", make()), base(tmp_path / "base"), says)
+
+
+def test_a_rank_above_the_engines_is_refused(tmp_path: Path) -> None:
+    assert_refused(
+        adapter(tmp_path / "bad", factors(4), r=4), base(tmp_path / "base", max_rank=2), "above the engine's 2"
+    )
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+_HEADER = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: raw(path, _HEADER, b"\0" * 4),
+        lambda path: raw(path, _HEADER, b"\0" * 12),
+        lambda path: raw(path, _HEADER, b"\0" * 8, length=1 << 40),
+        lambda path: raw(path, _HEADER, b"\0" * 8, length=(1 << 64) - 1),
+        lambda path: raw(path, b"{", b""),
+        lambda path: raw(path, b"[]", b""),
+        lambda path: raw(path, b'{"a": 1}', b""),
+        lambda path: raw(path, b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}', b"\0" * 4),
+        lambda path: raw(path, b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}', b"\0" * 12),
+        lambda path: raw(path, b'{"a": {"dtype": "X9", "shape": [2], "data_offsets": [0, 8]}}', b"\0" * 8),
+        lambda path: raw(path, b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 8]}}', b"\0" * 8),
+        lambda path: raw(path, b"[" * 50_000, b""),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"1234567"),
+    ],
+)
+def test_a_damaged_file_is_refused(tmp_path: Path, make: Callable[[Path], Any]) -> None:
+    folder = adapter(tmp_path / "bad")
+    make(folder / "adapter_model.safetensors")
+    assert_refused(folder, base(tmp_path / "base"), "no whole safetensors file")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.integers(0, 2000), at=st.integers(0, 2000), byte=st.integers(0, 255))
+def test_no_damage_does_more_than_being_refused(tmp_path: Path, cut: int, at: int, byte: int) -> None:
+    folder, where = tmp_path / "bad", tmp_path / "base"
+    adapter(folder)
+    known = BaseFacts.of(where, 8) if where.is_dir() else base(where)
+    file = folder / "adapter_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[at % len(content)] = byte
+    file.write_bytes(content[: max(0, len(content) - cut)])
+    try:
+        facts = check_adapter(folder, known)
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert facts.rank == 2
+
+
+def test_an_adapter_with_a_pickle_inside_is_refused(tmp_path: Path) -> None:
+    known = base(tmp_path / "base")
+    for name in ("adapter_model.bin", "optimizer.pt", "deep/rng_state.pth", "x.PKL"):
+        folder = adapter(tmp_path / name.replace("/", "-"))
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"\x80\x04.")
+        assert_refused(folder, known, f"{name} may be a pickle, which can run code when loaded")
+
+
+def test_a_pickle_by_another_name_is_refused(tmp_path: Path) -> None:
+    known = base(tmp_path / "base")
+    folder = adapter(tmp_path / "a")
+    (folder / "notes.json").write_bytes(b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00\x8c")
+    assert_refused(folder, known, "notes.json is a pickle")
+    folder = adapter(tmp_path / "b")
+    with zipfile.ZipFile(folder / "adapter_model.safetensors", "w") as archive:
+        archive.writestr("data.pkl", b"\x80\x02.")
+    assert_refused(folder, known, "adapter_model.safetensors is a pickle")
+
+
+def test_a_header_may_be_as_long_as_a_pickle_begins(tmp_path: Path) -> None:
+    """0x0280 bytes: the file begins with the two bytes of a pickle of protocol 2."""
+    folder = adapter(tmp_path / "a")
+    file = folder / "adapter_model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    assert length <= 0x280
+    header = content[8 : 8 + length] + b" " * (0x280 - length)
+    raw(file, header, content[8 + length :])
+    assert check_adapter(folder, base(tmp_path / "base")).rank == 2
+
+
+def test_program_code_and_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
+    known = base(tmp_path / "base")
+    folder = adapter(tmp_path / "a")
+    (folder / "modeling.py").write_text("", encoding="utf-8")
+    assert_refused(folder, known, "modeling.py is program code")
+    folder = adapter(tmp_path / "b")
+    (folder / "adapter_model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    (folder / "adapter_model.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
+    assert_refused(folder, known, "adapter_model.safetensors is a link out of the folder")
+    folder = adapter(tmp_path / "c")
+    (folder / "etc").symlink_to("/etc")
+    assert_refused(folder, known, "etc is a link out of the folder")
+    folder = adapter(tmp_path / "d")
+    os.mkfifo(folder / "pipe")
+    assert_refused(folder, known, "pipe is no ordinary file")
+
+
+def test_a_link_within_the_folder_is_no_harm(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a")
+    (folder / "adapter_model.safetensors").rename(folder / "weights.safetensors")
+    (folder / "adapter_model.safetensors").symlink_to("weights.safetensors")
+    assert check_adapter(folder, base(tmp_path / "base")).rank == 2
+
+
+def test_a_file_larger_than_the_bound_is_refused_unread(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a")
+    with (folder / "adapter_model.safetensors").open("r+b") as file:
+        file.truncate(5 << 30)  # sparse
+    assert_refused(folder, base(tmp_path / "base"), "expected at most")
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+    known = base(tmp_path / "base")
+    assert_refused(tmp_path / "nowhere", known, "no such folder")
+    assert_refused(tmp_path / "base", known, "a whole model")
+    (tmp_path / "empty").mkdir()
+    assert_refused(tmp_path / "empty", known, "found no adapter_model.safetensors")
+    folder = adapter(tmp_path / "a")
+    (folder / "adapter_config.json").unlink()
+    assert_refused(folder, known, "found no adapter_config.json")
+    assert_refused(Path("with\0nul"), known, "no such folder")
+
+
+# --- names and bases -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a", "handbook", "team/handbook-2.1", "org:x@7", "_x+y", "ä"[:0] + "A1"])
+def test_names(name: str) -> None:
+    assert check_name(name) == name
+    assert parse_adapter(f"{name}=some/folder") == (name, Path("some/folder"))
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../x", "a/../b", "/a", "a/", "a//b", "a b", "a\nb", "ä", "a'b", "-x", "%2e", "x" * 129]
+)
+def test_names_that_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match="expected at most 128"):
+        check_name(name)
+
+
+@pytest.mark.parametrize("text", ["", "name", "=folder", "name=", "name= "])
+def test_what_is_no_name_and_folder(text: str) -> None:
+    with pytest.raises(UserError):
+        parse_adapter(text)
+
+
+class _Known(BaseHashes):
+    """Hashes that need not be computed."""
+
+    def __init__(self, base: BaseFacts, cache: Path, own: list[str]) -> None:
+        super().__init__(base, cache)
+        self.own = own
+
+    def find(self, wanted: str) -> str | None:
+        return "the base" if wanted in self.own else None
+
+    def known(self) -> list[str]:
+        return self.own
+
+    @property
+    def sure(self) -> bool:
+        return bool(self.own)
+
+
+def test_a_folded_adapter_for_another_base_is_refused(tmp_path: Path) -> None:
+    known = base(tmp_path / "base")
+    card = {"base_hash": "a" * 32, "recall": 0.9, "accepted": True, "facts": ["x", "y"]}
+    folder = adapter(tmp_path / "fold", card=card)
+    assert_refused(folder, known, "folded for another base", hashes=_Known(known, tmp_path, ["b" * 32]))
+    facts = check_adapter(folder, known, hashes=_Known(known, tmp_path, ["a" * 32]))
+    assert (facts.folded, facts.recall, facts.facts, facts.notes) == (True, 0.9, 2, ())
+    assert facts.base.startswith("by its hash")
+
+
+def test_a_base_that_cannot_be_hashed_is_said_to_be_uncompared(tmp_path: Path) -> None:
+    known = base(tmp_path / "base")
+    folder = adapter(tmp_path / "fold", card={"base_hash": "a" * 32, "accepted": False})
+    facts = check_adapter(folder, known, hashes=_Known(known, tmp_path, []))
+    assert "not compared" in facts.base
+    assert len(facts.notes) == 2, facts.notes
+
+
+@pytest.mark.parametrize("card", ["[]", "{}", "{", '{"base_hash": 7}'])
+def test_a_card_that_is_none_is_refused(tmp_path: Path, card: str) -> None:
+    folder = adapter(tmp_path / "fold")
+    (folder / "fold.json").write_text(card, encoding="utf-8")
+    assert_refused(folder, base(tmp_path / "base"), "fold.json")
+
+
+@pytest.mark.parametrize("break_it", ["config.json", "model.safetensors"])
+def test_a_base_that_is_none_is_refused(tmp_path: Path, break_it: str) -> None:
+    path = folders.base_folder(tmp_path / "base")
+    (path / break_it).unlink()
+    with pytest.raises(UserError, match="base"):
+        BaseFacts.of(path, 8)
+
+
+def assert_refused(folder: Path, known: BaseFacts, says: str, *, hashes: BaseHashes | None = None) -> None:
+    with pytest.raises(UserError) as caught:
+        check_adapter(folder, known, hashes=hashes)
+    text = str(caught.value)
+    assert says in text, text
+    assert "\n" not in text, text
+    assert len(text) < 500, text
