@@ -2,34 +2,34 @@
 
 A system text over the limit is shortened once, by extraction: whole units (sentences, list items, code blocks) leave,
 what stays is not altered, and statements about the output format, schemas and `{slots}` stay. That work is done in a
-thread while requests go on with the text as it came; from then on the shorter text is sent, always with the same
-bytes, so that the engine's prefix cache finds it. What users say is never touched, nor is a tuned prompt.
+process of its own while requests go on with the text as it came; from then on the shorter text is sent, always with
+the same bytes, so that the engine's prefix cache finds it. What users say is never touched, nor is a tuned prompt.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import json
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import Any, Self, cast
 
 from agentopt.errors import UserError
 from agentopt.serving._types import CHAT, COUNT, MESSAGES, RESPONSES
-
-if TYPE_CHECKING:
-    from agentopt.capsules import Capsule
-    from agentopt.store import Store
 
 _KNOWN = 1_024
 """Texts that are remembered; at the default limit some 5 MB."""
 _WAITING = 64
 _LONGEST = 400_000
 """Characters. A longer text is left alone: one client could keep a core busy."""
-_WORTH = 0.95
-"""A capsule that saves less than 5 % is not worth what it may lose."""
+_PATIENCE = 60.0
+"""Seconds for one text."""
+_LINE = 16 << 20
 _INSTRUCTING = ("system", "developer")
 
 
@@ -46,7 +46,8 @@ class Shortening:
     Args:
         tokens: the limit for one system text.
         tokenizer: what counts, see `TokenBudget`; the served model's own is the honest one.
-        store: where capsules are kept for the next start, with the texts that they were made of; None for nowhere.
+        store: path of the store where capsules are kept for the next start, with the texts that they were made of;
+            None for nowhere.
         on_event: gets a sentence when a text cannot be shortened.
 
     Raises:
@@ -58,20 +59,21 @@ class Shortening:
         tokens: int = 1024,
         *,
         tokenizer: str | Path = "o200k_base",
-        store: Store | None = None,
+        store: str | Path | None = None,
         on_event: Callable[[str], None] | None = None,
     ) -> None:
         from agentopt.capsules import TokenBudget
 
         if tokens < 1:
             raise UserError(f"--capsule-tokens {tokens}: expected a whole number of at least 1.")
-        self._budget = TokenBudget(tokens, tokenizer)
-        self._meter = self._budget.meter()
-        self._store = store
+        TokenBudget(tokens, tokenizer).meter()  # a tokenizer that is not there is told now
+        self._limit = tokens
+        self._about = {"tokens": tokens, "tokenizer": str(tokenizer), "store": None if store is None else str(store)}
         self._tell = on_event or _nobody
         self._known: OrderedDict[bytes, _Made | None] = OrderedDict()
         self._waiting: asyncio.Queue[tuple[bytes, str]] = asyncio.Queue(_WAITING)
         self._worker: asyncio.Task[None] | None = None
+        self._process: asyncio.subprocess.Process | None = None
         self._counts = {"shortened_requests": 0, "tokens_saved": 0, "left_alone": 0}
 
     # ---- life
@@ -87,6 +89,7 @@ class Shortening:
         if worker is not None:
             worker.cancel()
             await asyncio.wait([worker])
+        await self._end_process()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -103,6 +106,11 @@ class Shortening:
         """For the status page: texts known, texts waiting, requests that went out shorter, tokens saved."""
         made = sum(entry is not None for entry in self._known.values())
         return {"texts_shortened": made, "waiting": self._waiting.qsize(), **self._counts}
+
+    @property
+    def pid(self) -> int | None:
+        """The process that shortens; None before it is needed."""
+        return None if self._process is None else self._process.pid
 
     # ---- one request
 
@@ -133,7 +141,7 @@ class Shortening:
         return changed
 
     def _look(self, text: str) -> _Made | None:
-        limit = self._budget.limit
+        limit = self._limit
         if len(text) <= limit // 4 or len(text) > _LONGEST:
             return None
         raw = text.encode("utf-8", "surrogatepass")
@@ -159,29 +167,63 @@ class Shortening:
         while True:
             key, text = await self._waiting.get()
             try:
-                made = await asyncio.to_thread(self._make, text)
+                made = await self._shortened(text)
                 if made is not None:
                     self._remember(key, made)
-            except Exception as error:  # noqa: BLE001 - whatever it is, requests go on with the text as it came
+            except (OSError, ValueError, TimeoutError, UserError) as error:
                 self._counts["left_alone"] += 1
                 self._tell(f"--capsule: a system prompt of {len(text):,} characters is sent as it is: {error}")
             finally:
                 self._waiting.task_done()
 
-    def _make(self, text: str) -> _Made | None:
-        """The shorter text; None when the text is within the limit or little would be saved."""
-        if self._meter.fits([text]):
-            return None
-        capsule = asyncio.run(self._capsule(text))
-        if capsule.best == text or capsule.tokens > _WORTH * capsule.original_tokens:
-            return None
-        return _Made(capsule.text, capsule.original_tokens, capsule.tokens)
+    async def _shortened(self, text: str) -> _Made | None:
+        """What the process says; it is started when it is needed, and anew when it has died.
 
-    async def _capsule(self, text: str) -> Capsule:
-        from agentopt.capsules import CapsuleOptions, make_capsule
+        Raises:
+            UserError: the text cannot be shortened.
+            OSError, ValueError, TimeoutError: the process is out of order.
+        """
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                line = await self._asked(json.dumps(text).encode("ascii") + b"\n")
+        except (OSError, ValueError, TimeoutError) as error:
+            await self._end_process()
+            raise OSError(f"the process that shortens it failed ({str(error) or type(error).__name__})") from error
+        answer = json.loads(line)
+        if "error" in answer:
+            raise UserError(answer["error"])
+        made = answer["made"]
+        return None if made is None else _Made(**made)
 
-        options = CapsuleOptions(scorer="coverage", store=self._store)
-        return await make_capsule(text, budget=self._budget, mode="extract", options=options)
+    async def _asked(self, line: bytes) -> bytes:
+        process = self._process
+        if process is None or process.returncode is not None:
+            process = self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "agentopt.serving._shortening_process"),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=_LINE,
+                start_new_session=True,  # a Ctrl-C is ours to handle
+            )
+            line = json.dumps(self._about).encode("ascii") + b"\n" + line
+        if process.stdin is None or process.stdout is None:
+            raise OSError("it has no pipes")
+        process.stdin.write(line)
+        await process.stdin.drain()
+        answer = await process.stdout.readline()
+        if not answer.endswith(b"\n"):
+            raise OSError("it ended")
+        return answer
+
+    async def _end_process(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.stdin is not None:
+            process.stdin.close()
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
 
 
 def _nobody(_: str) -> None:

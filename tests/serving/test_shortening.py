@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -118,15 +120,41 @@ async def test_many_texts_at_once_are_bounded() -> None:
 
 
 async def test_capsules_are_found_again_after_a_restart(tmp_path: Path) -> None:
+    texts: list[str] = []
+    for _ in range(2):
+        async with Shortening(200, tokenizer="words", store=tmp_path / "a.db") as shortening:
+            shortening.apply(CHAT, chat(LONG), lambda _: None)
+            await shortening.settled()
+            texts.append(shortening.apply(CHAT, chat(LONG), lambda _: None)["messages"][0]["content"])
+    assert texts[0] == texts[1] != LONG
     with Store.open(tmp_path / "a.db") as store:
-        texts: list[str] = []
-        for _ in range(2):
-            async with Shortening(200, tokenizer="words", store=store) as shortening:
-                shortening.apply(CHAT, chat(LONG), lambda _: None)
-                await shortening.settled()
-                texts.append(shortening.apply(CHAT, chat(LONG), lambda _: None)["messages"][0]["content"])
-        assert texts[0] == texts[1] != LONG
         assert len(store.capsule_keys()) == 2  # the capsule and its original
+
+
+async def test_a_process_that_dies_is_told_and_replaced() -> None:
+    complaints: list[str] = []
+    async with Shortening(200, tokenizer="words", on_event=complaints.append) as shortening:
+        shortening.apply(CHAT, chat(LONG), lambda _: None)
+        await shortening.settled()
+        child = shortening.pid
+        assert child is not None
+        os.kill(child, signal.SIGSTOP)  # so that it cannot answer before it dies
+        shortening.apply(CHAT, chat(f"One. {LONG}"), lambda _: None)
+        os.kill(child, signal.SIGKILL)
+        await shortening.settled()
+        shortening.apply(CHAT, chat(f"Two. {LONG}"), lambda _: None)
+        await shortening.settled()
+        second = shortening.pid
+        assert second is not None
+        told, note = notes()
+        for text in (LONG, f"One. {LONG}", f"Two. {LONG}"):
+            shortening.apply(CHAT, chat(text), note)
+    assert len(told) == 2
+    assert len(complaints) == 1
+    assert "the process that shortens it failed" in complaints[0]
+    assert shortening.pid is None
+    with pytest.raises(ProcessLookupError):
+        os.kill(second, 0)
 
 
 async def test_without_start_nothing_happens() -> None:

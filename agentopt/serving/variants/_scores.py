@@ -86,9 +86,9 @@ class VariantScores:
         return False
 
     def ended(self, exchange: Exchange, reply: bytes | None) -> None:
-        """Count one exchange. A client that hung up is no error of the variant's."""
+        """Count one exchange. A client that hung up is no error; what no engine saw does not count at all."""
         tally = self._tallies.get((exchange.asked, exchange.variant or ""))
-        if tally is None:
+        if tally is None or (not exchange.sent and exchange.status < 500):
             return
         with self._lock:
             tally.requests += 1

@@ -15,6 +15,7 @@ MODEL = VirtualModel("m", (Variant("a", 3.0, hash="11", file="a.json"), Variant(
 
 def exchange(variant: str | None, *, status: int = 200, error: str | None = None, asked: str = "m") -> Exchange:
     made = Exchange("req_1", CHAT, "c", asked=asked, variant=variant, status=status, error=error)
+    made.sent = {"messages": []}
     made.use = TokenUse(prompt=10, completion=5)
     made.ended = made.began + 0.25
     return made
@@ -26,7 +27,10 @@ def row_of(scores: VariantScores, label: str) -> dict[str, Any]:
 
 def test_exchanges_are_counted_by_variant() -> None:
     scores = VariantScores([MODEL])
+    refused = exchange("a", status=400, error="invalid_request_error")
+    refused.sent = {}
     for one in (
+        refused,
         exchange("a"),
         exchange("a", status=500, error="engine_died"),
         exchange("a", status=200, error="engine_died"),
