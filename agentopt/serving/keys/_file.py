@@ -209,4 +209,4 @@ def file_error(error: Exception, path: Path) -> KeyFileError:
         )
     if code.startswith("SQLITE_CANTOPEN"):
         return KeyFileError(f"{path}: the key file cannot be opened; check the path and who may read it.")
-    return KeyFileError(f"{path}: the key file failed: {text}.")
+    return KeyFileError(f"{path}: the key file failed: {getattr(error, 'strerror', None) or text}.")

@@ -45,14 +45,16 @@ class StoredKeyring:
         path: the file, made by `agentopt serve keys create`.
         clock: for tests.
         poll: seconds between looks at the file; a revocation takes effect after at most this long.
-        flush: seconds between writes of what was used.
+        flush: seconds between writes of what was used; with `poll`, a second's worth at most is not yet written.
 
     Raises:
         UserError: (from the constructor) there is no such file, or it is no key file.
         KeyFileError: (from the constructor) it cannot be read.
     """
 
-    def __init__(self, path: str | Path, *, clock: Clock | None = None, poll: float = 0.25, flush: float = 1.0) -> None:
+    def __init__(
+        self, path: str | Path, *, clock: Clock | None = None, poll: float = 0.25, flush: float = 0.75
+    ) -> None:
         self.path = Path(path)
         self._clock = clock or Clock()
         self._poll, self._flush = poll, flush
@@ -144,7 +146,9 @@ class StoredKeyring:
             await anyio.to_thread.run_sync(thread.join)
         self._loop = None
         if not self._write() and self._dirty:
-            _log.warning("%s: what %d keys used could not be written and is lost", self.path, len(self._dirty))
+            _log.warning(
+                "%s: what the keys used last (%d of them) could not be written and is lost", self.path, len(self._dirty)
+            )
         self._file.close()
 
     async def __aenter__(self) -> StoredKeyring:

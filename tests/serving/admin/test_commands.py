@@ -153,7 +153,7 @@ def test_a_running_server_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture
         assert "engine    fake ready" in text and "models    base, old" in text
         parts.engine.phase, parts.engine.generation = Phase.FAILED, 6
         assert remote.status_command(where, as_json=True) == 1
-        assert json.loads(said(capsys))["engine"]["generation"] == 6
+        assert json.loads(capsys.readouterr().out)["engine"]["generation"] == 6
 
         assert remote.variants_command(where) == 0
         text = said(capsys)
@@ -284,7 +284,7 @@ def test_keys_are_made_listed_and_revoked(capsys: pytest.CaptureFixture[str], mo
     text = said(capsys)
     assert "team" not in text and "1 revoked key not shown: --all" in text
     assert keys.list_command(None, everything=True, as_json=True) == 0
-    listed = json.loads(said(capsys))["keys"]
+    listed = json.loads(capsys.readouterr().out)["keys"]
     assert [one["state"] for one in listed] == ["revoked", "valid"] and "key" not in listed[0]
     assert keys.revoke_command(made["id"], "keys.db", as_json=True) == 0
     assert json.loads(said(capsys))["revoked"] is True
