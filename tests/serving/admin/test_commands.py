@@ -287,4 +287,4 @@ def test_keys_are_made_listed_and_revoked(capsys: pytest.CaptureFixture[str], mo
     listed = json.loads(capsys.readouterr().out)["keys"]
     assert [one["state"] for one in listed] == ["revoked", "valid"] and "key" not in listed[0]
     assert keys.revoke_command(made["id"], "keys.db", as_json=True) == 0
-    assert json.loads(said(capsys))["revoked"] is True
+    assert json.loads(capsys.readouterr().out)["revoked"] is True
