@@ -1,9 +1,10 @@
 """`--capsule`: long system prompts of clients are sent in fewer tokens.
 
 A system text over the limit is shortened once, by extraction: whole units (sentences, list items, code blocks) leave,
-what stays is not altered, and statements about the output format, schemas and `{slots}` stay. That work is done in a
-process of its own while requests go on with the text as it came; from then on the shorter text is sent, always with
-the same bytes, so that the engine's prefix cache finds it. What users say is never touched, nor is a tuned prompt.
+what stays is not altered. Statements about the output format, schemas, `{slots}` and sentences that say what must or
+must not be done stay; when those alone are over the limit, the text is sent as it is. The work is done in a process of
+its own while requests go on with the text as it came; from then on the shorter text is sent, always with the same
+bytes, so that the engine's prefix cache finds it. What users say is never touched, nor is a tuned prompt.
 """
 
 from __future__ import annotations

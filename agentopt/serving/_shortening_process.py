@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 _WORTH = 0.95
 """A capsule that saves less than 5 % is not worth what it may lose."""
+RULES = (
+    r"(?i)[^.!?\n]*\b(?:never|always|must|only|do not|don't|does not|doesn't|cannot|can't|may not|should not|shouldn't"
+    r"|not allowed|forbidden|refuse|unless|under no)\b[^.!?\n]*[.!?]?",
+)
+"""Sentences that say what must or must not be done: of an instruction they are the part that may not get lost."""
 _NICE = 10
 
 
@@ -39,7 +44,7 @@ async def _capsule(text: str, budget: TokenBudget, store: str | None) -> Capsule
     from agentopt.capsules import CapsuleOptions, make_capsule
 
     options = CapsuleOptions(scorer="coverage", store=store)
-    return await make_capsule(text, budget=budget, mode="extract", options=options)
+    return await make_capsule(text, budget=budget, keep=RULES, mode="extract", options=options)
 
 
 def _answer(line: bytes, budget: TokenBudget, store: str | None) -> dict[str, Any]:

@@ -111,6 +111,22 @@ async def test_a_text_that_cannot_be_shortened_is_told_once_and_sent_as_it_is() 
     assert shortening.stats()["left_alone"] == 1
 
 
+async def test_what_must_and_must_not_be_done_stays() -> None:
+    rules = ["Never promise a refund.", "You must ask for the order's number.", "Don't guess.", "Only English, please!"]
+    filler = LONG.split(". ")
+    text = " ".join(
+        f"{filler[10 * place]}. {rule} {'. '.join(filler[10 * place + 1 : 10 * place + 10])}."
+        for place, rule in enumerate(rules)
+    )
+    async with Shortening(120, tokenizer="words") as shortening:
+        shortening.apply(CHAT, chat(text), lambda _: None)
+        await shortening.settled()
+        shorter = shortening.apply(CHAT, chat(text), lambda _: None)["messages"][0]["content"]
+    assert len(shorter) < len(text) / 2
+    for rule in rules:
+        assert rule in shorter
+
+
 async def test_many_texts_at_once_are_bounded() -> None:
     async with Shortening(200, tokenizer="words") as shortening:
         for number in range(300):
