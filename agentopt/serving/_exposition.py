@@ -15,6 +15,8 @@ _SAMPLE = re.compile(
     r'([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{((?:[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\]|\\["\\n])*"(?:,|(?=\})))*)\})?'
     r"[ \t]+(\S+)(?:[ \t]+-?\d+)?"
 )
+_CREATED = re.compile(rf"^(?:# (?:HELP|TYPE) )?{PREFIX}\w+_created[ {{].*\n", re.MULTILINE)
+"""When each counter began: a series more for each, which nobody asks for."""
 _ENDINGS = {"histogram": ("_bucket", "_sum", "_count"), "summary": ("", "_sum", "_count"), "counter": ("", "_total")}
 
 
@@ -73,11 +75,9 @@ def _number(text: str) -> bool:
 
 
 def merged(ours: str, engine: str) -> str:
-    """Ours, then of the engine's what does not carry our prefix."""
-    lines = [
-        line for name, family in families(ours).items() if not name.endswith("_created") for line in family.lines()
-    ]
+    """Ours, as prometheus_client writes it, then of the engine's what does not carry our prefix."""
+    lines: list[str] = []
     for name, family in families(engine).items():
         if not name.startswith(PREFIX):
             lines += family.lines()
-    return "\n".join([*lines, ""])
+    return _CREATED.sub("", ours) + "".join(f"{line}\n" for line in lines)

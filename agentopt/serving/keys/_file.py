@@ -199,8 +199,10 @@ def file_error(error: Exception, path: Path) -> KeyFileError:
     code, text = str(getattr(error, "sqlite_errorname", "")), str(error)
     if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")) or "locked" in text:
         return KeyFileError(f"{path}: another process has locked the key file; nothing was changed, try again.")
-    if code.startswith("SQLITE_READONLY") or isinstance(error, PermissionError) or "readonly" in text:
+    if code.startswith("SQLITE_READONLY") or "readonly" in text:
         return KeyFileError(f"{path}: the key file or its folder is read-only.")
+    if isinstance(error, PermissionError):
+        return KeyFileError(f"{path}: this user may not open or make the key file; check who owns its folder.")
     if code.startswith("SQLITE_FULL"):
         return KeyFileError(f"{path}: the disk that holds the key file is full.")
     if code.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
