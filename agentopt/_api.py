@@ -73,8 +73,8 @@ async def atune(
 
     Args:
         program: a decorated function, `"file.py:function"`, `"package.module:function"` or a `Program`.
-        train: a path (JSONL, CSV, Parquet), an iterable of dicts, or a `Dataset`; proposals are made from it. Without
-            `val` it is split 50/25/25 by a seeded content hash.
+        train: a path (JSONL, CSV, Parquet), `captured[:MODEL]`, an iterable of dicts, or a `Dataset`; proposals are
+            made from it. Without `val` it is split 50/25/25 by a seeded content hash.
         val: rows that decide what is kept.
         test: rows for the one claim; looked at once.
         metric: a name (`"exact_match"`, ...), `"module:function"`, a callable or a metric; larger is better.
@@ -99,7 +99,7 @@ async def atune(
 
     target = _program(program)
     parts = {
-        name: _dataset(data, name, target)
+        name: _dataset(data, name, target, store)
         for name, data in (("train", train), ("val", val), ("test", test))
         if data is not None
     }
@@ -163,7 +163,7 @@ async def aevaluate(
         UserError: bad input.
     """
     target = _program(program)
-    data = _dataset(dataset, "data", target)
+    data = _dataset(dataset, "data", target, store)
     scorer = resolve_metric(metric, output_field)
     check_executor(executor, workers)
     for name, spec in target.parameters.items():
@@ -267,8 +267,10 @@ def _program(program: Target) -> Program:
     return program if isinstance(program, Program) else load_program(program)
 
 
-def _dataset(data: Data, name: str, program: Program) -> Dataset:
-    return data if isinstance(data, Dataset) else load_dataset(data, name=name, signature=program.signature)
+def _dataset(data: Data, name: str, program: Program, store: Store | str | Path | None) -> Dataset:
+    if isinstance(data, Dataset):
+        return data
+    return load_dataset(data, name=name, signature=program.signature, store=store)
 
 
 @contextmanager

@@ -36,7 +36,12 @@ def evaluate_command(
             raise UserError(f"{name} is missing: give {given}, or set it in agentopt.toml.")
     program = load_program(str(settings.target))
     dataset = load_dataset(
-        str(settings.test), name="data", inputs=settings.inputs, label=settings.label, signature=program.signature
+        str(settings.test),
+        name="data",
+        inputs=settings.inputs,
+        label=settings.label,
+        signature=program.signature,
+        store=settings.store,
     )
     console = err()
     progress = Progress(

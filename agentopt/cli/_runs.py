@@ -17,6 +17,8 @@ from agentopt.cli._progress import given_up
 from agentopt.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from agentopt.graph import Candidate
     from agentopt.store import RunRow, Store
 
@@ -131,14 +133,19 @@ def show_run(reference: str, store_path: str | None, *, as_json: bool) -> None:
                 "summary": run.summary,
                 "events": [{"seq": event.seq, "time": event.time, **event.payload} for event in events],
                 "candidates": store.candidates(run.id),
+                "traces": store.traces(run.id),
             }
             print(json.dumps(payload, indent=2, ensure_ascii=False))
             return
         traces = store.traces(run.id)
+        said = store.feedback(run_id=run.id)
     console = out()
     console.print(
         Text.assemble((run.id, "bold"), f"  {run.config.get('program', '')}  {when(run.created)}  "), Text(_status(run))
     )
+    if run.config.get("kind") == "serve":
+        _show_traffic(run, traces, said, console)
+        return
     found = search_of(run, [event.payload for event in events])
     reason = f" ({found['driver_reason']})" if found["driver_reason"] else ""
     console.print(f"optimizer {found['optimizer']}, driver {found['driver']}{reason}", style="dim")
@@ -175,6 +182,23 @@ def show_run(reference: str, store_path: str | None, *, as_json: bool) -> None:
     if traces:
         ids = [str(trace) for trace in traces]
         console.print(f"{len(ids)} traces kept, for example: agentopt trace show {ids[-1]}", style="dim")
+
+
+def _show_traffic(run: RunRow, traces: Sequence[str], said: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """What a server captured, and what users said of it."""
+    drops: dict[str, int] = run.summary.get("dropped") or {}
+    dropped = sum(drops.values())
+    counted = f"{run.summary.get('captured', 0)} exchanges captured, {dropped} dropped, {len(said)} pieces of feedback"
+    console.print(counted)
+    share = run.config.get("sample", 1.0)
+    taken = ", ".join(run.config.get("redacted") or ()) or "nothing"
+    console.print(f"{share:.0%} of the traffic; taken out before it was stored: {taken}", style="dim")
+    for trace in traces[-5:]:
+        console.print(Text(f"agentopt trace show {trace}"))
+    if len(traces) > 5:
+        console.print(f"the newest 5 of {len(traces)} traces; --json lists the others", style="dim")
+    if said:
+        console.print("agentopt tune agentopt.serving.chat:reply --train captured --metric f1", style="dim")
 
 
 def search_of(run: RunRow, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

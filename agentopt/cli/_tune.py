@@ -44,6 +44,8 @@ def resume_command(reference: str, store: str | None, *, as_json: bool, quiet: b
     with open_store(store) as opened:
         run = find_run(opened, reference)
         path = opened.path
+    if run.config.get("kind") == "serve":
+        raise UserError(f"run {run.id} is the traffic of a server: there is nothing to continue; give the id of a run.")
     origin: dict[str, Any] = run.config.get("origin") or {}
     saved = origin.get("settings")
     if not saved:
@@ -66,7 +68,14 @@ def _run(settings: Settings, *, resume: str | None, as_json: bool, quiet: bool) 
             raise UserError(f"{name} is missing: give {given}, or set {name} in agentopt.toml.")
     program = load_program(str(settings.target))
     data = {
-        part: load_dataset(path, name=part, inputs=settings.inputs, label=settings.label, signature=program.signature)
+        part: load_dataset(
+            path,
+            name=part,
+            inputs=settings.inputs,
+            label=settings.label,
+            signature=program.signature,
+            store=settings.store,
+        )
         for part in ("train", "val", "test")
         if (path := getattr(settings, part))
     }

@@ -18,6 +18,8 @@ from agentopt.errors import UserError
 
 SPLIT = (0.5, 0.25, 0.25)
 """Shares of train, validation and test when one file is given."""
+GROUP = "agentopt.group"
+"""Key of `Example.meta`: rows with the same value there are never split up."""
 MIN_TEST_ROWS = 30
 """Below this many test rows no claim can be made."""
 
@@ -161,18 +163,18 @@ def split_dataset(
     """Split into train, validation and test by a seeded hash of each row's inputs.
 
     Membership follows content, not position, so it survives a shuffled file; rows with equal inputs always land on the
-    same side, so none leaks. Each part keeps the order of the file.
+    same side, so none leaks; so do rows of one captured conversation. Each part keeps the order of the file.
 
     Raises:
         UserError: fewer than 4 rows with different inputs, which cannot be split three ways.
     """
     groups: dict[str, list[int]] = {}
     for index, example in enumerate(dataset):
-        groups.setdefault(content_hash(example.inputs), []).append(index)
+        groups.setdefault(str(example.meta.get(GROUP) or content_hash(example.inputs)), []).append(index)
     if len(groups) < 4:
         raise UserError(
-            f"dataset {dataset.name!r} has {len(groups)} rows with different inputs, too few to split into train, "
-            "validation and test; add rows, or give each part its own file."
+            f"dataset {dataset.name!r} has {len(groups)} rows with different inputs or conversations, too few to split "
+            "into train, validation and test; add rows, or give each part its own file."
         )
     order = sorted(groups, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
     total = sum(shares)

@@ -1,4 +1,4 @@
-"""Reads JSONL, JSON, CSV, TSV and Parquet into rows that know where they stand in their file.
+"""Reads JSONL, JSON, CSV, TSV, Parquet and trace files into rows that know where they stand in their file.
 
 The unit is a `Row`: its fields, and `place` ("tickets.jsonl, line 3"), which every later message about it begins with.
 Nothing here knows what the columns mean.
@@ -10,24 +10,30 @@ import csv
 import difflib
 import io
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from agentopt.errors import UserError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+TRACE_SUFFIX = ".trace.jsonl"
+"""A recording: its calls are the rows."""
 _FIELD_LIMIT = 2**31 - 1  # one CSV field may hold a whole document
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a file or an iterable. `text` is True where every value is text (CSV)."""
+    """One row of a file or an iterable. `text` is True where every value is text (CSV).
+
+    What is in `hidden` may be the label and is never an input: what a recorded program answered, for example.
+    """
 
     place: str
     fields: dict[str, Any]
     text: bool = False
+    hidden: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -43,6 +49,10 @@ def read_rows(path: Path) -> list[Row]:
         )
     if not path.is_file():
         raise UserError(_missing(path))
+    if path.name.lower().endswith(TRACE_SUFFIX):
+        from agentopt.evaluation._captured import trace_rows
+
+        return [Row(row.place, row.fields, hidden=row.hidden) for row in trace_rows(path)]
     try:
         if suffix == ".parquet":
             return list(_parquet(path))

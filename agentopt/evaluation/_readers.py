@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from agentopt.errors import UserError
+from agentopt.evaluation._captured import CapturedSource, captured_rows
 from agentopt.evaluation._data import Dataset, Example
 from agentopt.evaluation._files import Row, read_rows
+from agentopt.store import Store
 
 Source = str | os.PathLike[str] | Iterable[Mapping[str, Any] | Example] | Dataset
 LABELS = ("expected", "label", "answer")
@@ -40,16 +42,19 @@ def load_dataset(
     inputs: Sequence[str] | None = None,
     label: str | None = None,
     signature: inspect.Signature | None = None,
+    store: Store | str | os.PathLike[str] | None = None,
 ) -> Dataset:
-    """Read a dataset from a file (JSONL, JSON, CSV, TSV, Parquet), an iterable of dicts or Examples, or a Dataset.
+    """Read a dataset from a file (JSONL, JSON, CSV, TSV, Parquet, trace), captured traffic, rows, or a Dataset.
 
     Args:
-        source: the path or the rows.
+        source: the path; the rows, as dicts or Examples; or `captured[:MODEL]` for exchanges that a server captured
+            and users judged (`captured-all[:MODEL]`: also those without feedback).
         name: shown in reports; the file's stem by default.
         inputs: columns that are inputs. Names of arguments go by name (`argument=column` renames), other names go
             to the arguments in order.
         label: the column with the expected answer.
         signature: the target's, to find inputs by name and to see what is missing.
+        store: where captured traffic is; the file AGENTOPT_DB names, or the default, when None.
 
     Raises:
         UserError: file, line, field, what was found, what was expected, what to do.
@@ -57,9 +62,15 @@ def load_dataset(
     if isinstance(source, Dataset):
         _check_examples(source.examples, source.name, signature)
         return source
-    if isinstance(source, (str, os.PathLike)):
+    captured = CapturedSource.of(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else None
+    rows: list[Row | Example]
+    if captured is not None:
+        rows = [Row(row.place, row.fields, hidden=row.hidden) for row in captured_rows(captured, store)]
+        name = name or "captured"
+        where = str(captured)
+    elif isinstance(source, (str, os.PathLike)):
         path = Path(source)
-        rows: list[Row | Example] = [*read_rows(path)]
+        rows = [*read_rows(path)]
         name = name or path.stem
         where = str(path)
     else:
@@ -92,11 +103,14 @@ def _plan(
     where: str, rows: list[Row], inputs: Sequence[str] | None, label: str | None, signature: inspect.Signature | None
 ) -> _Plan:
     columns = list(dict.fromkeys(name for row in rows for name in row.fields))
+    answers = list(dict.fromkeys(name for row in rows for name in row.hidden))
     arguments = _arguments(signature)
     if label is not None:
-        _need_column(where, label, columns, "the label")
+        _need_column(where, label, [*columns, *answers], "the label")
     else:
-        label = next((name for name in LABELS if name in columns and name not in arguments), None)
+        label = next((name for name in LABELS if name in answers), None) or next(
+            (name for name in LABELS if name in columns and name not in arguments), None
+        )
     if inputs:
         chosen = _named_inputs(where, inputs, columns, arguments, signature)
     elif signature is None:
@@ -155,12 +169,13 @@ def _example(row: Row, plan: _Plan) -> Example:
         elif argument not in plan.optional:
             raise UserError(_missing_field(row, column))
     expected: Any = None
+    known = {**row.fields, **row.hidden}
     if plan.label is not None:
-        if plan.label not in row.fields:
+        if plan.label not in known:
             raise UserError(_missing_field(row, plan.label))
-        expected = row.fields[plan.label]
+        expected = known[plan.label]
     used = {*plan.inputs.values(), plan.label}
-    meta = {name: value for name, value in row.fields.items() if name not in used}
+    meta = {name: value for name, value in known.items() if name not in used}
     try:
         return Example("", inputs, expected, meta)
     except (UserError, TypeError, ValueError) as error:
