@@ -46,6 +46,7 @@ class StoredKeyring:
         clock: for tests.
         poll: seconds between looks at the file; a revocation takes effect after at most this long.
         flush: seconds between writes of what was used; with `poll`, a second's worth at most is not yet written.
+        on_warning: told, on the event loop, what is wrong with the file and when that is over; by default the log is.
 
     Raises:
         UserError: (from the constructor) there is no such file, or it is no key file.
@@ -53,23 +54,30 @@ class StoredKeyring:
     """
 
     def __init__(
-        self, path: str | Path, *, clock: Clock | None = None, poll: float = 0.25, flush: float = 0.75
+        self,
+        path: str | Path,
+        *,
+        clock: Clock | None = None,
+        poll: float = 0.25,
+        flush: float = 0.75,
+        on_warning: Callable[[str], None] | None = None,
     ) -> None:
         self.path = Path(path)
         self._clock = clock or Clock()
         self._poll, self._flush = poll, flush
-        self._file = KeyFile(self.path, self._clock.now)
+        self._on_warning = on_warning or _log.warning
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._file = KeyFile(self.path, self._clock.now, self._say)
         self._snapshot: Snapshot = EMPTY
         self._uses: dict[str, Use] = {}
         self._dirty: set[str] = set()
         self._lock = threading.Lock()
         self._watchers: list[Callable[[str], None]] = []
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._accept(Look(self._file.snapshot))
         if self.path.stat().st_mode & 0o022:
-            _log.warning("%s: other users may write the key file, and so make keys; chmod 600 it", self.path)
+            self._say(f"{self.path}: other users may write the key file, and so make keys; chmod 600 it")
 
     # ---- what the gateway asks; on the event loop
 
@@ -146,9 +154,7 @@ class StoredKeyring:
             await anyio.to_thread.run_sync(thread.join)
         self._loop = None
         if not self._write() and self._dirty:
-            _log.warning(
-                "%s: what the keys used last (%d of them) could not be written and is lost", self.path, len(self._dirty)
-            )
+            self._say(f"{self.path}: what keys used last ({len(self._dirty)} of them) could not be written and is lost")
         self._file.close()
 
     async def __aenter__(self) -> StoredKeyring:
@@ -175,6 +181,13 @@ class StoredKeyring:
         loop = self._loop
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(self._accept, look)
+
+    def _say(self, warning: str) -> None:
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._on_warning, warning)
+        else:
+            self._on_warning(warning)
 
     def _accept(self, look: Look) -> None:
         if look.snapshot is not None:

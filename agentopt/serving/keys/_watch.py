@@ -62,8 +62,11 @@ class KeyFile:
         UserError, KeyFileError: (from the constructor) it cannot be read.
     """
 
-    def __init__(self, path: str | Path, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, path: str | Path, now: Callable[[], float] = time.time, say: Callable[[str], None] = _log.warning
+    ) -> None:
         self.path = Path(path)
+        self._say = say
         self.troubles: dict[str, str] = {}
         """What cannot be done now ("read", "write"), and why."""
         self._now = now
@@ -181,7 +184,7 @@ class KeyFile:
         self._rows = found
         self._identity, self._stamp, self._version = identity, stamp, version
         if replaced:
-            _log.warning("%s: the key file was replaced; it has %d keys", self.path, len(found))
+            self._say(f"{self.path}: the key file was replaced; it has {len(found)} keys")
         self._keep_revoked()
         none = Used(0, 0, 0.0)
         return Snapshot(
@@ -193,10 +196,9 @@ class KeyFile:
     def _keep_revoked(self) -> None:
         revived = [one.key.id for one in self._rows if one.revoked is None and one.key.id in self._revoked]
         if revived:
-            _log.warning(
-                "%s: the file has revoked keys as valid (%s); they stay revoked until the server is started anew",
-                self.path,
-                ", ".join(revived[:5]),
+            self._say(
+                f"{self.path}: the file has revoked keys as valid ({', '.join(revived[:5])}); they stay revoked until "
+                "the server is started anew"
             )
         self._revoked.update(one.key.id for one in self._rows if one.revoked is not None)
 
@@ -225,8 +227,8 @@ class KeyFile:
             text = str(told).rstrip(".")
         if self.troubles.get(what) != text:
             self.troubles[what] = text
-            _log.warning("%s: %s", text, so)
+            self._say(f"{text}: {so}")
 
     def _fine(self, what: str) -> None:
         if self.troubles.pop(what, None) is not None:
-            _log.warning("%s: the key file can be %s again", self.path, {"read": "read", "write": "written"}[what])
+            self._say(f"{self.path}: the key file can be {'read' if what == 'read' else 'written'} again")

@@ -365,6 +365,23 @@ async def test_a_new_file_in_the_place_of_the_old_one_counts(path: Path) -> None
 
 
 @pytest.mark.anyio
+async def test_warnings_go_where_they_are_wanted(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(path)
+    told: list[tuple[str, bool]] = []
+    here = asyncio.get_running_loop()
+
+    def tell(text: str) -> None:
+        told.append((text, asyncio.get_running_loop() is here))
+
+    path.chmod(0o666)
+    async with StoredKeyring(path, poll=0.01, on_warning=tell):
+        path.unlink()
+        await until(lambda: len(told) == 2)
+    assert "chmod 600" in told[0][0] and "the key file is gone" in told[1][0]
+    assert all(on_loop for _, on_loop in told) and not caplog.records
+
+
+@pytest.mark.anyio
 async def test_what_could_not_be_written_is_said_at_the_end(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     secret = make(path)
     keyring = ring(path)
