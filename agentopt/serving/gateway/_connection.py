@@ -251,19 +251,24 @@ class Connection(asyncio.Protocol):
             self._transport.write_eof()
 
     def _refuse(self, refusal: Refusal) -> None:
-        """What came is not a request: say so, where nothing is being answered, and close."""
+        """What came is not a request: say so in its turn, and close."""
         self._deaf = True
-        if self._active is None and not self._ahead:
+        broken, self._reading = self._reading, None
+        if broken is not None and not broken.begun:  # its body is wrong: whatever was made of it, this is the reply
+            broken.lost()
+            if broken is self._active:
+                self._active = None
+            else:
+                self._ahead.remove(broken)
+        if self._ahead:
+            self._ahead[-1].keep_alive = False
+        elif self._active is not None:
+            self._active.keep_alive = False
+        else:
             body = dumps(refusal.body())
             head = b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
             self.write(head % (STATUS[refusal.status] + self.date_line, len(body)) + body)
             self._linger()
-        elif self._reading is not None:  # its body is broken: no reply can be right
-            self.abort()
-        elif self._ahead:
-            self._ahead[-1].keep_alive = False
-        elif self._active is not None:
-            self._active.keep_alive = False
 
     def overdue(self) -> None:
         """The deadline passed."""

@@ -212,8 +212,8 @@ async def _carry_body(reply: UpstreamReply, answer: Answer, kind: str) -> None:
         await answer.end()
         return
     body = b"".join(pieces)
-    if not body:
-        raise UpstreamError("engine_error", "the engine's reply is empty")
+    if not (body.lstrip().startswith(b"{") and body.rstrip().endswith(b"}")):
+        raise UpstreamError("engine_error", "the engine's reply is not a JSON object")
     exchange.use = tail_usage(body)
     await answer.whole(200, kind, body)
 
