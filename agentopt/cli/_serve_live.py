@@ -6,6 +6,7 @@ Progress and remarks go to stderr, the address to stdout. In a terminal one line
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import textwrap
 from typing import Any
@@ -107,8 +108,11 @@ class LiveServer(LiveView):
         self.show("preparing", f"{event.what}{done}")
 
     def on_model_ready(self, event: Any) -> None:
+        path = str(event.path)
+        path = os.path.relpath(path) if os.path.exists(path) else path
         made = not event.cached and event.seconds >= 1
-        self.line("model", f"{event.path} (prepared in {seconds(event.seconds)})" if made else event.path)
+        shown = os.path.basename(path) if path.startswith("..") else path
+        self.line("model", f"{shown} (prepared in {seconds(event.seconds)})" if made else shown)
 
     def on_listening(self, event: Any) -> None:
         self.line("listening", f"{event.base_url}, admin side {event.admin_url}")
@@ -168,7 +172,8 @@ class LiveServer(LiveView):
         print_()
         print_(Text.assemble("serving ", (names, "bold"), " at ", (event.base_url, "bold")), soft_wrap=True)
         print_()
-        print_(Text(f"  {curl_line(event.base_url, event.model, keys=event.keys is not None)}"), soft_wrap=True)
+        line = curl_line(event.base_url, event.model, keys=event.keys is not None)
+        print_(Text(textwrap.indent(line, "  ")), soft_wrap=True)
         print_()
         for note in self._next(event):
             print_(Text(note, style="dim"))
@@ -177,7 +182,8 @@ class LiveServer(LiveView):
     def _next(event: Any) -> list[str]:
         port = event.base_url.rpartition(":")[2].removesuffix("/v1")
         which = "" if port == "8000" else f" --port {port}"
-        notes = [f'python: OpenAI(base_url="{event.base_url}", api_key=...)']
+        key = '"none"' if event.keys is None else f'os.environ["{KEY_VARIABLE}"]'
+        notes = [f'python: OpenAI(base_url="{event.base_url}", api_key={key})']
         if event.keys == 0:
             notes.append(
                 "no key is valid yet: agentopt serve keys create NAME --keys FILE, then export " + KEY_VARIABLE

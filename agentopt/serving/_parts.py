@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agentopt.errors import RunError, UserError
 from agentopt.serving._news import EngineChosen, News
 from agentopt.serving._options import UPSTREAM_VARIABLE, ServeOptions
 from agentopt.serving._run_folder import RunFolder
@@ -125,7 +126,13 @@ class Assembly:
         from agentopt.serving.keys import StoredKeyring
 
         path = self.options.keys_file
-        return None if path is None else await self.stack.enter_async_context(StoredKeyring(path))
+        if path is None:
+            return None
+        try:
+            keyring = StoredKeyring(path)
+        except RunError as error:  # before the start a damaged file is a wrong one
+            raise UserError(str(error)) from None
+        return await self.stack.enter_async_context(keyring)
 
     async def _recorder(self) -> Recorder | None:
         options = self.options
@@ -189,10 +196,11 @@ class Assembly:
         # The double has no weights that an adapter could be checked against, unless it is given a model's folder.
         known = options.adapters or (prepared.path / "config.json").is_file()
         if resident and launched.abilities.adapters and known:
-            registry = await self._registry(engine, prepared, {name, *(one.name for one in virtual)})
+            taken = {one.name: "a virtual model" for one in virtual} | {name: "the base model"}
+            registry = await self._registry(engine, prepared, taken)
         return _Base(engine, name, registry, _tokenizer(options.model, prepared.path))
 
-    async def _registry(self, engine: Supervisor, prepared: Prepared, taken: set[str]) -> AdapterRegistry:
+    async def _registry(self, engine: Supervisor, prepared: Prepared, taken: dict[str, str]) -> AdapterRegistry:
         from agentopt.serving.adapters import AdapterRegistry, BaseFacts, BaseHashes, EngineDriver
 
         options, folder = self.options, self.place.folder
@@ -204,7 +212,7 @@ class Assembly:
             path=folder.adapters,
             staging=folder.path / "adapters",
             hashes=BaseHashes(facts, CACHE),
-            taken=taken.__contains__,
+            taken=taken.get,
         )
         self.stack.push_async_callback(registry.aclose)
         for name, path in options.adapter_pairs().items():

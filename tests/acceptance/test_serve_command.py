@@ -1,0 +1,396 @@
+"""`agentopt serve` as a person runs it: the address it prints, its commands, Ctrl-C, faults, and mistakes.
+
+Most of it with the engine that repeats what it is told, one test with the embedded model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import agentopt as ao
+from tests.acceptance.conftest import Shell
+from tests.acceptance.served import ENVIRONMENT, PATIENCE, Server, asked, gone, server
+from tests.acceptance.warm import WarmCommands
+
+FAKE = ("double", "--engine", "fake")
+HELLO = [{"role": "user", "content": "one two three four"}]
+
+
+CLIENTS = contextlib.ExitStack()
+
+
+def client(serving: dict[str, Any], key: str = "none") -> Any:
+    """The client that people use; it asks once."""
+    import openai
+
+    made = openai.OpenAI(base_url=serving["base_url"], api_key=key, max_retries=0, timeout=PATIENCE)
+    CLIENTS.callback(made.close)
+    return made
+
+
+@pytest.fixture(autouse=True, scope="module")
+def clients_are_closed() -> Iterator[None]:
+    yield
+    CLIENTS.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+# --- one server that has everything ----------------------------------------------------------------------------------
+
+
+class Full:
+    """A server with keys, capture and a tuned prompt, and the commands that go with it."""
+
+    def __init__(self, folder: Path, warm: WarmCommands, running: Server, key: str) -> None:
+        self.folder, self.running, self.key = folder, running, key
+        self.serving = running.serving()
+        self.agentopt = Shell(folder, warm)
+        self.openai = client(self.serving, key)
+
+    def json(self, *arguments: str) -> Any:
+        """What a command says in JSON."""
+        done = self.agentopt("serve", *arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory, warm: WarmCommands) -> Iterator[Full]:
+    folder = tmp_path_factory.mktemp("full")
+    ao.Candidate({"desk.instruction": "Answer as a pirate."}).save(folder / "pirate.json")
+    made = Shell(folder, warm)("serve", "keys", "create", "alice", "--keys", "keys.db", "--rpm", "1000", "--json")
+    key = json.loads(made.stdout)["key"]
+    options = ("--keys", "keys.db", "--capture", "--candidate", "desk=pirate.json", "--candidate", "desk=base@0.5")
+    with server(folder, *FAKE, *options) as running:
+        yield Full(folder, warm, running, key)
+        assert running.stop(signal.SIGTERM) == 0
+
+
+def test_the_client_chats_streams_and_lists(full: Full) -> None:
+    chatted = full.openai.chat.completions.create(model="double", messages=HELLO)
+    assert chatted.choices[0].message.content == "one two three four"
+    parts = list(full.openai.chat.completions.create(model="double", messages=HELLO, stream=True))
+    assert "".join(part.choices[0].delta.content or "" for part in parts if part.choices) == "one two three four"
+    assert {model.id for model in full.openai.models.list()} == {"double", "desk"}
+
+
+def test_without_a_key_nothing_is_answered(full: Full) -> None:
+    status, headers, said = asked(f"{full.serving['base_url']}/models")
+    assert (status, headers["www-authenticate"][:6]) == (401, "Bearer")
+    assert said["error"]["type"] == "authentication_error"
+    health = full.serving["base_url"].removesuffix("/v1")
+    assert asked(f"{health}/health")[0] == asked(f"{health}/ready")[0] == 200
+    assert asked(f"{health}/metrics", key=full.key)[0] == 404
+
+
+def test_status_says_what_it_serves(full: Full) -> None:
+    status = full.json("status")
+    assert status["engine"]["name"] == "fake"
+    assert status["model"] == "double"
+    assert status["base_url"] == full.serving["base_url"]
+    shown = full.agentopt("serve", "status")
+    assert shown.returncode == 0
+    assert "double" in shown.stdout
+    assert max(len(line) for line in shown.stdout.splitlines()) <= 80
+
+
+def test_variants_are_compared(full: Full) -> None:
+    for number in range(4):
+        full.openai.chat.completions.create(model="desk", messages=HELLO, user=f"user {number}")
+    rows = full.json("variants")
+    rows = rows if isinstance(rows, list) else next(iter(rows.values()))
+    assert {row["variant"] for row in rows} == {"pirate", "base"}
+    assert sum(row["requests"] for row in rows) >= 4
+    assert full.agentopt("serve", "variants").returncode == 0
+
+
+def test_a_tuned_prompt_is_a_model(full: Full) -> None:
+    _, headers, _ = asked(
+        f"{full.serving['base_url']}/chat/completions", {"model": "desk", "messages": HELLO}, key=full.key
+    )
+    assert headers["x-agentopt-variant"] in ("desk/pirate", "desk/base")
+
+
+def test_traffic_and_feedback_are_in_the_store(full: Full) -> None:
+    base, body = full.serving["base_url"], {"model": "double", "messages": HELLO}
+    _, headers, _ = asked(f"{base}/chat/completions", body, key=full.key)
+    given = {"request_id": headers["x-request-id"], "score": "up", "text": "just so"}
+    status, _, said = asked(f"{base}/feedback", given, key=full.key)
+    assert (status, said["request_id"]) == (200, headers["x-request-id"])
+    listed = full.agentopt("runs", "ls", "--json")
+    assert any(run["id"] == full.serving["captured_as"] for run in json.loads(listed.stdout)), listed.stdout
+
+
+def lists(openai: Any) -> bool:
+    """Whether the key is taken."""
+    from openai import AuthenticationError
+
+    try:
+        return bool(openai.models.list().data)
+    except AuthenticationError:
+        return False
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait: a running server looks at its keys four times a second."""
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.3)
+
+
+def test_keys_are_listed_and_revoked_while_it_runs(full: Full) -> None:
+    made = full.json("keys", "create", "bob", "--keys", "keys.db")
+    mallory = client(full.serving, made["key"])
+    until(lambda: lists(mallory))
+    listed = full.agentopt("serve", "keys", "list", "--keys", "keys.db")
+    assert "bob" in listed.stdout
+    assert made["key"] not in listed.stdout
+    assert full.agentopt("serve", "keys", "revoke", "bob", "--keys", "keys.db").returncode == 0
+    until(lambda: not lists(mallory))
+
+
+def test_the_admin_side_has_metrics_and_needs_its_token(full: Full) -> None:
+    admin = full.serving["admin_url"]
+    status, _, text = asked(f"{admin}/metrics")
+    assert status == 200
+    assert "agentopt_engine_up 1" in text
+    assert asked(f"{admin}/status")[0] == 401
+
+
+def test_the_run_folder_is_for_its_owner_alone(full: Full) -> None:
+    place = full.folder / full.serving["run_dir"]
+    about = json.loads((place / "server.json").read_text(encoding="utf-8"))
+    assert stat.S_IMODE((place / "server.json").stat().st_mode) == 0o600
+    assert stat.S_IMODE(place.stat().st_mode) == 0o700
+    assert about["pid"] == full.running.process.pid
+    log = (place / "gateway.log").read_text(encoding="utf-8")
+    assert full.key not in log + (place / "engine.log").read_text(encoding="utf-8")
+    assert "one two three four" not in log
+
+
+def test_a_second_server_is_told_of_the_first(full: Full) -> None:
+    port = full.serving["base_url"].rpartition(":")[2].removesuffix("/v1")
+    done = full.agentopt("serve", *FAKE, "--port", port)
+    assert done.returncode == 2
+    assert f"--port {port}: cannot listen on 127.0.0.1:{port}: another program listens there" in done.stderr
+    done = full.agentopt("serve", *FAKE, "--port", "0", "--run-dir", full.serving["run_dir"])
+    assert done.returncode == 2
+    assert f"found a server that runs (process {full.running.process.pid})" in done.stderr
+
+
+# --- how it ends -----------------------------------------------------------------------------------------------------
+
+
+def slow(serving: dict[str, Any], words: int, rate: float) -> Any:
+    """A stream of so many words, so many a second."""
+    fake = {"fake": {"text": " ".join(["word"] * words), "rate": rate}}
+    return client(serving).chat.completions.create(model="double", messages=HELLO, stream=True, extra_body=fake)
+
+
+def test_ctrl_c_lets_a_stream_end(folder: Path) -> None:
+    with server(folder, *FAKE) as running:
+        serving = running.serving()
+        stream = slow(serving, 20, 40)
+        words = [next(stream)]
+        running.process.send_signal(signal.SIGINT)
+        assert running.until("draining")["in_flight"] == 1
+        words += list(stream)
+        assert running.end() == 0
+    assert sum("word" in (part.choices[0].delta.content or "") for part in words if part.choices) == 20
+    assert running.told[-1] == {"kind": "ended", "cut_off": 0}
+    assert not (folder / serving["run_dir"] / "server.json").exists()
+    assert gone(running.engine_pid)
+
+
+def test_a_second_ctrl_c_stops_at_once(folder: Path) -> None:
+    import openai
+
+    with server(folder, *FAKE) as running:
+        stream = slow(running.serving(), 100, 1)
+        next(stream)
+        running.process.send_signal(signal.SIGINT)
+        running.until("draining")
+        running.process.send_signal(signal.SIGINT)
+        with pytest.raises(openai.APIError):  # an event that says so, not a connection that breaks
+            list(stream)
+        assert running.end() == 0
+    assert running.told[-1] == {"kind": "ended", "cut_off": 1}
+    assert gone(running.engine_pid)
+
+
+def test_killed_with_9_it_leaves_no_engine(folder: Path) -> None:
+    with server(folder, *FAKE) as running:
+        running.serving()
+        running.process.kill()
+        running.process.wait()
+        assert gone(running.engine_pid)
+
+
+def test_an_engine_killed_in_a_stream_is_started_again(folder: Path) -> None:
+    import openai
+
+    with server(folder, *FAKE) as running:
+        serving = running.serving()
+        stream = slow(serving, 100, 10)
+        next(stream)
+        os.kill(running.engine_pid, signal.SIGKILL)
+        with pytest.raises(openai.APIError) as raised:
+            list(stream)
+        assert "engine" in str(raised.value)
+        running.until("ready", generation=2)
+        again = client(serving).chat.completions.create(model="double", messages=HELLO)
+        assert again.choices[0].message.content == "one two three four"
+        assert running.stop() == 0
+
+
+def test_drain_ends_it_from_elsewhere(folder: Path, warm: WarmCommands) -> None:
+    with server(folder, *FAKE) as running:
+        running.serving()
+        assert Shell(folder, warm)("serve", "drain").returncode == 0
+        assert running.end() == 0
+
+
+# --- what a person sees ----------------------------------------------------------------------------------------------
+
+
+def test_the_printed_line_works(folder: Path) -> None:
+    """The terminal's form: at most 80 columns where nothing is to be copied, and a curl line that runs."""
+    command = [sys.executable, "-m", "agentopt", "serve", *FAKE, "--port", "0"]
+    with (folder / "err.txt").open("w", encoding="utf-8") as err:
+        process = subprocess.Popen(
+            command, cwd=folder, env={**os.environ, **ENVIRONMENT}, stdout=subprocess.PIPE, stderr=err, text=True
+        )
+    assert process.stdout is not None
+    lines: list[str] = []
+    try:
+        for line in process.stdout:
+            lines.append(line.rstrip("\n"))
+            if line.startswith("Ctrl-C"):
+                break
+        curl = "\n".join(line for line in lines if line.startswith("  "))
+        done = subprocess.run(["bash", "-c", f"{curl} -sS"], capture_output=True, text=True, timeout=PATIENCE)
+        assert json.loads(done.stdout)["choices"][0]["message"]["content"] == "Say hello."
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    told = (folder / "err.txt").read_text(encoding="utf-8")
+    assert re.search(r"^ready +fake answers", told, re.MULTILINE)
+    assert re.search(r"^stopped +cleanly after 1 request", told, re.MULTILINE)
+    assert max(len(line) for line in [*lines, *told.splitlines()]) <= 80
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("./nowhere",), "model './nowhere': no such folder"),
+        (("stauts",), "is the command agentopt serve status meant?"),
+        (("drain", "extra"), "extra"),
+        (("--port", "9", "drain"), "write it first: agentopt serve drain"),
+        (("double", "more", "--engine", "fake"), "more"),
+        ((*FAKE, "--keys", "nowhere.db"), "nowhere.db"),
+        ((*FAKE, "--keys", "text.db"), "text.db"),
+        ((*FAKE, "--candidate", "desk=nowhere.json"), "nowhere.json"),
+        ((*FAKE, "--candidate", "double=pirate.json"), "double"),
+        ((*FAKE, "--host", "0.0.0.0"), "other machines could use the model without a key"),
+        ((*FAKE, "--", "--uds", "x"), "--uds"),
+        (("embedded", "--engine", "vllm"), "a Python without vLLM"),
+        (("embedded", "--engine", "embedded", "--adapter", "a=nowhere"), "adapter"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    agentopt: Shell, project: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
+) -> None:
+    if "vllm" in arguments:  # also where there is one, it is not found
+        monkeypatch.setenv("AGENTOPT_VLLM_PYTHON", sys.executable)
+    (project / "text.db").write_text("no database", encoding="utf-8")
+    ao.Candidate({"desk.instruction": "Answer as a pirate."}).save(project / "pirate.json")
+    port = () if "--port" in arguments else ("--port", "0")
+    done = agentopt("serve", *port, *arguments, timeout=60)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_taken_admin_port_is_told(agentopt: Shell) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = agentopt("serve", *FAKE, "--port", "0", "--admin-port", str(port))
+    assert done.returncode == 2
+    assert f"--admin-port {port}: cannot listen on 127.0.0.1:{port}" in done.stderr
+
+
+def test_a_folder_called_like_a_command_is_served_by_its_path(agentopt: Shell, project: Path) -> None:
+    (project / "keys").mkdir()
+    done = agentopt("serve", "./keys", "--port", "0")
+    assert done.returncode == 2
+    assert "found a folder without config.json" in done.stderr
+
+
+@pytest.mark.parametrize("command", [(), ("keys",), ("keys", "create"), ("adapters", "add"), ("status",), ("drain",)])
+def test_help_reads_in_80_columns(agentopt: Shell, command: tuple[str, ...]) -> None:
+    done = agentopt("serve", *command, "--help")
+    assert done.returncode == 0
+    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+    if not command:
+        assert done.stdout.startswith("Usage: ")
+        assert "serve MODEL [OPTIONS] [-- ENGINE OPTIONS]" in done.stdout
+        assert all(f"\n  {name} " in done.stdout for name in ("status", "variants", "drain", "keys", "adapters"))
+
+
+@pytest.mark.parametrize("command", ["status", "variants", "drain"])
+def test_without_a_server_there_is_nothing_to_ask(agentopt: Shell, command: str) -> None:
+    done = agentopt("serve", command)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+# --- the embedded model ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.embedded
+def test_the_embedded_model_chats_and_streams(folder: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    with server(folder, "embedded", "--engine", "embedded") as running:
+        serving = running.serving()
+        openai = client(serving)
+        asks: dict[str, Any] = {
+            "model": serving["model"],
+            "messages": [{"role": "user", "content": "What is the capital of France? One word."}],
+            "max_tokens": 12,
+            "temperature": 0,
+        }
+        whole = openai.chat.completions.create(**asks)
+        assert "Paris" in whole.choices[0].message.content
+        parts = list(openai.chat.completions.create(**asks, stream=True, stream_options={"include_usage": True}))
+        assert "".join(part.choices[0].delta.content or "" for part in parts if part.choices) == (
+            whole.choices[0].message.content
+        )
+        assert parts[-1].usage.completion_tokens == whole.usage.completion_tokens
+        assert running.stop() == 0
