@@ -129,7 +129,7 @@ class Assembly:
         if path is None:
             return None
         try:
-            keyring = StoredKeyring(path)
+            keyring = StoredKeyring(path, on_warning=self._warn)
         except RunError as error:  # before the start a damaged file is a wrong one
             raise UserError(str(error)) from None
         return await self.stack.enter_async_context(keyring)
@@ -297,6 +297,8 @@ def _limits(options: ServeOptions) -> Limits:
         total_seconds=options.timeout,
         first_seconds=min(usual.first_seconds, options.timeout),
         cors=options.cors,
+        # Without keys only pages of this machine may ask (no name that points to it), unless that is meant.
+        hosts=("*",) if options.open else (),
     )
 
 
