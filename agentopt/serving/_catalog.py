@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 VARIANT_HEADER = "X-Agentopt-Variant"
 CAPSULE_HEADER = "X-Agentopt-Capsule"
 _CONTINUING = ("vllm", "transformers")
+_ECHOING = ("embedded",)
+"""They repeat in a whole reply the words that it was begun with; what was measured is a reply without them."""
 _LISTED = 20  # names in an error message
 
 
@@ -151,7 +153,10 @@ class ServedCatalog:
     def _tuned(self, exchange: Exchange, virtual: VirtualModel, model: str) -> Choice:
         variant: Variant = virtual.pick(sticky_of(exchange))
         exchange.notes[VARIANT_HEADER] = f"{virtual.name}/{variant.label}"
-        choice = Choice(variant.adapter or model, variant.adapter, variant.label, variant.rewrite or _plain)
+        made = variant.rewrite
+        echoes = self._engine.name in _ECHOING
+        finish = made.finish if echoes and isinstance(made, Rewriting) and made.parts.cue else None
+        choice = Choice(variant.adapter or model, variant.adapter, variant.label, made or _plain, finish)
         return self._choice(exchange, choice)
 
     def _choice(self, exchange: Exchange, choice: Choice) -> Choice:
@@ -164,7 +169,7 @@ class ServedCatalog:
             shorter = shortening.apply(route, body, lambda note: exchange.notes.update({CAPSULE_HEADER: note}))
             return shorter if rewrite is None else rewrite(route, shorter)
 
-        return Choice(choice.model, choice.adapter, choice.variant, both)
+        return replace(choice, rewrite=both)
 
     def _unknown(self, exchange: Exchange) -> Refusal:
         names = self.names(exchange.key)

@@ -248,6 +248,8 @@ class Choice:
     """Label of the candidate, unique within the virtual model: "a", "b" or what the user called it."""
     rewrite: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None
     """(route, body) -> the body for the engine, a new object; raises `Refusal` when it does not fit."""
+    finish: Callable[[str, bytes], bytes] | None = None
+    """(route, the engine's whole JSON reply) -> what the client gets. Never asked about streams."""
 
 
 class Catalog(Protocol):

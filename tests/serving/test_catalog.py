@@ -145,6 +145,12 @@ def test_engines_that_understand_it_are_asked_to_go_on_with_the_cue(
     assert ("continue_final_message" in sent) == asks
 
 
+def test_only_llama_cpp_repeats_the_cue(tmp_path: Path) -> None:
+    for name, finishes in (("embedded", True), ("vllm", False)):
+        choice = ServedCatalog(["smol"], engine(name), virtual=tuned(tmp_path, "desk=FILE")).choose(asking("desk"))
+        assert (choice.finish is not None) == finishes
+
+
 def test_variants_share_the_requests_and_users_keep_theirs(tmp_path: Path) -> None:
     catalog = ServedCatalog(["smol"], engine(), virtual=tuned(tmp_path, "desk=FILE@3", "desk=base@1"))
     picks = [catalog.choose(asking("desk", id=f"req_{number}")).variant for number in range(400)]

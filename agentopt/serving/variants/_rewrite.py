@@ -6,6 +6,7 @@ that cannot be had (raw completions have no turns, a stored conversation cannot 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -67,6 +68,22 @@ class Rewriting:
         if self.temperature is not None and route != COUNT and made.get("temperature") is None:
             made["temperature"] = self.temperature
         return made
+
+    def finish(self, route: str, reply: bytes) -> bytes:
+        """A whole reply without the cue: llama.cpp repeats in it what the answer was begun with, but not in streams."""
+        cue = self.parts.cue
+        try:
+            read: Any = json.loads(reply)
+            places = read["content"] if route == MESSAGES else [choice["message"] for choice in read["choices"]]
+            name = "text" if route == MESSAGES else "content"
+            begun = [place for place in places if isinstance(text := place.get(name), str) and text.startswith(cue)]
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return reply
+        if not cue or not begun:
+            return reply
+        for place in begun:
+            place[name] = place[name][len(cue) :]
+        return json.dumps(read, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
 
     def _chat(self, body: dict[str, Any]) -> dict[str, Any]:
         turns, theirs = split_system(_turns(body, "messages"))

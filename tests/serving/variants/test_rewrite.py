@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -71,6 +72,30 @@ def test_a_cue_begins_the_answer_where_the_user_spoke_last() -> None:
     own = cued(CHAT, {"messages": [USER], "add_generation_prompt": True})
     assert "continue_final_message" not in own
     assert "continue_final_message" not in made({"a": "A", "a.cue": "C"}, continues=False)(CHAT, {"messages": [USER]})
+
+
+@pytest.mark.parametrize(
+    ("route", "reply", "tidy"),
+    [
+        (CHAT, {"choices": [{"message": {"content": "Sum: 4"}}, {"message": {"content": None}}], "id": "é"}, " 4"),
+        (CHAT, {"choices": [{"message": {"content": "4, Sum: 4"}}]}, None),
+        (MESSAGES, {"content": [{"type": "text", "text": "Sum: 4"}]}, " 4"),
+        (CHAT, {"content": []}, None),
+        (CHAT, {"choices": 7}, None),
+        (CHAT, [], None),
+    ],
+)
+def test_a_reply_that_repeats_the_cue_is_given_without_it(route: str, reply: Any, tidy: str | None) -> None:
+    cued = made({"a.system": "S", "a.cue": "Sum:"})
+    raw = json.dumps(reply).encode()
+    got = cued.finish(route, raw)
+    if tidy is None:
+        assert got == raw
+        return
+    read = json.loads(got)
+    assert (read["content"][0]["text"] if route == MESSAGES else read["choices"][0]["message"]["content"]) == tidy
+    assert read.keys() == reply.keys()
+    assert cued.finish(route, b"{broken") == b"{broken"
 
 
 def test_messages() -> None:
