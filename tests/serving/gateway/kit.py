@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,7 +41,7 @@ class Names:
         return choice
 
     @asynccontextmanager
-    async def hold(self, choice: Choice) -> AsyncIterator[None]:
+    async def hold(self, choice: Choice) -> AsyncGenerator[None]:
         self.held.append(f"+{choice.model}")
         try:
             yield

@@ -187,7 +187,8 @@ async def test_a_client_that_does_not_read_holds_the_engine_back() -> None:
         text = "x" * 10_000
         body = {"messages": HELLO, "stream": True, "fake": {"text": text, "chunks": 5_000}}
         reader, writer = await asyncio.open_connection("127.0.0.1", home.port, limit=1 << 10)
-        writer.transport.pause_reading()
+        reading: Any = writer.transport
+        reading.pause_reading()
         writer.write(request(body))
         exchange = await home.notes.one()
         assert exchange.error == "client_gone"

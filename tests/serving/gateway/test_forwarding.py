@@ -73,7 +73,7 @@ async def test_every_route_answers_and_its_tokens_are_counted(route: str) -> Non
 @pytest.mark.parametrize("split", [False, True])
 async def test_the_usage_event_reaches_only_who_asked_for_it(route: str, wanted: bool, split: bool) -> None:
     async with house() as home:
-        options = {"stream_options": {"include_usage": True}} if wanted else {}
+        options: dict[str, Any] = {"stream_options": {"include_usage": True}} if wanted else {}
         reply = await home.ask(route, **BODIES[route], **options, stream=True, fake={"split": split})
         found = events(reply.text)
         assert found[-1] == "[DONE]"
@@ -87,7 +87,7 @@ async def test_the_usage_event_reaches_only_who_asked_for_it(route: str, wanted:
 
 async def test_a_stream_is_the_same_with_and_without_the_gateway() -> None:
     async with house() as home:
-        body = {"messages": HELLO, "stream": True, "stream_options": {"include_usage": True}}
+        body: dict[str, Any] = {"messages": HELLO, "stream": True, "stream_options": {"include_usage": True}}
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{home.fake.address.port}") as direct:
             expected = (await direct.post(CHAT, json=body)).text
         got = (await home.ask(CHAT, **body)).text

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentopt.serving._types import CHAT, COMPLETIONS, EMBEDDINGS, FORWARDED, RESPONSES, Refusal
@@ -52,6 +52,7 @@ def test_odd_json_is_refused(body: bytes) -> None:
     assert caught.value.status == 400
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(st.text(), JSON, max_size=5))
 def test_plain_json_is_read_as_json_reads_it(value: dict[str, Any]) -> None:
     for ascii_only in (True, False):
@@ -67,6 +68,7 @@ def test_any_bytes_are_an_object_or_a_refusal(raw: bytes) -> None:
         assert refusal.status == 400
 
 
+@settings(max_examples=40)
 @given(
     st.sampled_from(sorted(FORWARDED)),
     st.dictionaries(
