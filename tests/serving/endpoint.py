@@ -107,6 +107,13 @@ def run(folder: Path, test: Callable[[Endpoint], Awaitable[None]], **options: An
     asyncio.run(whole())
 
 
+async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    """Wait for it; the time is only there so that a test that fails ends."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
 def head(target: str, secret: str | None, *lines: str, method: str = "POST", body: bytes | None = None) -> bytes:
     """A request in bytes; with `body`, its length and type too. The connection ends with it."""
     found = [f"{method} {target} HTTP/1.1", "Host: localhost", "Connection: close", *lines]
