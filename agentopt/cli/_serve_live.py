@@ -62,6 +62,7 @@ class LiveServer(LiveView):
         self.results = results or out()
         self.quiet = quiet
         self.serving: Any = None
+        self.told = False
         self.progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -104,6 +105,11 @@ class LiveServer(LiveView):
         self.show("preparing", event.model)
 
     def on_working(self, event: Any) -> None:
+        if not self.told and not event.what.startswith("reading "):
+            self.told = True
+            self.line(
+                "preparing", "the model is converted or quantized, minutes; the result is kept for the next start"
+            )
         done = "" if event.total is None else f" {event.done:,}/{event.total:,}"
         self.show("preparing", f"{event.what}{done}")
 

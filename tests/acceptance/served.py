@@ -31,10 +31,11 @@ class Server:
     errors: Path
     told: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     lines: queue.Queue[str | None] = field(default_factory=lambda: queue.Queue[str | None]())
+    patience: float = PATIENCE
 
     def until(self, kind: str, **about: Any) -> dict[str, Any]:
         """The next event of this kind with these fields."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + self.patience
         while time.monotonic() < end:
             try:
                 line = self.lines.get(timeout=1)
