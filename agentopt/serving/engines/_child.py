@@ -9,12 +9,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, cast
 
 from agentopt.errors import RunError
 from agentopt.serving.engines._log import EngineLog
 
 _WATCHDOG = Path(__file__).with_name("_watchdog.py")
 _READ = 1 << 16
+_POLL = 0.01
+_REST = 1.0
+"""Seconds for what is left in the pipe of the log."""
 _SURE = 20.0
 """Seconds beyond the grace within which the watchdog must be done; then it is killed itself."""
 
@@ -24,12 +28,13 @@ class Child:
 
     def __init__(self, watchdog: asyncio.subprocess.Process, log: EngineLog, grace: float) -> None:
         self._watchdog, self._log, self._grace = watchdog, log, grace
+        self._transport: asyncio.SubprocessTransport = cast("Any", watchdog)._transport
         self.pid = 0
         self.code: int | None = None
         """Exit code when it has ended; negative: the signal. None also when nobody can say."""
-        self._ended = asyncio.Event()
+        self._begun, self._ended = asyncio.Event(), asyncio.Event()
         self._reader = asyncio.create_task(self._read_log(), name="engine log")
-        self._waiter: asyncio.Task[None] | None = None
+        self._waiter = asyncio.create_task(self._wait(), name="engine end")
 
     @classmethod
     async def start(
@@ -63,16 +68,10 @@ class Child:
             raise RunError(f"a process cannot be started ({error.strerror or error}).") from error
         child = cls(watchdog, log, grace)
         try:
-            assert watchdog.stdout is not None
-            first = (await watchdog.stdout.readline()).split()
+            await child._begun.wait()
         except BaseException:
             await child.stop()
             raise
-        if first[:1] == [b"pid"]:
-            child.pid = int(first[1])
-        elif first[:1] == [b"exit"]:
-            child.code = int(first[1])
-        child._waiter = asyncio.create_task(child._wait(), name="engine end")
         return child
 
     async def ended(self) -> None:
@@ -97,37 +96,36 @@ class Child:
                 self._watchdog.stdin.close()
         try:
             async with asyncio.timeout(self._grace + _SURE):
-                await self._watchdog.wait()
+                await self.ended()
         except TimeoutError:
             with suppress(ProcessLookupError):
                 self._watchdog.kill()
-            await self._watchdog.wait()
-        finally:
-            self._finish()
-        if self._waiter is not None:
-            await self._waiter
+            await self.ended()
+        await self._waiter
 
     async def _wait(self) -> None:
         """Until the watchdog says how the engine ended, or has ended itself."""
         assert self._watchdog.stdout is not None
         while line := await self._watchdog.stdout.readline():
             words = line.split()
-            if words[:1] == [b"exit"]:
+            if words[:1] == [b"pid"]:
+                self.pid = int(words[1])
+            elif words[:1] == [b"exit"]:
                 self.code = int(words[1])
-        await self._watchdog.wait()
-        with suppress(TimeoutError):  # whoever holds the pipe now is no process of ours
-            async with asyncio.timeout(1.0):
-                await asyncio.shield(self._reader)
-        self._finish()
-
-    def _finish(self) -> None:
-        if self._watchdog.returncode not in (0, 127) and self.pid and not self._ended.is_set():
-            # The watchdog itself was killed: the kernel has killed the engine's first process with it, not the others.
+            self._begun.set()
+        # Its stdout is its own, so it has ended. `Process.wait` would wait for the pipe of the log too, which a process
+        # that got away (when the watchdog itself was killed) may hold open for ever.
+        while self._transport.get_returncode() is None:
+            await asyncio.sleep(_POLL)
+        if self._transport.get_returncode() not in (0, 127) and self.pid:
+            # The watchdog was killed: the kernel has killed the engine's first process with it, and not the others.
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
-        if not self._reader.done():
-            self._reader.cancel()
+        await asyncio.wait({self._reader}, timeout=_REST)
+        self._reader.cancel()
+        self._transport.close()
         self._log.end()
+        self._begun.set()
         self._ended.set()
 
     async def _read_log(self) -> None:

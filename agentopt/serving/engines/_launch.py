@@ -165,7 +165,7 @@ def common_hint(lines: Sequence[str], code: int | None) -> Hint | None:
         if found is not None:
             return Hint(f"{found[1].rpartition('.')[2]}: {found[2][:300]}")
     if code == -9:
-        return Hint("it was killed (signal 9), most likely because memory ran out")
+        return Hint("it was killed (signal 9), as the system does when memory runs out")
     if code == -4:
         return Hint("an instruction that this processor lacks: it needs another build of the engine", fatal=True)
     return None

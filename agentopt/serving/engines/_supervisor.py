@@ -25,7 +25,7 @@ from agentopt.serving.engines import _events as events
 from agentopt.serving.engines._base import EngineBase
 from agentopt.serving.engines._child import Child
 from agentopt.serving.engines._folder import RunFolder
-from agentopt.serving.engines._launch import Hint, Launch
+from agentopt.serving.engines._launch import Launch
 from agentopt.serving.engines._log import EngineLog
 from agentopt.serving.engines._options import SupervisorOptions
 
@@ -146,7 +146,7 @@ class Supervisor(EngineBase):
 
     def _goes_on(self, end: _End) -> bool:
         """Tell how it ended, and decide whether there is a next life."""
-        self.reason = end.why
+        self.reason = end.why  # also of one that could not be started at all
         stable = end.served is not None and end.served >= self.options.stable_after
         self._troubles = 1 if stable else self._troubles + 1
         self._vain = self._vain + 1 if end.served is None else 0
@@ -174,16 +174,18 @@ class Supervisor(EngineBase):
             if trouble is None:
                 trouble = await self._watch(child, ended)
             hung, served = child.alive, None if self.started is None else time.monotonic() - self.started
+            hint = None if hung else self.launch.hint(self._log.tail(200), child.code)
+            self.reason = why = hint.text if hint is not None else trouble if hung else _ending(child.code)
             self._become(Phase.RESTARTING if self.generation > 1 or served is not None else Phase.STARTING)
+            self._log.note(f"engine {'is killed' if hung else 'ended'}: {why}")
             if hung:
                 child.kill()
         finally:
             ended.cancel()
             await child.stop()
             self.pid = None
-        hint = None if hung else self._hint(child.code)
-        why = hint.text if hint is not None else trouble if hung else _ending(child.code)
-        self._log.note(f"engine {'killed: ' if hung else 'ended: '}{why}")
+            if self.address.socket is not None:
+                Path(self.address.socket).unlink(missing_ok=True)
         fatal = hint is not None and hint.fatal
         return _End(why, hung, child.code, time.monotonic() - self._began, served, fatal)
 
@@ -270,9 +272,6 @@ class Supervisor(EngineBase):
                     await task
 
     # --- its log -----------------------------------------------------------------------------------------------------
-
-    def _hint(self, code: int | None) -> Hint | None:
-        return self.launch.hint(self._log.tail(200), code)
 
     def _read_line(self, line: str) -> None:
         """Say how far a start is."""

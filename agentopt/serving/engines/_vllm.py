@@ -56,7 +56,6 @@ def launch_vllm(model: Path, name: str, options: EngineOptions | None = None, ch
     context, sequences = asked.context, asked.sequences
     if cpu:
         context, sequences = _cpu_sizes(config, asked, dtype or "float32", env)
-        arguments += ["--distributed-executor-backend", "uni"]  # no worker process beside the engine's: 0.6 GB less
         if not asked.compiled:
             arguments.append("--enforce-eager")
     elif asked.compiled is False:
@@ -200,7 +199,7 @@ _STAGES = (
     (re.compile(r"Loading safetensors checkpoint shards:\s+(\d+%)"), r"loading weights, \1"),
     (re.compile(r"Initializing a V1 LLM engine|non-default args"), "reading the model's configuration"),
     (re.compile(r"Starting to load model|Loading weights"), "loading weights"),
-    (re.compile(r"torch\.compile|Compiling a graph|Dynamo bytecode"), "compiling"),
+    (re.compile(r"Compiling a graph|Dynamo bytecode|torch\.compile takes"), "compiling"),
     (re.compile(r"[Cc]apturing .*graph"), "capturing graphs"),
     (re.compile(r"KV cache size|Available KV cache memory"), "reserving memory for keys and values"),
     (re.compile(r"Started server process|Application startup"), "opening the API"),

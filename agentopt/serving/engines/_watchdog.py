@@ -24,7 +24,7 @@ from typing import Any
 _SUBREAPER, _DEATH_SIGNAL = 36, 1
 _POLL = 0.05
 _LEFTOVERS = 3.0
-"""Seconds that helpers of a dead engine have, to remove its shared memory for example."""
+"""Seconds, at most, that helpers of a dead engine have, to remove its shared memory for example."""
 
 
 def main(arguments: list[str]) -> int:
@@ -58,7 +58,8 @@ def main(arguments: list[str]) -> int:
         _signal(engine.pid, signal.SIGTERM)
         _signal(engine.pid, signal.SIGCONT)  # a stopped process would not see it
         _until_gone(engine.pid, grace, leader=True)
-    _clear(engine.pid)
+    _clear(engine.pid, min(grace, _LEFTOVERS))
+    _reap(engine.pid)
     code = engine.wait()
     _say(f"exit {code}")
     return 0
@@ -97,13 +98,13 @@ def _wait(pid: int, wake: int, stopping: list[int]) -> str:
                 return "term"
 
 
-def _clear(pid: int) -> None:
+def _clear(pid: int, moment: float) -> None:
     """End what is left of the engine; the leader stays a zombie meanwhile, so that its number is not given away."""
     if not _ended(pid):
         os.kill(pid, signal.SIGKILL)
     if _family(pid):
         _signal(pid, signal.SIGTERM)
-        _until_gone(pid, _LEFTOVERS, leader=False)
+        _until_gone(pid, moment, leader=False)
     until = time.monotonic() + 10.0
     while True:
         _signal(pid, signal.SIGKILL)
