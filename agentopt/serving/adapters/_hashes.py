@@ -34,13 +34,15 @@ class BaseHashes:
     Args:
         base: the served model.
         cache: folder in which they are kept.
+        python: an interpreter that has torch, when this one has not.
     """
 
-    def __init__(self, base: BaseFacts, cache: Path) -> None:
-        self.base, self.cache = base, cache
+    def __init__(self, base: BaseFacts, cache: Path, *, python: str | None = None) -> None:
+        self.base, self.cache, self.python = base, cache, python or sys.executable
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._closed = False
+        self._failed: dict[str, str] = {}
         self.reasons: list[str] = []
         """Why some hash is not known."""
 
@@ -104,11 +106,13 @@ class BaseHashes:
         found = self._known(model)
         if len(found) > 2:
             return False
-        for line in self._lines(model, wanted):
-            if "hash" in line:
-                found[line["dtype"]] = line["hash"]
-            else:
-                self.reasons.append(line.get("why", ""))
+        if model not in self._failed:
+            for line in self._lines(model, wanted):
+                if "hash" in line:
+                    found[line["dtype"]] = line["hash"]
+                else:
+                    self._failed[model] = line.get("why", "")
+        self.reasons += [self._failed[model]] if model in self._failed else []
         if found:
             self._keep(model, found)
         return wanted in found.values()
@@ -116,10 +120,10 @@ class BaseHashes:
     def _lines(self, model: str, wanted: str) -> Generator[dict[str, str]]:
         if self._closed:
             return
-        command = [sys.executable, "-m", "agentopt.serving.adapters.base_hash", model, "--wanted", wanted]
+        command = [self.python, "-m", "agentopt.serving.adapters.base_hash", model, "--wanted", wanted]
         if model != str(self.base.folder):
             command += ["--made", str(self.base.folder)]
-        quiet = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        quiet = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
         with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=quiet
         ) as running:

@@ -52,7 +52,7 @@ def run(tmp_path: Path, test: Callable[[AdapterRegistry, Held], Awaitable[None]]
 
     async def all_of_it() -> None:
         driver = Held()
-        asked = {"resident": 2, "staging": tmp_path / "staging", "patience": 5.0, **options}
+        asked: dict[str, Any] = {"resident": 2, "staging": tmp_path / "staging", "patience": 5.0, **options}
         found = AdapterRegistry(base(tmp_path / "base"), driver, **asked)
         try:
             async with asyncio.timeout(30):

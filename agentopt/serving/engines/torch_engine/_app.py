@@ -235,6 +235,7 @@ class _Replies:
             stops=ask.stops,
             grammar=ask.grammar,
             ignore_eos=ask.ignore_eos,
+            continues=not ask.chat,
         )
         self._jobs.append(job)
         worker.submit(job)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 _BROKEN = "\ufffd"
+_CONTEXT = 6
 
 
 class Text:
@@ -18,14 +19,17 @@ class Text:
     Args:
         tokenizer: of the model.
         stops: strings that end the reply; they are not part of it.
+        before: tokens that the reply goes on with.
     """
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Any, stops: Sequence[str] = (), *, before: Sequence[int] = ()) -> None:
         self._tokenizer, self._stops = tokenizer, tuple(stops)
-        self._ids: list[int] = []
+        # Tokens without a text stay out: after one of them a word would look like the first, and lose its space.
+        self._silent = frozenset(tokenizer.all_special_ids)
+        self._ids = [token for token in before[-_CONTEXT:] if token not in self._silent]
         self._start = 0
         """From here on tokens are decoded together: a token's text can depend on the one before it."""
-        self._known = 0
+        self._known = len(self._ids)
         """Tokens whose text is in `_held` or was given out."""
         self._held = ""
         self.stopped: str | None = None
@@ -33,6 +37,8 @@ class Text:
 
     def add(self, token: int) -> str:
         """The text that is certain now."""
+        if token in self._silent:
+            return ""
         self._ids.append(token)
         before = self._decode(self._ids[self._start : self._known])
         now = self._decode(self._ids[self._start :])

@@ -64,6 +64,8 @@ class Job:
     stops: tuple[str, ...] = ()
     grammar: str | None = None
     ignore_eos: bool = False
+    continues: bool = False
+    """The reply goes on with the prompt's text: a space before its first word is part of it."""
     cancelled: bool = False
 
 
@@ -157,7 +159,7 @@ class Worker:
         with torch.inference_mode():
             while self._wait():
                 self._answer_calls()
-                self._drop([row for row, one in enumerate(self._running) if one.job.cancelled])
+                self._drop_cancelled()
                 self._admit()
                 if self._running:
                     self._step()
@@ -187,6 +189,7 @@ class Worker:
             return
         job = self._queue.popleft()
         if job.cancelled:
+            job.tell(Failed("nobody waits for it"))
             return
         self.slots.use([job.adapter])
         try:
@@ -197,7 +200,8 @@ class Worker:
             self.slots.use([one.job.adapter for one in self._running])
             return
         self.read += len(job.prompt)
-        one = _Running(job, Sampler(job.sampling, job.prompt), Text(self.tokenizer, job.stops), grammar)
+        text = Text(self.tokenizer, job.stops, before=job.prompt if job.continues else ())
+        one = _Running(job, Sampler(job.sampling, job.prompt), text, grammar)
         if self._take(one, logits):
             self._running.append(one)
             self._rows.join(cache, len(job.prompt))
@@ -213,6 +217,12 @@ class Worker:
             self._rows.clear()
             return
         self._drop([row for row, one in enumerate(self._running) if not self._take(one, logits[row])])
+
+    def _drop_cancelled(self) -> None:
+        cancelled = [row for row, one in enumerate(self._running) if one.job.cancelled]
+        for row in cancelled:
+            self._running[row].job.tell(Failed("nobody waits for it"))
+        self._drop(cancelled)
 
     def _drop(self, rows: list[int]) -> None:
         if rows:
