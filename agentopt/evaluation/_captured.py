@@ -85,7 +85,7 @@ def trace_rows(path: Path) -> list[Recorded]:
         UserError: the file is no trace, or has no such call.
     """
     trace = Trace.load(path)
-    agents = [op for op in trace.find(kind="agent") if op.parent_op is None and op.inputs]
+    agents = [op for op in trace.find(kind="agent") if op.inputs and not _inside_agent(op, trace)]
     rows: list[Recorded] = []
     for op in agents:
         if op.error is None:
@@ -100,6 +100,15 @@ def trace_rows(path: Path) -> list[Recorded]:
     if not rows:
         raise UserError(f"{path}: the trace has no finished call of an agent or of a language model to make a row of.")
     return rows
+
+
+def _inside_agent(op: OpRecord, trace: Trace) -> bool:
+    enclosing = op.parent_op
+    while enclosing is not None:
+        if trace.ops[enclosing].kind == "agent" and trace.ops[enclosing].inputs:
+            return True
+        enclosing = trace.ops[enclosing].parent_op
+    return False
 
 
 # ---- the store

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +322,37 @@ def test_a_row_without_json_form_is_refused_before_it_is_queued() -> None:
             store.put_candidate("run", "c", {"x": object()})
         store.put_candidate("run", "c", {"x": 1})
         assert store.candidates("run") == {"c": {"x": 1}}
+
+
+@pytest.mark.anyio
+async def test_captured_exchanges_and_feedback_come_back_in_order() -> None:
+    with Store.open(":memory:") as store:
+        store.put_exchange("run", "b", "trace", {"model": "m"})
+        store.put_exchange("run", "a", "trace", {"model": "n"})
+        store.put_exchange("other", "c", "t2", {})
+        assert [row["id"] for row in store.exchanges()] == ["b", "a", "c"]
+        assert [row["trace_id"] for row in store.exchanges("other")] == ["t2"]
+        await store.aput_feedback("run", "a", {"score": 1.0})
+        await store.aput_feedback("run", "gone", {"score": 0.5})
+        assert [row["id"] for row in store.exchanges(rated=True)] == ["a"]
+        assert [row["score"] for row in store.feedback(run_id="run")] == [1.0, 0.5]
+        assert [row["exchange_id"] for row in store.feedback("gone")] == ["gone"]
+        found = store.exchange("b")
+        assert found is not None and found["model"] == "m" and store.exchange("x") is None
+
+
+def test_a_store_of_the_first_version_is_migrated_and_keeps_what_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    with sqlite3.connect(path) as connection:
+        connection.executescript(migrations()[1])
+        connection.execute("INSERT INTO traces VALUES ('t', 'run', 1.0, ?)", (zlib.compress(b'{"x": 1}'),))
+        connection.execute("PRAGMA user_version = 1")
+        connection.execute("PRAGMA application_id = 0x41474F50")
+    connection.close()
+    with Store.open(path) as store:
+        assert store.trace("t") == {"x": 1}
+        store.put_exchange("run", "e", "t", {})
+        assert store.exchange("e") is not None
 
 
 def test_migrations_are_numbered_without_gaps() -> None:
