@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from agentopt.serving.admin._client import AdminClient
-from agentopt.serving.admin._control import Control
+from agentopt.serving.admin._control import Control, checked_token
 
 if TYPE_CHECKING:
     from agentopt.serving.admin._app import admin_app as admin_app
 
-__all__ = ["AdminClient", "Control", "admin_app"]
+__all__ = ["AdminClient", "Control", "admin_app", "checked_token"]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,6 +16,20 @@ if TYPE_CHECKING:
 SHORTEST_TOKEN = 16
 
 
+def checked_token(token: str) -> str:
+    """The token, if it can protect anything.
+
+    Raises:
+        UserError: it is too short, or no header can carry it.
+    """
+    if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or token != token.strip():
+        raise UserError(
+            f"AGENTOPT_ADMIN_TOKEN: expected at least {SHORTEST_TOKEN} printable ASCII characters; "
+            "leave it unset for a random one in the run folder's server.json."
+        )
+    return token
+
+
 class Door(Protocol):
     """The gateway as the admin side sees it."""
 
@@ -142,11 +156,7 @@ class Control:
     """The engine's own metrics; None: asked at the engine's /metrics."""
 
     def __post_init__(self) -> None:
-        if len(self.token) < SHORTEST_TOKEN or not self.token.isascii() or not self.token.isprintable():
-            raise UserError(
-                f"AGENTOPT_ADMIN_TOKEN: expected at least {SHORTEST_TOKEN} printable ASCII characters; "
-                "leave it unset for a random one in the run folder's server.json."
-            )
+        checked_token(self.token)
 
     async def drain(self, seconds: float = 30.0) -> bool:
         """Take no new requests and wait for those under way, at most so many seconds; True when none is left."""

@@ -14,6 +14,7 @@ import math
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -145,7 +146,8 @@ class KeyFile:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-        self._stamp = self._stat()[1]
+        with suppress(OSError):  # it is written, whatever becomes of the file now
+            self._stamp = self._stat()[1]
 
     def close(self) -> None:
         """Close the file; `look` would open it again."""

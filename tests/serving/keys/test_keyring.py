@@ -20,6 +20,7 @@ from agentopt.serving._types import Key, Keyring, Refusal
 from agentopt.serving.keys import Clock, KeyStore, NewKey, StoredKeyring, may_ask
 from agentopt.serving.keys._budgets import Use
 from agentopt.serving.keys._file import hash_of
+from agentopt.serving.keys._watch import KeyFile, Used
 
 
 class Time:
@@ -361,7 +362,38 @@ async def test_a_new_file_in_the_place_of_the_old_one_counts(path: Path) -> None
         assert keyring.find(secret) is None and ended == [key.id]
         keyring.release(key, 9)
         await until(lambda: not keyring._dirty)
-        assert [one.tokens for one in KeyStore(path).list()] == [0]  # nobody there to be charged
+        with sqlite3.connect(path) as connection:  # nobody there to be charged
+            assert connection.execute("SELECT * FROM usage").fetchall() == []
+        connection.close()
+
+
+@pytest.mark.anyio
+async def test_a_copy_written_over_the_file_is_seen_by_its_date(path: Path) -> None:
+    """SQLite tells changes by a counter in the file: a copy may have the same one."""
+    secret = make(path)
+    copy = path.with_name("copy.db")
+    shutil.copy(path, copy)
+    KeyStore(copy).revoke("team")
+    before, after = path.read_bytes(), bytearray(copy.read_bytes())
+    assert after[24:28] != before[24:28]
+    after[24:28], after[92:96] = before[24:28], before[92:96]
+    async with ring(path) as keyring:
+        await asyncio.sleep(0.05)
+        path.write_bytes(after)
+        await until(lambda: keyring.find(secret) is None)
+
+
+def test_usage_is_not_written_into_a_file_that_is_not_there_any_more(path: Path) -> None:
+    make(path)
+    file = KeyFile(path)
+    used = {file.snapshot.by_id[key].key.id: Used(1, 50, 1.0) for key in file.snapshot.by_id}
+    aside = path.rename(path.with_name("aside.db"))
+    assert not file.write(used)
+    shutil.copy(aside, path)
+    assert not file.write(used)  # another file, until the next look
+    assert file.look().snapshot is not None and file.write(used) and file.write(used)
+    file.close()
+    assert [KeyStore(one).list()[0].tokens for one in (path, aside)] == [50, 0]
 
 
 @pytest.mark.anyio
