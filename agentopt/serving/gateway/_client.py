@@ -66,6 +66,11 @@ class UpstreamReply:
         return wire.take()
 
     @property
+    def complete(self) -> bool:
+        """The reply has ended, and all of it was read."""
+        return self._wire is None or (self._wire.whole and not self._wire.pieces)
+
+    @property
     def chunks(self) -> AsyncIterator[bytes]:
         """The body, as it comes."""
         return self._chunks()

@@ -99,8 +99,8 @@ class Answer:
         self.begun = True
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
-    async def piece(self, data: bytes) -> None:
-        """A piece of the body."""
+    async def piece(self, data: bytes, *, last: bool = False) -> None:
+        """A piece of the body, not empty; with `last` the body is complete."""
         exchange = self.exchange
         exchange.chunks += 1
         exchange.bytes_out += len(data)
@@ -111,7 +111,8 @@ class Answer:
                 self._kept = None
             else:
                 self._kept.append(data)
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self.ended = last
+        await self._send({"type": "http.response.body", "body": data, "more_body": not last})
 
     async def end(self) -> None:
         """The body is complete."""
@@ -121,9 +122,7 @@ class Answer:
     async def whole(self, status: int, content_type: str, body: bytes, *more: tuple[bytes, bytes]) -> None:
         """A reply that is known in full."""
         await self.begin(status, content_type, len(body), *more)
-        if body:
-            await self.piece(body)
-        await self.end()
+        await self.piece(body, last=True)
 
     async def fail(self, refusal: Refusal) -> None:
         """An error: as JSON, or as the last event of a stream; a plain body that has begun is broken off."""
@@ -132,8 +131,7 @@ class Answer:
             await self.whole(refusal.status, "application/json", body, *error_headers(refusal))
         elif self.events is not None and not self.ended:
             separator = b"\n\n" if self.events.open else b""
-            await self.piece(separator + error_event(self.exchange.route, refusal, self.last))
-            await self.end()
+            await self.piece(separator + error_event(self.exchange.route, refusal, self.last), last=True)
 
 
 def clean(value: str) -> str:
@@ -173,6 +171,9 @@ async def _carry_events(reply: UpstreamReply, answer: Answer, kind: str, cut_usa
     try:
         while data:
             out = feed(data)
+            if reply.complete:
+                await _last(answer, events, out)
+                return
             if out:
                 await piece(out)
             data = await following()
@@ -181,10 +182,17 @@ async def _carry_events(reply: UpstreamReply, answer: Answer, kind: str, cut_usa
             raise
     finally:
         exchange.use = events.use
-    if rest := events.rest():
-        await piece(rest)
-    exchange.use = events.use
-    await answer.end()
+    await _last(answer, events, b"")
+
+
+async def _last(answer: Answer, events: Events, out: bytes) -> None:
+    """What is left, and the end."""
+    out += events.rest()
+    answer.exchange.use = events.use
+    if out:
+        await answer.piece(out, last=True)
+    else:
+        await answer.end()
 
 
 async def _carry_body(reply: UpstreamReply, answer: Answer, kind: str) -> None:

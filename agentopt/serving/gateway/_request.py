@@ -35,6 +35,7 @@ class Request:
         "_given",
         "_left",
         "_mute",
+        "_pending",
         "_waiter",
         "begun",
         "ended",
@@ -57,6 +58,7 @@ class Request:
         self._chunked = False
         self._left: int | None = None
         self._mute = False
+        self._pending = b""
         self._waiter: asyncio.Future[None] | None = None
 
     # ---- the connection's side
@@ -145,28 +147,34 @@ class Request:
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")
         self.begun = True
-        connection.write(b"".join(lines))
+        # One write for the head and what follows at once; where nothing does, the head goes by itself.
+        self._pending = b"".join(lines)
+        asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        pending, self._pending = self._pending, b""
+        if pending and not self.gone:
+            self._connection.write(pending)
 
     def _piece(self, body: bytes, more: bool) -> None:
         if not self.begun or self.ended:
             raise RuntimeError("a piece of a reply came before its head or after its end")
-        connection = self._connection
         if self._mute:
-            pass
+            body = b""
         elif self._chunked:
             if body:
-                connection.write(
-                    b"%x\r\n%b\r\n" % (len(body), body) if more else b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
-                )
-            elif not more:
-                connection.write(b"0\r\n\r\n")
-        else:
-            if self._left is not None:
-                self._left -= len(body)
-                if self._left < 0 or (not more and self._left):
-                    raise RuntimeError("the reply's body has another length than its head says")
-            if body:
-                connection.write(body)
+                body = b"%x\r\n%b\r\n" % (len(body), body)
+            if not more:
+                body += b"0\r\n\r\n"
+        elif self._left is not None:
+            self._left -= len(body)
+            if self._left < 0 or (not more and self._left):
+                raise RuntimeError("the reply's body has another length than its head says")
+        if self._pending:
+            body, self._pending = self._pending + body, b""
+        connection = self._connection
+        if body:
+            connection.write(body)
         if not more:
             self.ended = True
             connection.answered(self, whole=self._complete)
@@ -180,6 +188,8 @@ class Request:
             connection.trouble(
                 f"{type(error).__name__} in {self.scope['method']} {self.scope['path'][:200]}: {error}", error
             )
+            if self._pending:  # the head is not out yet: it can still be another one
+                self._pending, self.begun, self._chunked, self._left = b"", False, False, None
             if not self.begun and not self.gone:
                 await self._plain(Refusal(500, "the server made a mistake", kind="server_error", code="internal_error"))
         if not self.ended and not self.gone:

@@ -257,6 +257,9 @@ async def test_a_mistake_of_an_application_is_one_500_and_one_line() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] == "/late":
             await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"some", "more_body": True})
+        if scope["path"] == "/head":
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
         if scope["path"] == "/split":
             headers = [(b"x", b"a\r\nset-cookie: b")]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -269,7 +272,7 @@ async def test_a_mistake_of_an_application_is_one_500_and_one_line() -> None:
         assert statuses(reply) == [500]
         assert b"oops" not in reply
         writer.close()
-        for path, begun in (b"/late", True), (b"/split", False):
+        for path, begun in (b"/late", True), (b"/head", False), (b"/split", False):
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             writer.write(b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % path)
             reply = await read_all(reader)
@@ -277,7 +280,7 @@ async def test_a_mistake_of_an_application_is_one_500_and_one_line() -> None:
             assert not reply.endswith(b"0\r\n\r\n")
             assert b"set-cookie" not in reply
             writer.close()
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert "RuntimeError in GET /now: oops (" in lines[0]
 
 
