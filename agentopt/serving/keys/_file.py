@@ -205,6 +205,8 @@ def file_error(error: Exception, path: Path) -> KeyFileError:
         return KeyFileError(f"{path}: this user may not open or make the key file; check who owns its folder.")
     if code.startswith("SQLITE_FULL"):
         return KeyFileError(f"{path}: the disk that holds the key file is full.")
+    if code.startswith("SQLITE_IOERR"):
+        return KeyFileError(f"{path}: the disk failed the key file ({text}); check its free space and quota.")
     if code.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
         return KeyFileError(
             f"{path}: the key file is damaged ({text}); put back a copy of it, or make new keys in a new file."
