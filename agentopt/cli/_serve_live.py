@@ -138,7 +138,9 @@ class LiveServer(LiveView):
 
     def on_serving(self, event: Any) -> None:
         self.serving = event
+        self.progress.stop()  # the moving line would stay above what goes to stdout
         self.print_address(event)
+        self.progress.start()
         self.show("serving")
 
     def on_died(self, event: Any) -> None:

@@ -200,6 +200,8 @@ def _check_together(options: ServeOptions, given: Mapping[str, Any]) -> None:
     for name, switch in needs.items():
         if given.get(name) and not getattr(options, switch):
             raise UserError(f"--{name.replace('_', '-')} does nothing without --{switch}; add it.")
+    if given.get("store") and not options.capture and not options.capsule:
+        raise UserError("--store does nothing without --capture or --capsule; add one, or leave it out.")
     if options.open and options.keys:
         raise UserError("--open means no keys, and --keys names some; give one of them.")
 

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from agentopt.errors import RunError, UserError
 from agentopt.serving._news import EngineChosen, News
 from agentopt.serving._options import UPSTREAM_VARIABLE, ServeOptions
 from agentopt.serving._run_folder import RunFolder
+from agentopt.store import DEFAULT_PATH
 
 if TYPE_CHECKING:
     from agentopt.serving.adapters import AdapterRegistry
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from agentopt.serving.keys import StoredKeyring
     from agentopt.serving.metrics import Meter
     from agentopt.serving.variants import VariantScores, VirtualModel
+    from agentopt.store import Store
 
 CACHE = Path(".agentopt") / "cache"
 """Models that were converted or quantized, and hashes of bases: kept for the next start."""
@@ -109,10 +111,10 @@ class Assembly:
         from agentopt.serving.variants import VariantScores, load_candidates
 
         keyring = await self._keyring()
-        recorder = await self._recorder()
         virtual = load_candidates(self.options.candidates, warn=self._warn)
-        base = await (self._external() if self.options.upstream is not None else self._supervised(virtual))
         scores = VariantScores(virtual) if virtual else None
+        recorder = await self._recorder(scores)
+        base = await (self._external() if self.options.upstream is not None else self._supervised(virtual))
         return await self._around(base, keyring, recorder, virtual, scores)
 
     def _warn(self, message: str) -> None:
@@ -134,23 +136,33 @@ class Assembly:
             raise UserError(str(error)) from None
         return await self.stack.enter_async_context(keyring)
 
-    async def _recorder(self) -> Recorder | None:
+    async def _recorder(self, scores: VariantScores | None) -> Recorder | None:
         options = self.options
         if not options.capture:
             return None
         from agentopt.serving.capture import Recorder, Redaction
 
+        loop = asyncio.get_running_loop()
+
+        def warn(message: str) -> None:  # from the thread that writes
+            loop.call_soon_threadsafe(self._warn, message)
+
+        about: dict[str, Any] = {"base_url": self.place.base_url, "engine": options.engine}
+        if scores is not None:
+            about["variants"] = scores.identities()
         recorder = Recorder(
             options.store,
             model=options.name or options.model or "",
             redact=Redaction.of(options.redact),
             sample=options.capture_sample,
-            about={"base_url": self.place.base_url, "engine": options.engine},
-            on_warning=self._warn,
-            on_news=self._warn,
+            about=about,
+            on_warning=warn,
+            on_news=warn,
         )
         recorder.start()
         self.stack.push_async_callback(recorder.aclose, 5.0)
+        if scores is not None and recorder.store is not None:
+            await asyncio.to_thread(_restore, scores, recorder.store)
         return recorder
 
     # --- the engine --------------------------------------------------------------------------------------------------
@@ -284,7 +296,10 @@ class Assembly:
             return None
         from agentopt.serving._shortening import Shortening
 
-        made = Shortening(self.options.capsule_tokens, tokenizer=tokenizer, on_event=self._warn)
+        options = self.options
+        # Prompts go to the disk only where that was asked for.
+        store = (options.store or os.environ.get("AGENTOPT_DB") or DEFAULT_PATH) if options.capture else options.store
+        made = Shortening(options.capsule_tokens, tokenizer=tokenizer, store=store, on_event=self._warn)
         return await self.stack.enter_async_context(made)
 
 
@@ -308,11 +323,19 @@ def _feedback(recorder: Recorder | None, meter: Meter, scores: VariantScores | N
     from agentopt.serving.capture import FeedbackStore, GivenFeedback
 
     def count(given: GivenFeedback) -> None:
-        meter.feedback(given.asked, given.variant, given.score)
-        if scores is not None and given.variant is not None:
-            scores.feedback(given.asked, given.variant, given.score)
+        meter.feedback(given.asked, given.variant, given.score, before=given.before)
+        if scores is not None:
+            scores.feedback(given.asked, given.variant, given.score, request=given.request_id)
 
     return FeedbackStore(recorder, listeners=[count])
+
+
+def _restore(scores: VariantScores, store: Store) -> None:
+    """An A/B test goes on where earlier servers with the same candidates left it."""
+    for run in reversed(store.runs()):  # newest first there; of one request the newest score counts
+        variants = run.config.get("variants") if run.config.get("kind") == "serve" else None
+        if isinstance(variants, dict):
+            scores.restore(store.feedback(run_id=run.id), cast("dict[str, str | None]", variants))
 
 
 def _tokenizer(model: str, path: Path) -> str:
