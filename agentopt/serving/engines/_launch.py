@@ -95,17 +95,18 @@ def launch_transformers(model: Path, name: str, options: EngineOptions | None = 
 
     asked = options or EngineOptions()
     _no_kv(asked, "transformers")
-    arguments = ["--model", str(model), "--name", name, "--token-env", TOKEN]
-    arguments += ["--dtype", asked.dtype or default_dtype()]
-    arguments += ["--adapter-slots", str(asked.resident), "--max-adapter-rank", str(asked.max_rank)]
-    for option, value in (("--context", asked.context), ("--max-batch", asked.sequences), ("--threads", asked.threads)):
+    arguments = ["--model", str(model), "--served-model-name", name, "--dtype", asked.dtype or default_dtype()]
+    for option, value in (("--max-model-len", asked.context), ("--max-num-seqs", asked.sequences)):
         if value is not None:
             arguments += [option, str(value)]
+    if asked.resident:
+        arguments += ["--enable-lora", "--max-loras", str(asked.resident), "--max-lora-rank", str(asked.max_rank)]
+    more = {} if asked.threads is None else {"OMP_NUM_THREADS": str(asked.threads)}
     return Launch(
         name="transformers",
         model=name,
         command=module_command("agentopt.serving.engines.transformers_server", arguments, asked.extra),
-        env=engine_environment(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false"),
+        env=engine_environment(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false") | more,
         token_env=TOKEN,
         abilities=Abilities(
             routes=frozenset({CHAT, COMPLETIONS}), model=name, adapters=asked.resident > 0, context=asked.context

@@ -32,7 +32,7 @@ FORMATS = ("rf8-gg", "rf8", "rf8-strict", "e3m4")
 EXPORTS = ("fp8", "int8")
 RECIPE = 1
 """Counts changes of what is made from the same model: folders of an older recipe are not used."""
-_WORKER = "agentopt.serving.engines.prepare_worker"
+_WORKER: tuple[str, ...] = ("-P", "-m", "agentopt.serving.engines.prepare_worker")
 _MARK = b"@prepare "
 
 
@@ -147,7 +147,7 @@ class _Job:
         cached = (out / "config.json").is_file()
         if not cached:
             told = {"job": job, "source": str(source.absolute()), "out": str(out), "format": self.quantize}
-            told |= {"dtype": dtype, "digest": found, "model": self.model}
+            told |= {"dtype": dtype, "digest": found, "model": self.model, "cpu": self.chosen.cpu}
             await self._work(told, NEEDS[kind])
         return self._done(out, name, str(source), cached=cached)
 
@@ -175,7 +175,7 @@ class _Job:
         """Have a job done by a process of its own; gives what it says at last."""
         python = (await asyncio.to_thread(converter, self.chosen.python, needs)).python
         worker = await asyncio.create_subprocess_exec(
-            *(python, "-P", "-m", _WORKER),
+            *(python, *_WORKER),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

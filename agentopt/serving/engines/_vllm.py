@@ -205,58 +205,68 @@ _STAGES = (
     (re.compile(r"Started server process|Application startup"), "opening the API"),
 )
 
-_HINTS: tuple[tuple[str, str], ...] = (
+_HINTS: tuple[tuple[str, str, bool], ...] = (
     (
         r"Unknown quantization method: '?(\w+)",
         "vLLM does not know the quantization {0}: agentopt is not installed where vLLM is, or VLLM_PLUGINS leaves "
         "agentopt_rf8 out",
+        True,
     ),
     (
         r"torchvision::nms does not exist",
         "torchvision is built for CUDA and torch is not: pip uninstall torchvision torchaudio torchcodec in vLLM's "
         "environment",
+        True,
     ),
     (
         r"max_model_len \((\d+)\) is greater than the derived max_model_len \(max_position_embeddings=(\d+)",
         "the model takes {1} tokens of context, asked for were {0}",
+        True,
     ),
     (
         r"is larger than the available KV cache memory|larger than the maximum number of tokens that can be stored",
         "one request of the full context does not fit into the memory for keys and values: ask for less context "
         "(--max-model-len), or give it more memory (VLLM_CPU_KVCACHE_SPACE, --gpu-memory-utilization)",
+        True,
     ),
     (
         r"CUDA out of memory|torch\.OutOfMemoryError|No available memory for the cache blocks|"
         r"Free memory on device .* is less than desired",
         "the GPU's memory is too small or in use: lower --gpu-memory-utilization or --max-model-len, or quantize the "
         "model (--quantize rf8-gg)",
+        False,
     ),
     (
         r"less than desired CPU memory utilization|not enough memory for KV cache|Cannot allocate memory",
-        "memory is too small: ask for less context, or lower VLLM_CPU_KVCACHE_SPACE",
+        "memory is too small or in use: ask for less context, or lower VLLM_CPU_KVCACHE_SPACE",
+        False,
     ),
     (
         r"Model architectures? \[?'?([\w', ]+?)'?\]? (?:are|is) not supported",
         "vLLM has no model {0}; try --engine transformers",
+        True,
     ),
     (
-        r"Head size (\d+) is not supported|head_size.{0,20}not supported",
+        r"Head size \d+ is not supported|head_size.{0,20}not supported",
         "vLLM's attention does not take this model's head size",
+        True,
     ),
     (
         r"(?:gcc|g\+\+|C\+\+ compiler).{0,40}(?:not found|No such file)",
         "compiling needs a C++ compiler: leave the compilation out",
+        True,
     ),
-    (r"Address already in use", "its address is in use"),
+    (r"Address already in use", "its address is in use", False),
 )
+"""Pattern in the log, words for a person, whether another start would end in the same way."""
 
 
 def vllm_hint(lines: Sequence[str], code: int | None) -> Hint | None:
     """What vLLM's last lines mean: failures that are known, then what any Python program says."""
-    for pattern, words in _HINTS:
+    for pattern, words, fatal in _HINTS:
         for line in reversed(lines):
             found = re.search(pattern, line)
             if found is not None:
-                return Hint(words.format(*(group or "" for group in found.groups())), fatal="in use" not in words)
+                return Hint(words.format(*(group or "" for group in found.groups())), fatal)
     # The server's own error only says that its core has one: that was printed before.
     return common_hint([line for line in lines if "Engine core initialization failed" not in line], code)
