@@ -295,6 +295,7 @@ class Gateway:
             exchange.bytes_in = len(raw)
             abilities = self.engine.abilities
             choice = choose(raw, exchange, self.catalog, abilities, limits.nesting)
+            answer.finish = choice.finish
             sent = rewritten(raw, choice, exchange, abilities)
             if self.feedback is not None:
                 exchange.notes["X-Agentopt-Feedback"] = FEEDBACK

@@ -247,7 +247,7 @@ class Connection(asyncio.Protocol):
         self._reading = None
         self.deadline = self._server.now + _LINGER_SECONDS
         self.resume_reading()
-        if self._transport.can_write_eof():
+        if self._transport.can_write_eof() and not self._transport.is_closing():
             self._transport.write_eof()
 
     def _refuse(self, refusal: Refusal) -> None:
@@ -303,7 +303,8 @@ class Connection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Bytes for the client."""
-        self._transport.write(data)
+        if not self._transport.is_closing():
+            self._transport.write(data)
 
     def abort(self) -> None:
         """Close now."""

@@ -52,7 +52,19 @@ class Flight:
 class Answer:
     """The reply to one request, on its way to the client."""
 
-    __slots__ = ("_headers", "_keep", "_kept", "_send", "begun", "ended", "events", "exchange", "last", "limits")
+    __slots__ = (
+        "_headers",
+        "_keep",
+        "_kept",
+        "_send",
+        "begun",
+        "ended",
+        "events",
+        "exchange",
+        "finish",
+        "last",
+        "limits",
+    )
 
     def __init__(self, exchange: Exchange, send: Send, limits: Limits, headers: list[tuple[bytes, bytes]]) -> None:
         self.exchange = exchange
@@ -62,6 +74,8 @@ class Answer:
         self.events: Events | None = None
         """Set while the body is server-sent events."""
         self.last = b""
+        self.finish: Callable[[str, bytes], bytes] | None = None
+        """Of the choice: what is done to a reply that is not streamed."""
         self._send = send
         self._headers = headers
         self._kept: list[bytes] | None = None
@@ -223,6 +237,8 @@ async def _carry_body(reply: UpstreamReply, answer: Answer, kind: str) -> None:
     if not (body.lstrip().startswith(b"{") and body.rstrip().endswith(b"}")):
         raise UpstreamError("engine_error", "the engine's reply is not a JSON object")
     exchange.use = tail_usage(body)
+    if answer.finish is not None:
+        body = answer.finish(exchange.route, body)
     await answer.whole(200, kind, body)
 
 

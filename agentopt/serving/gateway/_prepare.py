@@ -21,8 +21,7 @@ def choose(raw: bytes, exchange: Exchange, catalog: Catalog, abilities: Abilitie
     exchange.body = body
     exchange.asked = parse.model_of(body)
     exchange.stream = parse.stream_of(exchange.route, body)
-    name = exchange.asked or abilities.model
-    if exchange.key is not None and not may_ask(exchange.key, name):
+    if exchange.key is not None and not may_ask(exchange.key, name := exchange.asked or _first(catalog, abilities)):
         message = f"this key may not ask the model {name!r}"
         raise Refusal(403, message, kind="permission_error", code="model_not_allowed", param="model")
     choice = catalog.choose(exchange)
@@ -53,6 +52,12 @@ def adds_usage(exchange: Exchange, abilities: Abilities) -> bool:
     if not exchange.stream or exchange.route not in (CHAT, COMPLETIONS) or not abilities.stream_usage:
         return False
     return not _options(exchange.body).get("include_usage")
+
+
+def _first(catalog: Catalog, abilities: Abilities) -> str:
+    """By which name a request without one asks: the base model's, shown first."""
+    entries = catalog.entries()
+    return str(entries[0]["id"]) if entries else abilities.model
 
 
 def _options(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -147,7 +147,10 @@ class Wire(asyncio.Protocol):
     def send(self, data: bytes) -> None:
         self.used += 1
         self.head = self.whole = self.heard = False
-        self._transport.write(data)
+        if self._transport.is_closing():  # uvloop raises where asyncio's own loop only warns
+            self._lost(UpstreamError("engine_died", "the engine closed the connection"))
+        else:
+            self._transport.write(data)
 
     async def wait(self, seconds: float) -> None:
         """Until something came, the message ended or the connection failed."""
@@ -172,7 +175,8 @@ class Wire(asyncio.Protocol):
         self.held = 0
         if self._paused:
             self._paused = False
-            self._transport.resume_reading()
+            if not self._transport.is_closing():
+                self._transport.resume_reading()
         return data
 
     @property

@@ -36,7 +36,8 @@ def saying(*pieces: bytes, close: bool = True) -> Handle:
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         for piece in pieces:
-            writer.write(piece)
+            if not writer.is_closing():  # the client may have hung up already
+                writer.write(piece)
             await asyncio.sleep(0)
         if not close:
             await reader.read()

@@ -218,12 +218,19 @@ async def test_a_revoked_key_ends_its_streams_and_no_others() -> None:
     async with house(keyring=ring) as home:
 
         async def stream(secret: str) -> str:
+            nonlocal begun
             script = LONG if secret == "secret" else {"chunks": 20, "rate": 100}
-            return (await home.ask(headers={"Authorization": f"Bearer {secret}"}, stream=True, fake=script)).text
+            body = {"messages": HELLO, "stream": True, "fake": script}
+            async with home.client.stream(
+                "POST", CHAT, json=body, headers={"Authorization": f"Bearer {secret}"}
+            ) as reply:
+                begun += 1
+                return (await reply.aread()).decode()
 
+        begun = 0
         async with asyncio.TaskGroup() as group:
             mine, yours = group.create_task(stream("secret")), group.create_task(stream("other"))
-            await until(lambda: home.fake.running == 2)
+            await until(lambda: begun == 2)
             ring.revoke("secret")
         assert events(mine.result())[-1]["error"]["code"] == "key_revoked"
         assert events(yours.result())[-1] == "[DONE]"

@@ -164,6 +164,15 @@ async def test_names_are_rewritten_and_notes_become_headers() -> None:
         assert (await home.notes.one(2)).adapter == "fake"
 
 
+async def test_a_choice_may_finish_whole_replies_and_no_streams() -> None:
+    def shout(route: str, body: bytes) -> bytes:
+        return body.replace(b"hello", b"HELLO")
+
+    async with house(names=Names({"loud": Choice("fake", finish=shout)})) as home:
+        assert "HELLO wide world" in (await home.ask(model="loud")).text
+        assert words((await home.ask(model="loud", stream=True)).text) == "hello wide world"
+
+
 async def test_observers_get_the_reply_they_want_up_to_a_bound() -> None:
     async with house(notes=Notes(wants=True), limits=Limits(kept_bytes=2000, grace_seconds=0.2)) as home:
         short = await home.ask(stream=True)
