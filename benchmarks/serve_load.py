@@ -4,7 +4,7 @@
 
 A fake engine (`agentopt.serving.fake_engine`, asyncio's transports), `agentopt serve --engine fake` and a client of raw
 sockets, each a process of its own, on loopback. 200 streams of 64 chunks at 10 chunks a second each; they begin one
-after another over the first 100 ms, or all at once ("burst"). Each chunk is the time at which the engine sent it, so its
+after another over the first 100 ms, or all at once ("burst"). Each chunk is the time at which the engine sent it: its
 age on arrival is known. Runs with and without the gateway take turns; a figure is the median of the pairs, its interval
 their range. The first byte is that of the reply's body, which the engine sends at once.
 
