@@ -23,6 +23,8 @@ from agentopt.serving.keys._watch import EMPTY, KeyFile, Look, Snapshot, Used
 
 _log = logging.getLogger("agentopt.serving.keys")
 _LONGEST = 256
+_SILENT = 10.0
+"""Seconds without a look, after which the file counts as one that hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class StoredKeyring:
         self._watchers: list[Callable[[str], None]] = []
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
+        self._looked = 0.0
         self._accept(Look(self._file.snapshot))
         if self.path.stat().st_mode & 0o022:
             self._say(f"{self.path}: other users may write the key file, and so make keys; chmod 600 it")
@@ -128,6 +131,9 @@ class StoredKeyring:
     @property
     def trouble(self) -> str | None:
         """Why the file cannot be read or written at the moment; None when all is well."""
+        silent = time.monotonic() - self._looked if self._thread is not None else 0.0
+        if silent > _SILENT:  # a network disk that hangs: there is no error, and nothing is seen any more
+            return f"{self.path}: the key file has not answered for {silent:.0f} s"
         return "; ".join(list(self._file.troubles.values())) or None
 
     def _valid(self, stored: StoredKey) -> bool:
@@ -141,6 +147,7 @@ class StoredKeyring:
             return
         self._loop = asyncio.get_running_loop()
         self._stop.clear()
+        self._looked = time.monotonic()
         self._thread = threading.Thread(target=self._mind, name="agentopt-keys", daemon=True)
         self._thread.start()
 
@@ -151,8 +158,11 @@ class StoredKeyring:
         if thread is not None:
             import anyio.to_thread
 
-            await anyio.to_thread.run_sync(thread.join)
+            await anyio.to_thread.run_sync(thread.join, _SILENT)
         self._loop = None
+        if thread is not None and thread.is_alive():
+            self._say(f"{self.path}: the key file does not answer; what keys used last is lost")
+            return
         if not self._write() and self._dirty:
             self._say(f"{self.path}: what keys used last ({len(self._dirty)} of them) could not be written and is lost")
         self._file.close()
@@ -167,6 +177,7 @@ class StoredKeyring:
     def _mind(self) -> None:
         written = time.monotonic()
         while not self._stop.wait(self._poll):
+            self._looked = time.monotonic()
             try:
                 look = self._file.look()
                 if look.snapshot is not None or look.ended:

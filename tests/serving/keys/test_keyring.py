@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import sqlite3
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from agentopt.serving._types import Key, Keyring, Refusal
 from agentopt.serving.keys import Clock, KeyStore, NewKey, StoredKeyring, may_ask
 from agentopt.serving.keys._budgets import Use
 from agentopt.serving.keys._file import hash_of
-from agentopt.serving.keys._watch import KeyFile, Used
+from agentopt.serving.keys._watch import KeyFile, Look, Used
 
 
 class Time:
@@ -394,6 +395,28 @@ def test_usage_is_not_written_into_a_file_that_is_not_there_any_more(path: Path)
     assert file.look().snapshot is not None and file.write(used) and file.write(used)
     file.close()
     assert [KeyStore(one).list()[0].tokens for one in (path, aside)] == [50, 0]
+
+
+@pytest.mark.anyio
+async def test_a_disk_that_hangs_is_noticed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret, go_on, told = make(path), threading.Event(), list[str]()
+    monkeypatch.setattr("agentopt.serving.keys._ring._SILENT", 0.2)
+    keyring = StoredKeyring(path, poll=0.01, on_warning=told.append)
+    look = keyring._file.look
+
+    def hanging() -> Look:
+        go_on.wait()
+        return look()
+
+    monkeypatch.setattr(keyring._file, "look", hanging)
+    await keyring.start()
+    await until(lambda: "has not answered for" in (keyring.trouble or ""))
+    assert keyring.find(secret) is not None
+    await keyring.close()
+    assert "does not answer; what keys used last is lost" in told[-1]
+    go_on.set()
+    await until(lambda: all(thread.name != "agentopt-keys" for thread in threading.enumerate()))
+    keyring._file.close()
 
 
 @pytest.mark.anyio
