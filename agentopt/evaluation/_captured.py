@@ -200,7 +200,7 @@ def _fields(op: OpRecord) -> JSONDict | None:
     messages: Any = inputs.get("messages") or meta.get("messages")
     prompt = inputs.get("prompt")
     if messages is None and isinstance(prompt, str):
-        return {"prompt": prompt, "user": prompt}
+        return {"prompt": prompt, "message": prompt}
     if not isinstance(messages, list) or not messages:
         return None
     turns = cast("list[JSONDict]", messages)
@@ -208,8 +208,8 @@ def _fields(op: OpRecord) -> JSONDict | None:
         return None  # images and files are not kept
     fields: JSONDict = {"messages": turns}
     ends_with_user = turns[-1].get("role") == "user"
-    fields["user"] = turns[-1]["content"] if ends_with_user else ""
     fields["history"] = turns[:-1] if ends_with_user else turns
+    fields["message"] = turns[-1]["content"] if ends_with_user else ""
     system = "\n\n".join(turn["content"] for turn in turns if turn.get("role") in _SYSTEM)
     if system:
         fields["system"] = system

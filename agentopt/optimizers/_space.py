@@ -22,6 +22,7 @@ _PLACEHOLDER = re.compile(r"(?<!\{)\{([^{}]*)\}(?!\})")
 _OPENERS = (":", "<", '"', "'", "`", "(")
 _TAG_LINE = re.compile(r"^</?[\w-]+>$")
 _CUE_NAME = re.compile(r"(?:^|[._])(?:prefix|prefill|cue|lead_in|opening|answer_start|reply_start)$", re.IGNORECASE)
+_INSTRUCTING_NAME = re.compile(r"(?:^|[._])(?:system|system_prompt|instructions?)$", re.IGNORECASE)
 _DETERMINED = re.compile(
     r"\b(?:the|this|that|these|each|an?|following|given|provided|your|my)\s+(?=((?:[a-z][\w'-]*\s+){0,3}[a-z][\w'-]*))",
     re.IGNORECASE,
@@ -154,7 +155,9 @@ def is_cue(spec: ParameterSpec, text: str) -> bool:
     words = text.strip()
     if spec.variables:
         return False
-    return not words or (len(words.split()) <= 3 and words.endswith(":")) or bool(_CUE_NAME.search(spec.name))
+    if not words:
+        return _INSTRUCTING_NAME.search(spec.name) is None
+    return (len(words.split()) <= 3 and words.endswith(":")) or bool(_CUE_NAME.search(spec.name))
 
 
 def calls_in(graph: Subgraph | None, name: str) -> list[OpRecord]:

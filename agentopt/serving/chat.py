@@ -20,23 +20,23 @@ served_cue = prompt("", name="served.cue", description="The beginning of the ans
 
 @agent
 async def reply(
-    user: str = "",
     history: list[dict[str, Any]] | None = None,
     tools: list[dict[str, Any]] | None = None,
+    message: str = "",
 ) -> str:
     """Answer the last turn of a conversation.
 
     Args:
-        user: the text of the last user turn; empty where the conversation ends otherwise (with a tool's result).
-        history: the turns before it in OpenAI form, the client's system prompt among them.
+        history: the turns before the last one in OpenAI form, the client's system prompt among them.
         tools: OpenAI function-tool objects.
+        message: the text of the last user turn; empty where the conversation ends otherwise (with a tool's result).
 
     Returns:
         The reply's text; where the model calls tools instead, their names and arguments as JSON.
     """
     from agentopt.models import resolve
 
-    messages = [*(history or []), *([{"role": "user", "content": user}] if user else [])]
+    messages = [*(history or []), *([{"role": "user", "content": message}] if message else [])]
     turns, system = conversation(messages, system=served_system.value, cue=served_cue.value)
     answer = await resolve("agent").complete(turns, system=system, demos=served_demos, tools=tools or ())
     return calls_text([call.to_dict() for call in answer.tool_calls]) if answer.tool_calls else answer.text

@@ -76,7 +76,7 @@ def test_given_answers_and_liked_replies_are_expected_and_nothing_else_is_a_row(
     traffic.add([user("three")], "disliked", said={"score": -1})
     traffic.add([user("four")], "unknown")
     data = load_dataset("captured", store=traffic.store)
-    assert [(row.inputs["user"], row.expected) for row in data] == [("one", "good"), ("two", "liked")]
+    assert [(row.inputs["message"], row.expected) for row in data] == [("one", "good"), ("two", "liked")]
     assert "self_agreement" not in data[0].meta
     assert data[1].meta["self_agreement"] is True and data[1].meta["text"] == "nice"
     assert data[1].meta["request_id"].startswith("req_")
@@ -107,7 +107,7 @@ def test_all_traffic_without_expected_answers_or_with_the_reply_as_the_label(tra
     traffic.add([user("two")], "half", reply="broken off")
     traffic.add([user("three")], "", said={"expected": "c"})
     everything = load_dataset("captured-all", store=traffic.store)
-    assert [(row.inputs["user"], row.expected) for row in everything] == [("one", None), ("three", "c")]
+    assert [(row.inputs["message"], row.expected) for row in everything] == [("one", None), ("three", "c")]
     assert load_dataset("captured-all", store=traffic.store, label="reply")[0].expected == "a"
 
 
@@ -116,11 +116,11 @@ def test_columns_for_ones_own_program_and_for_the_ready_one(traffic: Traffic) ->
     traffic.add(turns, "d", said={"score": 1})
     row = load_dataset("captured", store=traffic.store)[0]
     assert row.inputs["messages"] == turns and row.inputs["system"] == "be brief"
-    assert (row.inputs["user"], row.inputs["history"]) == ("c", turns[:-1])
+    assert (row.inputs["message"], row.inputs["history"]) == ("c", turns[:-1])
 
     def route(ticket: str) -> None: ...
 
-    own = load_dataset("captured", store=traffic.store, signature=inspect.signature(route), inputs=["ticket=user"])
+    own = load_dataset("captured", store=traffic.store, signature=inspect.signature(route), inputs=["ticket=message"])
     assert dict(own[0].inputs) == {"ticket": "c"}
 
 
@@ -219,7 +219,7 @@ def test_a_trace_file_of_bare_model_calls_gives_their_messages(tmp_path: Path) -
         ao.lm("agent").complete_sync(system="be brief", user="really?")
     recording.trace.save(tmp_path / "b.trace.jsonl")
     (row,) = load_dataset(tmp_path / "b.trace.jsonl", label="reply")
-    assert (row.inputs["user"], row.inputs["system"], row.expected) == ("really?", "be brief", "yes")
+    assert (row.inputs["message"], row.inputs["system"], row.expected) == ("really?", "be brief", "yes")
     (tmp_path / "c.trace.jsonl").write_text('{"ticket": "x"}\n', encoding="utf-8")
     with pytest.raises(UserError, match="must be a trace header"):
         load_dataset(tmp_path / "c.trace.jsonl")
