@@ -63,6 +63,8 @@ class LiveServer(LiveView):
         self.quiet = quiet
         self.serving: Any = None
         self.told = False
+        self.elsewhere = False
+        """The engine is started and stopped by somebody else."""
         self.progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -101,6 +103,7 @@ class LiveServer(LiveView):
     # --- one method per kind of event --------------------------------------------------------------------------------
 
     def on_engine_chosen(self, event: Any) -> None:
+        self.elsewhere = event.engine == "external"
         self.line("engine", f"{event.engine}: {event.why}")
         self.show("preparing", event.model)
 
@@ -132,7 +135,8 @@ class LiveServer(LiveView):
 
     def on_ready(self, event: Any) -> None:
         again = "" if event.generation == 1 else " again"
-        self.line("ready", f"{event.engine} answers{again}, after {seconds(event.seconds)}", "green")
+        after = "" if self.elsewhere else f", after {seconds(event.seconds)}"
+        self.line("ready", f"{event.engine} answers{again}{after}", "green")
         if self.serving is not None:
             self.show("serving")
 
@@ -144,13 +148,19 @@ class LiveServer(LiveView):
         self.show("serving")
 
     def on_died(self, event: Any) -> None:
-        self.line("died", f"{event.engine} after {seconds(event.after)}: {event.why}", "red")
+        if self.elsewhere:
+            self.line("lost", event.why, "red")
+        else:
+            self.line("died", f"{event.engine} after {seconds(event.after)}: {event.why}", "red")
 
     def on_hung(self, event: Any) -> None:
         self.line("hung", f"{event.engine}: {event.why}; it is started again", "red")
 
     def on_waiting(self, event: Any) -> None:
-        self.line("waiting", f"{seconds(event.seconds)} before start {event.attempt}", "yellow")
+        if self.elsewhere:
+            self.line("waiting", f"for the engine: {event.why}", "yellow")
+        else:
+            self.line("waiting", f"{seconds(event.seconds)} before start {event.attempt}", "yellow")
 
     def on_failed(self, event: Any) -> None:
         self.line("failed", f"{event.engine}: {event.why}", "red")

@@ -25,6 +25,7 @@ import agentopt as ao
 from tests.acceptance.conftest import Shell
 from tests.acceptance.served import ENVIRONMENT, PATIENCE, Server, asked, gone, server
 from tests.acceptance.warm import WarmCommands
+from tests.serving.adapters.folders import adapter, base_folder
 
 FAKE = ("double", "--engine", "fake")
 HELLO = [{"role": "user", "content": "one two three four"}]
@@ -75,10 +76,14 @@ class Full:
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory, warm: WarmCommands) -> Iterator[Full]:
     folder = tmp_path_factory.mktemp("full")
+    base_folder(folder / "double")
+    adapter(folder / "handbook")
+    adapter(folder / "pricelist")
     ao.Candidate({"desk.instruction": "Answer as a pirate."}).save(folder / "pirate.json")
     made = Shell(folder, warm)("serve", "keys", "create", "alice", "--keys", "keys.db", "--rpm", "1000", "--json")
     key = json.loads(made.stdout)["key"]
     options = ("--keys", "keys.db", "--capture", "--candidate", "desk=pirate.json", "--candidate", "desk=base@0.5")
+    options += ("--adapter", "handbook=handbook", "--cors", "https://app.example.org")
     with server(folder, *FAKE, *options) as running:
         yield Full(folder, warm, running, key)
         assert running.stop(signal.SIGTERM) == 0
@@ -89,7 +94,7 @@ def test_the_client_chats_streams_and_lists(full: Full) -> None:
     assert chatted.choices[0].message.content == "one two three four"
     parts = list(full.openai.chat.completions.create(model="double", messages=HELLO, stream=True))
     assert "".join(part.choices[0].delta.content or "" for part in parts if part.choices) == "one two three four"
-    assert {model.id for model in full.openai.models.list()} == {"double", "desk"}
+    assert {model.id for model in full.openai.models.list()} >= {"double", "desk", "handbook"}
 
 
 def test_without_a_key_nothing_is_answered(full: Full) -> None:
@@ -127,6 +132,30 @@ def test_a_tuned_prompt_is_a_model(full: Full) -> None:
         f"{full.serving['base_url']}/chat/completions", {"model": "desk", "messages": HELLO}, key=full.key
     )
     assert headers["x-agentopt-variant"] in ("desk/pirate", "desk/base")
+
+
+def test_adapters_come_and_go_while_it_runs(full: Full) -> None:
+    def names() -> set[str]:
+        return {model.id for model in full.openai.models.list()}
+
+    assert full.agentopt("serve", "adapters", "add", "prices=pricelist").returncode == 0
+    assert {"handbook", "prices"} <= names()
+    assert full.openai.chat.completions.create(model="prices", messages=HELLO).model == "prices"
+    listed = full.agentopt("serve", "adapters", "list")
+    assert "prices" in listed.stdout
+    assert max(len(line) for line in listed.stdout.splitlines()) <= 80
+    again = full.agentopt("serve", "adapters", "add", "double=pricelist")
+    assert (again.returncode, "double" in again.stderr) == (2, True)
+    assert full.agentopt("serve", "adapters", "remove", "prices").returncode == 0
+    assert "prices" not in names()
+
+
+def test_pages_of_the_named_origin_may_ask(full: Full) -> None:
+    url = f"{full.serving['base_url']}/models"
+    _, headers, _ = asked(url, key=full.key, Origin="https://app.example.org")
+    assert headers["access-control-allow-origin"] == "https://app.example.org"
+    _, headers, _ = asked(url, key=full.key, Origin="https://elsewhere.example.org")
+    assert "access-control-allow-origin" not in headers
 
 
 def test_traffic_and_feedback_are_in_the_store(full: Full) -> None:
@@ -267,6 +296,40 @@ def test_drain_ends_it_from_elsewhere(folder: Path, warm: WarmCommands) -> None:
         running.serving()
         assert Shell(folder, warm)("serve", "drain").returncode == 0
         assert running.end() == 0
+
+
+def test_ctrl_c_before_it_serves_ends_it_as_well(folder: Path) -> None:
+    with server(folder, "inner", "--upstream", f"unix://{folder}/nobody.sock") as running:
+        running.until("waiting")
+        assert running.stop() == 0
+    assert running.told[-1] == {"kind": "ended", "cut_off": 0}
+
+
+def test_an_engine_elsewhere_is_served_with_its_own_token(folder: Path) -> None:
+    place = folder / "engine.sock"
+    command = [sys.executable, "-m", "agentopt.serving.fake_engine", "--uds", str(place), "--model", "inner"]
+    elsewhere = subprocess.Popen(
+        [*command, "--token", "secret of the engine"], stdout=subprocess.PIPE, env={**os.environ, **ENVIRONMENT}
+    )
+    try:
+        variables = {"AGENTOPT_UPSTREAM_TOKEN": "secret of the engine"}
+        with server(folder, "--upstream", f"unix://{place}", environment=variables) as running:
+            serving = running.serving()
+            assert (serving["model"], serving["engine"]) == ("inner", "external")
+            said = client(serving).chat.completions.create(model="inner", messages=HELLO)
+            assert said.choices[0].message.content == "one two three four"
+            assert running.stop() == 0
+        assert elsewhere.poll() is None  # whoever started it stops it
+    finally:
+        elsewhere.kill()
+        elsewhere.communicate()
+
+
+def test_an_engine_that_cannot_start_is_a_failed_run(agentopt: Shell) -> None:
+    done = agentopt("serve", *FAKE, "--port", "0", "--", "--no-such-option", timeout=60)
+    assert done.returncode == 1
+    assert "--no-such-option" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # --- what a person sees ----------------------------------------------------------------------------------------------
