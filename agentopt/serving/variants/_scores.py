@@ -150,15 +150,21 @@ class VariantScores:
     # ---- what can be said
 
     def rows(self) -> list[dict[str, Any]]:
-        """One JSON object for each variant, in the order in which they were given. Some milliseconds of CPU."""
+        """One JSON object for each variant, in the order in which they were given. Some milliseconds of CPU.
+
+        Each is compared with the plain base where that is a variant, else with the first one.
+        """
         rows: list[dict[str, Any]] = []
         for model in self._virtual:
-            first: tuple[Variant, Liking] | None = None
+            likings: dict[str, tuple[_Tally, Liking]] = {}
             for variant in model.variants:
                 tally, scores = self._copy(model, variant)
-                liking = liking_of(scores)
-                rows.append(_row(model, variant, tally, liking, first))
-                first = first or (variant, liking)
+                likings[variant.label] = tally, liking_of(scores)
+            reference = next((one for one in model.variants if one.rewrite is None), model.variants[0])
+            for variant in model.variants:
+                tally, liking = likings[variant.label]
+                base = None if variant is reference else (reference, likings[reference.label][1])
+                rows.append(_row(model, variant, tally, liking, base))
         return rows
 
     def _copy(self, model: VirtualModel, variant: Variant) -> tuple[_Tally, dict[float, int]]:
@@ -218,14 +224,14 @@ def difference(base: Liking, other: Liking) -> tuple[float | None, Interval | No
 
 
 def _row(
-    model: VirtualModel, variant: Variant, tally: _Tally, liking: Liking, first: tuple[Variant, Liking] | None
+    model: VirtualModel, variant: Variant, tally: _Tally, liking: Liking, base: tuple[Variant, Liking] | None
 ) -> dict[str, Any]:
     against: dict[str, Any] | None = None
-    if first is not None:
-        gap, interval = difference(first[1], liking)
+    if base is not None:
+        gap, interval = difference(base[1], liking)
         shown = None if interval is None else not interval[0] <= 0 <= interval[1]
         shape = None if interval is None else list(interval)
-        against = {"variant": first[0].label, "difference": gap, "interval": shape, "shown": shown}
+        against = {"variant": base[0].label, "difference": gap, "interval": shape, "shown": shown}
     return {
         "model": model.name,
         "variant": variant.label,

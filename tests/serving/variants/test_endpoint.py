@@ -41,9 +41,10 @@ class Home:
 
 
 @asynccontextmanager
-async def home(specs: Sequence[str], shortening: Shortening | None = None) -> AsyncGenerator[Home]:
+async def home(specs: Sequence[str], shortening: Shortening | None = None, name: str = "fake") -> AsyncGenerator[Home]:
     async with FakeEngine(model="inner") as fake:
         engine = Ready(fake.address, fake.abilities)
+        engine.name = name
         virtual = load_candidates(specs, warn=lambda _: None)
         scores = VariantScores(virtual)
         catalog = ServedCatalog(["smol"], engine, virtual=virtual, shortening=shortening)
@@ -122,3 +123,17 @@ async def test_the_clients_system_prompt_is_shortened_and_the_tuned_one_is_not(t
         assert system.startswith(tuned)
         assert len(system) < len(tuned) + len(long) / 2
         assert at.sent["messages"][-1:] == HELLO
+
+
+async def test_an_engine_that_repeats_the_cue_is_not_quoted(tmp_path: Path) -> None:
+    spec = f"kind={best(tmp_path, **{'served.cue': 'Well:'})}"
+    async with home([spec], name="embedded") as at:
+        reply = await at.ask(model="kind", fake={"text": "Well: hello"})
+        assert reply.json()["choices"][0]["message"]["content"] == " hello"
+        assert int(reply.headers["content-length"]) == len(reply.content)
+        plain = await at.ask(model="smol", fake={"text": "Well: hello"})
+        assert plain.json()["choices"][0]["message"]["content"] == "Well: hello"
+    async with home([spec], name="vllm") as at:
+        reply = await at.ask(model="kind", fake={"text": "Well: hello"})
+        assert reply.json()["choices"][0]["message"]["content"] == "Well: hello"
+        assert at.sent["continue_final_message"] is True

@@ -10,7 +10,12 @@ import pytest
 from agentopt.serving._types import CHAT, Exchange, TokenUse
 from agentopt.serving.variants import Variant, VariantScores, VirtualModel, difference, liking_of
 
-MODEL = VirtualModel("m", (Variant("a", 3.0, hash="11", file="a.json"), Variant("b", 1.0, hash="22")))
+
+def as_it_is(route: str, body: dict[str, Any]) -> dict[str, Any]:
+    return body
+
+
+MODEL = VirtualModel("m", (Variant("a", 3.0, as_it_is, "11", "a.json"), Variant("b", 1.0, as_it_is, "22")))
 
 
 def exchange(variant: str | None, *, status: int = 200, error: str | None = None, asked: str = "m") -> Exchange:
@@ -78,6 +83,13 @@ def test_a_difference_is_shown_only_when_it_is_there() -> None:
     few.feedback("m", "a", -1.0)
     few.feedback("m", "b", 1.0)
     assert row_of(few, "b")["against"]["shown"] is False, "one thumb each says nothing"
+
+
+def test_variants_are_compared_with_the_plain_base_where_it_is_one() -> None:
+    model = VirtualModel("m", (Variant("a", rewrite=as_it_is), Variant("base"), Variant("b", rewrite=as_it_is)))
+    rows = VariantScores([model]).rows()
+    assert [row["variant"] for row in rows] == ["a", "base", "b"]
+    assert [row["against"] and row["against"]["variant"] for row in rows] == ["base", None, "base"]
 
 
 def test_intervals_by_kind_of_feedback() -> None:
