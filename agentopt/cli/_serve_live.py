@@ -162,9 +162,6 @@ class LiveServer(LiveView):
         else:
             self.line("waiting", f"{seconds(event.seconds)} before start {event.attempt}", "yellow")
 
-    def on_failed(self, event: Any) -> None:
-        self.line("failed", f"{event.engine}: {event.why}", "red")
-
     def on_warned(self, event: Any) -> None:
         self.line("warning", event.message, "yellow")
 

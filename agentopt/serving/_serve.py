@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import os
 import signal
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import AsyncExitStack
 from typing import Any
 
-from agentopt.errors import RunError
+from agentopt.errors import RunError, UserError
 from agentopt.serving._news import Draining, Ended, Listening, News, Serving
 from agentopt.serving._options import ServeOptions
 from agentopt.serving._parts import Assembly, Parts, Place
@@ -96,7 +97,14 @@ def _signals(callback: Callable[[], None]) -> Generator[None]:
             loop.remove_signal_handler(number)
 
 
+def _check_installed() -> None:
+    missing = [name for name in ("httptools", "prometheus_client") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"the endpoint needs {' and '.join(missing)}: pip install 'agentopt[serve]'.")
+
+
 async def _serve(options: ServeOptions, on_event: News, stop: _Stop) -> None:
+    _check_installed()
     from agentopt.serving.gateway import raise_file_limit
 
     port = check_port(options.host, options.port, "port")

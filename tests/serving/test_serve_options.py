@@ -9,7 +9,7 @@ import pytest
 
 from agentopt.cli._serve import settings_of
 from agentopt.errors import UserError
-from agentopt.serving._options import ServeOptions
+from agentopt.serving import ServeOptions, serve_forever
 
 
 def options(**given: Any) -> ServeOptions:
@@ -94,3 +94,11 @@ def test_a_wrong_key_of_the_table_is_told_by_its_place(tmp_path: Path) -> None:
     (tmp_path / "agentopt.toml").write_text('[serve]\nmodle = "embedded"\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"\[serve\]: unknown option 'modle'; did you mean 'model'\?"):
         settings_of({}, None)
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs httptools and prometheus_client: pip install 'agentopt\[serve\]'"):
+        serve_forever(options(), print)
