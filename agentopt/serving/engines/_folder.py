@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import secrets
 import socket
+import stat
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,8 +22,8 @@ try:
 except ImportError:  # pragma: no cover - not on Linux or macOS
     fcntl = None  # type: ignore[assignment]
 
-_LONGEST_SOCKET = 100
-"""Bytes; the kernel takes 107."""
+_LONGEST_FOLDER = 85
+"""Bytes: the kernel takes 107 for the path of a socket."""
 
 
 class RunFolder:
@@ -76,18 +79,26 @@ class RunFolder:
         return descriptor
 
     def address(self, token: str) -> Address:
-        """Where the next engine listens: a socket that nobody used before, else a free loopback port."""
-        self.clean()
-        path = str((self.path / f"engine-{secrets.token_hex(3)}.sock").absolute())
-        if hasattr(socket, "AF_UNIX") and len(os.fsencode(path)) <= _LONGEST_SOCKET:
-            return Address(host="localhost", socket=path, token=token)
+        """Where the next engine listens: a new socket, else a free loopback port. Call with the lock."""
+        for folder in (self.path.absolute(), self._short()):
+            if folder is None or len(os.fsencode(folder)) > _LONGEST_FOLDER:
+                continue
+            for left in folder.glob("engine-*.sock"):  # of engines that are gone: we have the lock
+                with suppress(OSError):
+                    left.unlink()
+            return Address(host="localhost", socket=str(folder / f"engine-{secrets.token_hex(3)}.sock"), token=token)
         return Address(port=free_port(), token=token)
 
-    def clean(self) -> None:
-        """Remove sockets of engines that are gone. Call with the lock."""
-        for left in self.path.glob("engine-*.sock"):
-            with suppress(OSError):
-                left.unlink()
+    def _short(self) -> Path | None:
+        """A folder for sockets where the run folder's path is too long for one; None when somebody else has it."""
+        named = hashlib.sha256(os.fsencode(self.path.absolute())).hexdigest()[:16]
+        folder = Path(tempfile.gettempdir()) / f"agentopt-{os.getuid()}-{named}"
+        with suppress(OSError):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            found = folder.lstat()
+            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not stat.S_IMODE(found.st_mode) & 0o077:
+                return folder
+        return None
 
 
 def free_port() -> int:

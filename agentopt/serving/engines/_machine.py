@@ -12,11 +12,11 @@ _BF16 = {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"}
 
 
 def has_gpu() -> bool:
-    """Whether a GPU's driver is there (NVIDIA or AMD) and not hidden from us."""
+    """Whether a GPU's driver is there (NVIDIA, AMD, or through WSL) and not hidden from us."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None and hidden.strip() in ("", "-1"):
         return False
-    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists() or Path("/dev/dxg").exists()
 
 
 @cache

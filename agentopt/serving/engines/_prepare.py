@@ -20,6 +20,7 @@ from typing import Any
 
 from agentopt.errors import RunError, UserError
 from agentopt.models import UnknownModel
+from agentopt.models._embedded_engine import engine_threads
 from agentopt.models._embedded_files import PACKAGED, fetch
 from agentopt.serving.engines import _events as events
 from agentopt.serving.engines._choose import ARCHIVE, FOLDER, GGUF, HUB, NEEDS, Chosen, gguf_file, model_kind
@@ -142,12 +143,14 @@ class _Job:
         found = await self._digest(source)
         job = "quantize" if self.quantize is not None else "unpack" if kind == ARCHIVE else "convert"
         dtype = self.dtype if job == "convert" else ""
-        key = hashlib.sha256(f"{RECIPE} {job} {self.quantize or ''} {dtype} {found}".encode()).hexdigest()[:16]
+        cpu = self.chosen.cpu and self.quantize in EXPORTS
+        about = f"{RECIPE} {job} {self.quantize or ''} {dtype} {'cpu' if cpu else ''} {found}"
+        key = hashlib.sha256(about.encode()).hexdigest()[:16]
         out = self.cache.absolute() / "models" / f"{_file_name(name)}-{key}"
         cached = (out / "config.json").is_file()
         if not cached:
             told = {"job": job, "source": str(source.absolute()), "out": str(out), "format": self.quantize}
-            told |= {"dtype": dtype, "digest": found, "model": self.model, "cpu": self.chosen.cpu}
+            told |= {"dtype": dtype, "digest": found, "model": self.model, "cpu": cpu}
             await self._work(told, NEEDS[kind])
         return self._done(out, name, str(source), cached=cached)
 
@@ -179,7 +182,7 @@ class _Job:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env=engine_environment(python, OMP_NUM_THREADS="1"),
+            env=engine_environment(python, OMP_NUM_THREADS=str(engine_threads())),
             start_new_session=True,
             limit=1 << 20,
         )

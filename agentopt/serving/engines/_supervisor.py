@@ -226,6 +226,9 @@ class Supervisor(EngineBase):
         """It answers: learn what it can do, let it be prepared, and forward requests to it."""
         self.abilities = await self._look(self.launch.abilities)
         await self._prepare()
+        if self._log.dropped:
+            self.tell(events.Warned(f"{self._log.path}: {self._log.dropped} lines could not be written (disk full?)."))
+            self._log.dropped = 0
         self.restarts += self.generation > 1
         self.reason = None
         self._become(Phase.READY)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from agentopt.errors import AgentoptError, UserError
+from agentopt.errors import AgentoptError, RunError, UserError
 
 _MARK = "@prepare "
 
@@ -64,8 +64,11 @@ def _convert(job: dict[str, Any], out: Path) -> None:
     say(what="reading the GGUF file")
     model, tokenizer = load.model(job["source"], dtype=job["dtype"], device="cpu")
     say(what="writing the model folder")
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
+    try:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+    except load.need("safetensors").SafetensorError as error:
+        raise RunError(f"{partial}: cannot be written ({error}); make room.") from error
     about = {"source": job["model"], "sha256": job["digest"], "dtype": job["dtype"]}
     (partial / "prepared.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, out)
@@ -75,8 +78,7 @@ def _quantize(job: dict[str, Any], out: Path) -> None:
     """Any model into a folder of a byte per weight; the work of a process that was killed is gone on with."""
     from agentopt.weights import gg
 
-    exported = job["format"] in gg.EXPORTS
-    options = gg.QuantizeOptions(dynamic_activations=exported and job.get("cpu", False))
+    options = gg.QuantizeOptions(dynamic_activations=job["cpu"])  # of stock formats, vLLM on a CPU knows only these
     say(what="reading the model")
     try:
         gg.quantize(job["source"], out, job["format"], options=options, on_event=_tell)
