@@ -37,7 +37,7 @@ async def reply(
     from agentopt.models import resolve
 
     messages = [*(history or []), *([{"role": "user", "content": message}] if message else [])]
-    turns, system = conversation(messages, system=served_system.value, cue=served_cue.value)
+    turns, system = conversation(messages, system=served_system.value, cue=served_cue.value, tools=tools)
     answer = await resolve("agent").complete(turns, system=system, demos=served_demos, tools=tools or ())
     return calls_text([call.to_dict() for call in answer.tool_calls]) if answer.tool_calls else answer.text
 

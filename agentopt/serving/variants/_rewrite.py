@@ -87,7 +87,7 @@ class Rewriting:
 
     def _chat(self, body: dict[str, Any]) -> dict[str, Any]:
         turns, theirs = split_system(_turns(body, "messages"))
-        cue = "" if body.get("tools") else self.parts.cue  # an answer that is begun cannot be a call of a tool
+        cue = "" if body.get("tools") else self.parts.cue  # as in `conversation`
         system, turns = self._filled(body, turns)
         system = join_system(system, theirs)
         begun = with_cue(turns, cue)

@@ -18,7 +18,7 @@ _INSTRUCTING = ("system", "developer")
 
 
 def conversation(
-    messages: Sequence[Mapping[str, Any]], *, system: str | None, cue: str = ""
+    messages: Sequence[Mapping[str, Any]], *, system: str | None, cue: str = "", tools: object = None
 ) -> tuple[list[Turn], str | None]:
     """What to call `LM.complete` with for a client's chat messages: the turns, and the system text.
 
@@ -30,9 +30,10 @@ def conversation(
         messages: OpenAI chat messages.
         system: the program's system text; None or "" for none.
         cue: the first words of the answer; "" for none.
+        tools: what the model may call. With tools there is no cue: an answer that is begun cannot be a call.
     """
     turns, theirs = split_system(messages)
-    return with_cue(turns, cue), join_system(system or None, theirs)
+    return with_cue(turns, "" if tools else cue), join_system(system or None, theirs)
 
 
 def with_cue(turns: list[Turn], cue: str) -> list[Turn]:

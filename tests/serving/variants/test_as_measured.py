@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 import agentopt as ao
 from agentopt.evaluation import load_program
 from agentopt.models import FunctionLM, ModelsConfig, Request, use
+from agentopt.serving import chat
 from agentopt.serving._types import CHAT
-from agentopt.serving.variants import Rewriting, Wanted, conversation, load_candidates, parts_of
+from agentopt.serving.variants import Rewriting, Wanted, load_candidates, parts_of
 
 TRIAGE = Path(__file__).parents[3] / "traces/ticket_triage/triage.py"
 
@@ -84,18 +85,33 @@ def test_a_program_that_passes_the_messages_on(
     assert served(plain, talk) == heard.messages
 
 
-@given(talk=talks, system=texts, demos=demo_lists, cue=texts, theirs=st.lists(texts, max_size=2))
-@settings(max_examples=150)
-def test_the_ready_program(talk: list[Any], system: str, demos: list[Any], cue: str, theirs: list[str]) -> None:
-    """`agentopt.serving.chat:reply` makes its call of what `conversation` gives; the client may have a system text."""
-    messages = [*({"role": "system", "content": text} for text in theirs), *talk]
-    turns, text = conversation(messages, system=system, cue=cue)
-    if not turns and not text:
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+
+
+@given(
+    history=talks,
+    message=texts,
+    system=texts,
+    demos=st.lists(st.fixed_dictionaries({"input": texts, "output": texts, "source": texts}), max_size=3),
+    cue=texts,
+    theirs=st.lists(texts, max_size=2),
+    tools=st.none() | st.just([TOOL]),
+)
+@settings(max_examples=100)
+def test_the_ready_program(
+    history: list[Any], message: str, system: str, demos: Any, cue: str, theirs: list[str], tools: Any
+) -> None:
+    """`agentopt.serving.chat:reply`, which is tuned on captured traffic; the client may have a system text."""
+    before = [*({"role": "system", "content": text} for text in theirs), *history]
+    messages = [*before, *([{"role": "user", "content": message}] if message else [])]
+    if not history and not message and not system and not any(theirs):
         return
+    candidate = ao.Candidate({"served.system": system, "served.demos": demos, "served.cue": cue})
     heard = Recorder()
-    heard.lm.complete_sync(turns, system=text, demos=demos)
-    made = rewriting({"served.system": system, "served.demos": demos, "served.cue": cue})
-    assert served(made, messages) == heard.messages
+    with candidate.active(), use(ModelsConfig({"agent": heard.lm})):
+        asyncio.run(chat.reply(before, tools, message))
+    made = Rewriting(parts_of(candidate, Wanted(), "best.json")[0])
+    assert served(made, messages, **({} if tools is None else {"tools": tools})) == heard.messages
 
 
 tuned = st.fixed_dictionaries(
