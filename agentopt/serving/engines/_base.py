@@ -112,7 +112,10 @@ class EngineBase:
         base = next((row for row in rows if not row.get("parent")), dict[str, Any]())
         paths = _json(await self._get("/openapi.json")).get("paths")
         routes = FORWARDED & set(cast("dict[str, Any]", paths)) if isinstance(paths, dict) else frozenset[str]()
-        context = base.get("max_model_len")
+        meta: Any = base.get("meta")  # llama.cpp's place for it
+        context = base.get("max_model_len") or (
+            cast("dict[str, Any]", meta).get("n_ctx") if isinstance(meta, dict) else 0
+        )
         names = [str(row.get("id")) for row in rows]
         if names and known.model and known.model not in names:
             self.tell(events.Warned(f"engine {self.name}: expected the model {known.model!r}, it has {names[0]!r}."))
@@ -121,7 +124,7 @@ class EngineBase:
             model=known.model or (names[0] if names else "model"),
             adapters=known.adapters,
             stream_usage=known.stream_usage,
-            context=context if isinstance(context, int) else known.context,
+            context=context if isinstance(context, int) and context > 0 else known.context,
         )
 
     async def _get(self, path: str) -> bytes:

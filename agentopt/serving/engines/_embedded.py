@@ -21,7 +21,7 @@ def launch_embedded(model: Path, name: str, options: EngineOptions | None = None
     Args:
         model: the file.
         name: the model's name.
-        options: `context`, `sequences` and `threads` are used.
+        options: `context`, `sequences`, `threads` and `extra` (`embedded_server --help`) are used.
 
     Raises:
         UserError: an option that it does not have.
@@ -31,20 +31,18 @@ def launch_embedded(model: Path, name: str, options: EngineOptions | None = None
         raise UserError(
             "engine embedded: found adapters, and it loads none; use --engine vllm or --engine transformers for them."
         )
-    if asked.extra:
-        raise UserError(f"engine embedded: found the argument {asked.extra[0]!r} after `--`, expected none.")
     for option in ("dtype", "kv_gib", "compiled"):
         if getattr(asked, option) is not None:
             raise UserError(f"{option}: is not for the embedded engine, whose file says how it computes; leave it out.")
     context = asked.context or CONTEXT
-    arguments = ["--model", str(model), "--name", name, "--context", str(context)]
-    arguments += ["--sequences", str(asked.sequences or SEQUENCES)]
+    arguments = ["--model", str(model), "--served-model-name", name, "--max-model-len", str(context)]
+    arguments += ["--max-num-seqs", str(asked.sequences or SEQUENCES)]
     if asked.threads is not None:
         arguments += ["--threads", str(asked.threads)]
     return Launch(
         name="embedded",
         model=name,
-        command=module_command(_MODULE, arguments),
+        command=module_command(_MODULE, arguments, asked.extra),
         env=engine_environment(**{k: v for k, v in os.environ.items() if k == "AGENTOPT_ENGINE_LOCK"}),
         token_env=TOKEN,
         abilities=Abilities(routes=FORWARDED, model=name, adapters=False, context=context),

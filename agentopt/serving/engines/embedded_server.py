@@ -38,11 +38,12 @@ def parameters(told: argparse.Namespace, token: str) -> Any:
         raise UserError(f"the embedded engine is not installed: run {INSTALL_ENGINE}") from error
     params = llama.CommonParams()
     params.model.path = str(told.model)
-    params.model_alias = {told.name}
+    params.model_alias = {told.served_model_name}
     params.hostnames = [told.uds] if told.uds else [told.host]
     params.port = told.port
     params.api_keys = [token] if token else []
-    params.n_parallel, params.n_ctx, params.kv_unified = told.sequences, told.context * told.sequences, False
+    slots = told.max_num_seqs
+    params.n_parallel, params.n_ctx, params.kv_unified = slots, told.max_model_len * slots, False
     params.cont_batching = True
     params.n_gpu_layers, params.cache_ram_mib, params.warmup = 0, 0, False
     threads = told.threads or engine_threads()
@@ -59,12 +60,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(prog="embedded_server", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", type=Path, required=True, help="a GGUF file")
-    parser.add_argument("--name", default="model", help="the model's name")
+    parser.add_argument("--served-model-name", default="model", help="the name by which the model is asked")
     parser.add_argument("--uds", help="path of a Unix socket; else --host and --port")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0: a free one, printed")
-    parser.add_argument("--context", type=int, default=4096, help="tokens of one sequence")
-    parser.add_argument("--sequences", type=int, default=4, help="computed at a time")
+    parser.add_argument("--max-model-len", type=int, default=4096, help="longest prompt and reply together, tokens")
+    parser.add_argument("--max-num-seqs", type=int, default=4, help="replies that are written at a time")
     parser.add_argument("--threads", type=int, help="default: physical cores minus one")
     told = parser.parse_args(arguments)
     stop = threading.Event()

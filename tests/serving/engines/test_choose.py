@@ -205,7 +205,6 @@ def test_options_that_an_engine_does_not_have_are_refused(tmp_path: Path) -> Non
     prepared = Prepared(tmp_path, "base", "")
     refused: list[tuple[str, EngineOptions, str]] = [
         ("embedded", EngineOptions(resident=1), "found adapters"),
-        ("embedded", EngineOptions(extra=("--x",)), "found the argument '--x'"),
         ("embedded", EngineOptions(dtype="float32"), "dtype: is not for the embedded engine"),
         ("transformers", EngineOptions(kv_gib=2), "kv_gib: is for vLLM"),
     ]
@@ -227,7 +226,7 @@ def test_transformers_and_embedded_get_their_options(tmp_path: Path) -> None:
     said = " ".join(_argv(launch(Chosen("transformers", "test"), prepared, options)))
     assert "--max-model-len 256 --max-num-seqs 2 --enable-lora --max-loras 2 --max-lora-rank 8" in said
     made = launch(Chosen("embedded", "test"), prepared, EngineOptions(context=256), name="mine")
-    assert "--name mine --context 256" in " ".join(_argv(made)) and not made.abilities.adapters
+    assert "--served-model-name mine --max-model-len 256" in " ".join(_argv(made)) and not made.abilities.adapters
 
 
 @pytest.mark.parametrize(

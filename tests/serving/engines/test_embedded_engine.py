@@ -25,12 +25,15 @@ pytestmark = [
 async def _supervisor(model: str, tmp_path: Path) -> Supervisor:
     chosen = choose_engine(model, "embedded")
     prepared = await prepare(model, chosen, cache=tmp_path / "cache")
-    return Supervisor(launch(chosen, prepared, EngineOptions(context=256, sequences=2)), run_dir=tmp_path / "run")
+    return Supervisor(
+        launch(chosen, prepared, EngineOptions(sequences=2, extra=("--max-model-len", "256"))), run_dir=tmp_path / "run"
+    )
 
 
 async def test_embedded_model_answers_on_every_route(tmp_path: Path) -> None:
     async with await _supervisor("embedded", tmp_path) as engine:
         await engine.ready()
+        assert engine.abilities.context == 256
 
         async def ask(route: str, body: dict[str, Any]) -> dict[str, Any]:
             status, reply = await fetch(
