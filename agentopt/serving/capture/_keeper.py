@@ -23,6 +23,8 @@ from agentopt.store import Store, StoreError
 
 _BATCH = 64
 _POLL = 0.2
+_BREATH = 0.0001
+"""Seconds between two exchanges: the event loop shares the interpreter with this thread, and goes first."""
 _LONGEST_WAIT = 60.0
 _SUMMARY = 10.0
 """Seconds between two writings of the run's summary."""
@@ -47,8 +49,7 @@ class Keeper:
         self._run_id = run_id
         self._config = dict(config)
         self._redaction = redaction
-        self._warn = warn
-        self._news = news
+        self._tell = {"warning": warn, "news": news}
         self._sessions = Sessions(limits)
         self._queue: deque[tuple[Exchange, bytes | None, int]] = deque()
         self._ended: list[OpenSession] = []
@@ -143,6 +144,7 @@ class Keeper:
             if not self._single:
                 for _ in range(min(_BATCH, len(self._queue))):
                     self._take(*self._queue.popleft())
+                    time.sleep(_BREATH)
             self._write(store, everything=closing and not self._queue)
         except (AgentoptError, OSError) as error:
             self._failed(error)
@@ -226,12 +228,16 @@ class Keeper:
         first = self.trouble is None
         self.trouble = str(error)
         if first:
-            self._warn(f"capture stands still, requests are answered as before: {error}")
+            self._say("warning", f"capture stands still, requests are answered as before: {error}")
 
     def _resumed(self) -> None:
         self.trouble = None
         dropped = sum(self.drops.values())
-        self._news(f"capture goes on; {dropped} exchanges were dropped since the start")
+        self._say("news", f"capture goes on; {dropped} exchanges were dropped since the start")
+
+    def _say(self, how: str, text: str) -> None:
+        with suppress(RuntimeError):  # of an event loop that has ended meanwhile: nobody listens any more
+            self._tell[how](text)
 
     def _finish(self) -> None:
         store, self.store = self.store, None
@@ -243,4 +249,4 @@ class Keeper:
             store.close()
         except StoreError as error:
             self.trouble = str(error)
-            self._warn(f"the end of the capture could not be written: {error}")
+            self._say("warning", f"the end of the capture could not be written: {error}")
