@@ -211,7 +211,7 @@ class Gateway:
             with self._bodies.share() as share:
                 raw = await self._bodies.read(share, headers, receive)
                 exchange.bytes_in = len(raw)
-                body = parse.parse_body(raw, nesting=self.limits.nesting)
+                body = await parse.read_body(raw, nesting=self.limits.nesting)
             await json_reply(answer, await self.feedback.give(body, exchange.key), method)
         else:
             raise unknown(path)
@@ -294,7 +294,8 @@ class Gateway:
             raw = await self._bodies.read(share, headers, receive)
             exchange.bytes_in = len(raw)
             abilities = self.engine.abilities
-            choice = choose(raw, exchange, self.catalog, abilities, limits.nesting)
+            body = await parse.read_body(raw, nesting=limits.nesting)
+            choice = choose(body, exchange, self.catalog, abilities)
             answer.finish = choice.finish
             sent = rewritten(raw, choice, exchange, abilities)
             if self.feedback is not None:

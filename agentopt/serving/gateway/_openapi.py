@@ -6,7 +6,7 @@ from typing import Any
 
 from agentopt.serving._types import CHAT, COMPLETIONS, COUNT, EMBEDDINGS, MESSAGES, RESPONSES, Abilities
 
-_TEXT_OR_LIST: dict[str, Any] = {"oneOf": [{"type": "string"}, {"type": "array", "items": {}, "minItems": 1}]}
+_TEXT_OR_LIST: dict[str, Any] = {"oneOf": [{"type": "string"}, {"type": "array", "items": {}}]}
 _MESSAGES: dict[str, Any] = {
     "type": "array",
     "minItems": 1,
@@ -16,16 +16,16 @@ _MESSAGES: dict[str, Any] = {
         "properties": {"role": {"type": "string"}, "content": {}},
     },
 }
-_COUNT: dict[str, Any] = {"type": ["integer", "null"], "minimum": 1}
+_COUNT: dict[str, Any] = {"type": ["integer", "null"]}
 _COMMON: dict[str, Any] = {
     "model": {
-        "type": "string",
+        "type": ["string", "null"],
         "maxLength": 256,
         "description": "A name of GET /v1/models: base, adapter or virtual model. Without it: the base model.",
     },
-    "temperature": {"type": ["number", "null"], "minimum": 0},
-    "top_p": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1},
-    "user": {"type": "string"},
+    "temperature": {"type": ["number", "null"]},
+    "top_p": {"type": ["number", "null"]},
+    "user": {"type": ["string", "null"]},
 }
 _STREAM = {"stream": {"type": ["boolean", "null"], "description": "Reply as server-sent events."}}
 
@@ -44,8 +44,8 @@ _BODIES: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     ),
     MESSAGES: (
         "Answer, in the form of the Messages API",
-        ["messages", "max_tokens"],
-        {"messages": _MESSAGES, "max_tokens": {"type": "integer", "minimum": 1}, **_COMMON, **_STREAM},
+        ["messages"],
+        {"messages": _MESSAGES, "max_tokens": _COUNT, **_COMMON, **_STREAM},
     ),
     COUNT: ("Count the tokens of a conversation", ["messages"], {"messages": _MESSAGES, "model": _COMMON["model"]}),
 }
@@ -69,13 +69,14 @@ _ERRORS = {
 }
 
 
-def document(abilities: Abilities, feedback: bool, *, server: str = "/") -> dict[str, Any]:
+def document(abilities: Abilities, feedback: bool, *, server: str = "/", keys: bool = True) -> dict[str, Any]:
     """OpenAPI 3.1.
 
     Args:
         abilities: What the engine has: routes it lacks are not in the document.
         feedback: Whether POST /v1/feedback is there (capture is on).
         server: The base URL.
+        keys: Whether the server asks for keys.
     """
     paths: dict[str, Any] = {
         "/health": {"get": _state("The process is up", {"200": "It is."})},
@@ -87,14 +88,17 @@ def document(abilities: Abilities, feedback: bool, *, server: str = "/") -> dict
         paths[route] = {"post": _forwarded(route)}
     if feedback:
         paths["/v1/feedback"] = {"post": _feedback()}
-    return {
+    whole: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "agentopt serve", "version": "1"},
         "servers": [{"url": server}],
-        "security": [{"bearer": []}],
         "paths": paths,
-        "components": {"securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}, "schemas": _SCHEMAS},
+        "components": {"schemas": _SCHEMAS},
     }
+    if keys:
+        whole["security"] = [{"bearer": []}]
+        whole["components"] = {"securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}, "schemas": _SCHEMAS}
+    return whole
 
 
 _MODEL_NAME = {
@@ -129,7 +133,7 @@ def _forwarded(route: str) -> dict[str, Any]:
     summary, required, properties = _BODIES[route]
     content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
     if "stream" in properties:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {}
     body = {"type": "object", "required": required, "properties": properties, "additionalProperties": True}
     replies: dict[str, Any] = {"200": {"description": "The engine's reply, unchanged.", "content": content}}
     for code, text in _ERRORS.items():

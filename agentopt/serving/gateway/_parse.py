@@ -6,6 +6,7 @@ what JSON leaves open is refused: duplicate keys, NaN, numbers beyond double pre
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
@@ -20,6 +21,8 @@ _TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _ONCE = frozenset({"authorization", "x-api-key", "content-type", "host", "content-length", "x-agentopt-session"})
 _MODEL_LENGTH = 256
+_LONG = 256 << 10
+_CONTAINERS = 250_000  # 8 MiB of "[]," would become 170 MB of lists
 
 
 def bad(message: str, param: str | None = None, code: str | None = None) -> Refusal:
@@ -54,7 +57,7 @@ def session_of(value: str | None) -> str | None:
     Raises:
         Refusal: It is not a name.
     """
-    if value is None or not value:
+    if value is None:
         return None
     if not _NAME.match(value) or _SECRET.search(value):
         raise bad("X-Agentopt-Session must be 1 to 128 of A-Z a-z 0-9 . _ -", code="invalid_session")
@@ -81,12 +84,25 @@ def json_type(headers: Mapping[str, str]) -> None:
         raise Refusal(415, f"the header Content-Type must be application/json, {found}", code="unsupported_media_type")
 
 
+async def read_body(raw: bytes, *, nesting: int) -> dict[str, Any]:
+    """`parse_body`; a long body in a thread, so that other streams go on meanwhile.
+
+    Raises:
+        Refusal: 400, with what is wrong.
+    """
+    if len(raw) <= _LONG:
+        return parse_body(raw, nesting=nesting)
+    return await asyncio.to_thread(parse_body, raw, nesting=nesting)
+
+
 def parse_body(raw: bytes, *, nesting: int) -> dict[str, Any]:
     """The JSON object in `raw`.
 
     Raises:
         Refusal: 400, with what is wrong.
     """
+    if raw.count(b"{") + raw.count(b"[") > _CONTAINERS:
+        raise bad(f"the body holds more than {_CONTAINERS} brackets", code="invalid_json")
     try:
         text = raw.decode("utf-8")
         value: object = _DECODER.decode(text)
@@ -163,8 +179,8 @@ def model_of(body: dict[str, Any]) -> str:
     model = body.get("model")
     if model is None:
         return ""
-    if not isinstance(model, str) or len(model) > _MODEL_LENGTH or not model.isprintable():
-        raise bad(f"'model' must be a name of at most {_MODEL_LENGTH} printable characters", "model")
+    if not isinstance(model, str) or len(model) > _MODEL_LENGTH:
+        raise bad(f"'model' must be a name of at most {_MODEL_LENGTH} characters", "model")
     return model
 
 
@@ -218,9 +234,16 @@ def check_shape(route: str, body: dict[str, Any]) -> None:
         raise bad(f"'{name}' must be {wanted}" + ("" if name in body else ", and it is missing"), name)
     elif name == "messages":
         _check_messages(cast("list[object]", value))
+    _check_numbers(body)
+    if body.get("user") is not None and not isinstance(body["user"], str):
+        raise bad("'user' must be a text", "user")
+
+
+def _check_numbers(body: dict[str, Any]) -> None:
     for count in _COUNTS:
         given: object = body.get(count)
-        if given is not None and not isinstance(given, int) and not _whole(given):
+        flag = isinstance(given, bool) and count != "logprobs"  # which is true or false in chats
+        if given is not None and (flag or not isinstance(given, int)) and not _whole(given):
             raise bad(f"'{count}' must be a whole number", count)
     for number in ("temperature", "top_p"):
         given = body.get(number)

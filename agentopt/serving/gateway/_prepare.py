@@ -11,13 +11,12 @@ from agentopt.serving.gateway._errors import dumps
 from agentopt.serving.keys import may_ask
 
 
-def choose(raw: bytes, exchange: Exchange, catalog: Catalog, abilities: Abilities, nesting: int) -> Choice:
-    """Read the body into `exchange`, and ask the catalog what its model means.
+def choose(body: dict[str, Any], exchange: Exchange, catalog: Catalog, abilities: Abilities) -> Choice:
+    """Note the body in `exchange`, and ask the catalog what its model means.
 
     Raises:
         Refusal: The body is odd, the key may not, there is no such model.
     """
-    body = parse.parse_body(raw, nesting=nesting)
     exchange.body = body
     exchange.asked = parse.model_of(body)
     exchange.stream = parse.stream_of(exchange.route, body)
@@ -44,7 +43,17 @@ def rewritten(raw: bytes, choice: Choice, exchange: Exchange, abilities: Abiliti
     if adds_usage(exchange, abilities):
         changes["stream_options"] = {**_options(sent), "include_usage": True}
     exchange.sent = {**sent, **changes} if changes else sent
-    return raw if exchange.sent is body else dumps(exchange.sent)
+    if sent is body and not changes.keys() & body.keys():
+        return _spliced(raw, changes)
+    return dumps(exchange.sent)
+
+
+def _spliced(raw: bytes, added: dict[str, Any]) -> bytes:
+    """The client's bytes with fields it did not give put in front: cheaper than writing a long conversation again."""
+    if not added:
+        return raw
+    start = raw.index(b"{") + 1
+    return b"%b%b,%b" % (raw[:start], dumps(added)[1:-1], raw[start:])
 
 
 def adds_usage(exchange: Exchange, abilities: Abilities) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -143,6 +144,15 @@ async def test_an_unchanged_body_goes_through_byte_by_byte() -> None:
         raw = b'{ "messages":[{"role":"user","content":"caf\xc3\xa9"}],\n "model": "fake", "odd": 1e5 }'
         await home.client.post(CHAT, content=raw, headers={"content-type": "application/json"})
         assert home.fake.requests[-1].body == raw
+        raw = b' { "messages":[{"role":"user","content":"{\\""}], "stream":true}'
+        reply = await home.client.post(CHAT, content=raw, headers={"content-type": "application/json"})
+        sent = home.fake.requests[-1]
+        assert sent.json() == {**json.loads(raw), "model": "fake", "stream_options": {"include_usage": True}}
+        assert sent.body.endswith(raw[3:])
+        assert words(reply.text) == '{"'
+        long: dict[str, Any] = {"messages": [{"role": "user", "content": "x" * 1_000_000}], "fake": {"text": "a"}}
+        assert (await home.ask(**long)).status_code == 200
+        assert home.fake.requests[-1].json()["messages"] == long["messages"]
 
 
 async def test_names_are_rewritten_and_notes_become_headers() -> None:
@@ -308,8 +318,11 @@ async def test_sessions_and_the_wish_not_to_be_captured() -> None:
         await home.ask(headers={"X-Agentopt-Session": "run-7", "X-Agentopt-Capture": "off"})
         exchange = await home.notes.one()
         assert (exchange.session, exchange.capture) == ("run-7", False)
-        reply = await home.ask(headers={"X-Agentopt-Session": "a b"})
-        assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_session")
+        for odd in ("a b", "", "a" * 129):
+            reply = await home.ask(headers={"X-Agentopt-Session": odd})
+            assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_session")
+        reply = await home.ask(model="a\r\nX-Evil: 1")
+        assert (reply.status_code, reply.headers.get("x-evil")) == (404, None)
 
 
 async def test_pages_of_other_origins_only_where_they_are_allowed() -> None:

@@ -27,6 +27,8 @@ def test_it_holds_the_public_routes_and_no_others() -> None:
     some = document(Abilities(routes=frozenset({CHAT})), False)
     assert set(some["paths"]) == {CHAT} | own
     json.dumps(everything)
+    assert everything["security"]
+    assert "security" not in document(Abilities(), False, keys=False)
     for name in everything["components"]["schemas"]:
         jsonschema.Draft202012Validator.check_schema(everything["components"]["schemas"][name])
 
