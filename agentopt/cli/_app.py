@@ -34,6 +34,9 @@ app.add_typer(serve_app, name="serve")
 
 Target = Annotated[str | None, typer.Argument(help="file.py:function or package.module:function", metavar="TARGET")]
 Data = Annotated[str | None, typer.Option(help="JSONL, CSV or Parquet file")]
+Train = Annotated[
+    str | None, typer.Option(help="JSONL, CSV or Parquet; x.trace.jsonl; captured[:MODEL] for what was served")
+]
 Metric = Annotated[str | None, typer.Option("--metric", "-m", help="exact_match, contains, f1, ... or module:function")]
 Columns = Annotated[str | None, typer.Option(help="columns passed to the target, comma-separated")]
 Models = Annotated[
@@ -103,7 +106,7 @@ def _commas(text: str | None) -> list[str] | None:
 @app.command()
 def tune(
     target: Target = None,
-    train: Data = None,
+    train: Train = None,
     val: Data = None,
     test: Data = None,
     metric: Metric = None,

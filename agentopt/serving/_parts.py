@@ -159,8 +159,8 @@ class Assembly:
             on_warning=warn,
             on_news=warn,
         )
-        recorder.start()
         self.stack.push_async_callback(recorder.aclose, 5.0)
+        await asyncio.to_thread(recorder.start)  # it waits where another process holds the store
         if scores is not None and recorder.store is not None:
             await asyncio.to_thread(_restore, scores, recorder.store)
         return recorder
@@ -209,10 +209,12 @@ class Assembly:
         known = options.adapters or (prepared.path / "config.json").is_file()
         if resident and launched.abilities.adapters and known:
             taken = {one.name: "a virtual model" for one in virtual} | {name: "the base model"}
-            registry = await self._registry(engine, prepared, taken)
+            registry = await self._registry(engine, prepared, chosen.python, taken)
         return _Base(engine, name, registry, _tokenizer(options.model, prepared.path))
 
-    async def _registry(self, engine: Supervisor, prepared: Prepared, taken: dict[str, str]) -> AdapterRegistry:
+    async def _registry(
+        self, engine: Supervisor, prepared: Prepared, python: str | None, taken: dict[str, str]
+    ) -> AdapterRegistry:
         from agentopt.serving.adapters import AdapterRegistry, BaseFacts, BaseHashes, EngineDriver
 
         options, folder = self.options, self.place.folder
@@ -223,7 +225,7 @@ class Assembly:
             resident=options.resident,
             path=folder.adapters,
             staging=folder.path / "adapters",
-            hashes=BaseHashes(facts, CACHE),
+            hashes=BaseHashes(facts, CACHE, python=python),
             taken=taken.get,
         )
         self.stack.push_async_callback(registry.aclose)

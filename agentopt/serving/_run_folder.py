@@ -95,8 +95,14 @@ def _who(path: Path) -> str:
 
 
 def admin_token() -> str:
-    """AGENTOPT_ADMIN_TOKEN, or a new one of 256 random bits."""
-    return os.environ.get("AGENTOPT_ADMIN_TOKEN") or secrets.token_urlsafe(32)
+    """AGENTOPT_ADMIN_TOKEN, or a new one of 256 random bits.
+
+    Raises:
+        UserError: the one that is given protects nothing.
+    """
+    from agentopt.serving.admin import checked_token
+
+    return checked_token(os.environ.get("AGENTOPT_ADMIN_TOKEN") or secrets.token_urlsafe(32))
 
 
 def check_port(host: str, port: int, option: str) -> int:
