@@ -34,6 +34,8 @@ class EngineBase:
         """How often it was ready again after it was not."""
         self.started: float | None = None
         """When it became ready; of the monotonic clock."""
+        self._explained = False
+        """The reason says all: nobody needs to read the log."""
         self._on_event = on_event
         self._callbacks: list[Callable[[], Awaitable[None]]] = []
         self._suspected = asyncio.Event()
@@ -57,11 +59,12 @@ class EngineBase:
         """Returns when requests can be forwarded.
 
         Raises:
-            RunError: it has failed for good, or was stopped; with the reason and the last lines of its log.
+            RunError: it has failed for good, or was stopped; with the reason, and the last lines of its log where those
+                say more.
         """
         while self.phase is not Phase.READY:
             if self.phase in (Phase.FAILED, Phase.STOPPED):
-                tail = "".join(f"\n    {line}" for line in self.log_tail(12))
+                tail = "" if self._explained else "".join(f"\n    {line}" for line in self.log_tail(12))
                 why = f"engine {self.name}: {self.reason or 'it was stopped'}"
                 raise RunError(f"{why}; the end of its log:{tail}" if tail else f"{why}.")
             await self.changed()

@@ -155,6 +155,7 @@ class Supervisor(EngineBase):
         else:
             self.tell(events.Died(self.name, end.why, end.seconds, end.code))
         # What is wrong for good shows at the first start; later the same words may be an accident.
+        self._explained = end.fatal
         if not (end.fatal and self.generation <= max(1, self._vain)):
             if self._vain < self.options.failed_starts:
                 return True

@@ -114,7 +114,7 @@ async def test_engine_that_dies_at_start_is_tried_again_and_its_reason_is_told(t
 async def test_mistake_in_the_arguments_fails_at_once(tmp_path: Path) -> None:
     engine, told = watched(tiny("--colour", "red"), tmp_path / "run")
     async with engine:
-        with pytest.raises(RunError, match="does not know the argument --colour red given after `--`"):
+        with pytest.raises(RunError, match=r"does not know the argument --colour red given after `--`\.$"):
             await engine.ready()
     assert kinds(told).count("starting") == 1
 
