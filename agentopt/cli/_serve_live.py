@@ -110,9 +110,8 @@ class LiveServer(LiveView):
     def on_working(self, event: Any) -> None:
         if not self.told and not event.what.startswith("reading "):
             self.told = True
-            self.line(
-                "preparing", "the model is converted or quantized, minutes; the result is kept for the next start"
-            )
+            what = event.what if event.what.startswith("fetching") else "the model is converted or quantized, minutes"
+            self.line("preparing", f"{what}; the result is kept for the next start")
         done = "" if event.total is None else f" {event.done:,}/{event.total:,}"
         self.show("preparing", f"{event.what}{done}")
 
