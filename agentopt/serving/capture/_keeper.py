@@ -138,14 +138,15 @@ class Keeper:
         """One batch: everything that is due, written and known to be durable, or held for the next try."""
         try:
             store = self.store or self._open()
-            if self._failures:
-                self._failures = 0
-                self._resumed()
             if not self._single:
                 for _ in range(min(_BATCH, len(self._queue))):
                     self._take(*self._queue.popleft())
                     time.sleep(_BREATH)
             self._write(store, everything=closing and not self._queue)
+            if self._failures:
+                self._sum_up(store, time.monotonic(), force=True)  # a file may open and still take no writes
+                self._failures = 0
+                self._resumed()
         except (AgentoptError, OSError) as error:
             self._failed(error)
         except Exception:  # noqa: BLE001 - a batch without a stored form must not end the capture of all others
@@ -201,7 +202,7 @@ class Keeper:
 
     def _sum_up(self, store: Store, now: float, *, force: bool = False) -> None:
         summary = {"captured": self.captured, "dropped": dict(self.drops), "tokens": self.tokens}
-        if summary != self._summary and (force or now - self._summed >= _SUMMARY):
+        if force or (summary != self._summary and now - self._summed >= _SUMMARY):
             store.update_run(self._run_id, summary=summary)
             self._summary, self._summed = summary, now
 
@@ -226,9 +227,9 @@ class Keeper:
             with suppress(StoreError):  # it says again what it said before
                 store.close()
         first = self.trouble is None
-        self.trouble = str(error)
+        self.trouble = str(error).replace(", then resume the run", "").replace(", then resume", "")
         if first:
-            self._say("warning", f"capture stands still, requests are answered as before: {error}")
+            self._say("warning", f"capture stands still, requests are answered as before: {self.trouble}")
 
     def _resumed(self) -> None:
         self.trouble = None

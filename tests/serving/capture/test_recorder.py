@@ -162,15 +162,18 @@ async def test_a_reply_or_an_exchange_that_is_too_long(tmp_path: Path) -> None:
 class Broken:
     """Opens the store; while `failing` every write to it raises, as with a full disk."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, opens: bool = False) -> None:
         self.path = path
         self.failing = False
+        self.opens = opens
+        self.opened = 0
 
     def __call__(self) -> Store:
-        if self.failing:
+        self.opened += 1
+        if self.failing and not self.opens:
             raise StoreError("The disk that holds the store is full; free some space.")
         store = Store.open(self.path)
-        for name in ("put_trace", "flush"):
+        for name in ("put_trace", "put_exchange", *(() if self.opens else ("flush",))):
             setattr(store, name, self._checked(getattr(store, name)))
         return store
 
@@ -222,6 +225,18 @@ async def test_sqlite_finds_the_disk_full_and_nothing_is_lost_when_room_is_made(
     assert recorder.close() == 0 and recorder.captured == 300 and recorder.dropped == 0
     assert len(told) == 1 and "is full" in told[0]
     assert len(traces(str(tmp_path / "s.db"), recorder.run_id)) == 300
+
+
+async def test_a_store_that_opens_but_takes_no_writes_is_told_of_once(tmp_path: Path) -> None:
+    told: list[str] = []
+    opener = Broken(tmp_path / "s.db", opens=True)
+    recorder = Recorder(opener=opener, on_warning=told.append, on_news=told.append)
+    recorder.start()
+    opener.failing = True
+    put(recorder, exchange())
+    await until(lambda: opener.opened >= 2)
+    assert len(told) == 1 and recorder.trouble is not None
+    assert recorder.close() == 1 and recorder.captured == 0
 
 
 async def test_requests_are_answered_while_the_store_fails(tmp_path: Path) -> None:
