@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -88,6 +89,9 @@ async def _serve(asked: argparse.Namespace, listening: socket.socket) -> int:
             server_header=False,
         )
         sys.stderr.write(f"{asked.served_model_name}: ready, {worker.context} tokens\n")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # uvicorn ends in order and then raises the signal again: that is no failure.
+            signal.signal(number, lambda *_: None)
         await uvicorn.Server(config).serve(sockets=[listening])
     finally:
         await asyncio.to_thread(worker.close)
