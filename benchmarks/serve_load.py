@@ -293,6 +293,19 @@ def ours(folder: Path, capture: bool = False) -> Iterator[Target]:
 
 
 @contextlib.contextmanager
+def in_uvicorn(folder: Path, engine_port: int) -> Iterator[Target]:
+    """The same application in uvicorn (httptools, uvloop, no access log of its own)."""
+    port, place = free_port(), folder / "uvicorn"
+    place.mkdir()
+    log = place / "out.log"
+    argv = [sys.executable, str(HERE / "_serve_uvicorn.py"), str(port), str(engine_port), str(place)]
+    with process(argv, log) as child:
+        wait_for(f"http://127.0.0.1:{port}/ready", child, log)
+        secret = (place / "secret").read_text(encoding="utf-8")
+        yield Target("in uvicorn", port, engine_port, child.pid, secret)
+
+
+@contextlib.contextmanager
 def litellm(folder: Path, engine_port: int) -> Iterator[Target | None]:
     """LiteLLM's proxy in front of an engine; None where it cannot be installed."""
     python, why = peer_python(LITELLM, "uvloop")
@@ -327,6 +340,7 @@ def main() -> None:
     repeats, requests = (1, 3_000) if given.quick else (given.repeats, given.requests)
     rates = [20.0, 40.0] if given.quick else [15.0, 20.0, 25.0, 30.0, 35.0, 40.0, 50.0, 60.0, 70.0, 80.0, 100.0]
     load: dict[str, Any] = {"chunks": 20} if given.quick else {}
+    seconds = 1.0 if given.quick else 4.0
     rows: list[Row] = []
     extra: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
@@ -340,7 +354,7 @@ def main() -> None:
                 Row("burst: " + row.name, row.value, row.unit, row.interval)
                 for row in standard_rows("", burst, goals=False)[:3]
             ]
-            held, cpu, extra["steps"] = highest(bare, gateway, rates, 1.0 if given.quick else 4.0)
+            held, cpu, extra["steps"] = highest(bare, gateway, rates, seconds)
             rows.append(
                 Row(f"highest rate that holds {HELD}", held, "chunks/s", note="tried in steps: see extra.steps")
             )
@@ -349,11 +363,28 @@ def main() -> None:
             rows += found
         with ours(folder, capture=True) as gateway:
             rows += standard_rows("capture on", pairs(bare, gateway, repeats, **load), goals=False)
-            held, cpu, extra["steps, capture on"] = highest(bare, gateway, rates, 1.0 if given.quick else 4.0)
+            held, cpu, extra["steps, capture on"] = highest(bare, gateway, rates[:1] if given.quick else rates, seconds)
             rows.append(Row(f"capture on: highest rate that holds {HELD}", held, "chunks/s"))
+        rows += other_server(rows, folder, bare, repeats, requests, load)
         if not given.quick and not given.no_peer:
             rows = beside(rows, folder, bare, repeats, extra)
     write_results("serve_load", rows, quick=given.quick, extra=extra)
+
+
+def other_server(
+    rows: list[Row], folder: Path, bare: Target, repeats: int, requests: int, load: dict[str, Any]
+) -> list[Row]:
+    """What the application costs in another server."""
+    ours_by_name = {row.name: row.value for row in rows}
+    with in_uvicorn(folder, bare.port) as other:
+        found = standard_rows("", pairs(bare, other, repeats, **load), goals=False)
+        found += memory(other, min(requests, 20_000))[0]
+    wanted = ("throughput, with over without", "added to a chunk, median", "CPU per chunk", "CPU per short request")
+    return [
+        Row(f"in uvicorn: {row.name}", row.value, row.unit, row.interval, None, "our server", ours_by_name[row.name])
+        for row in found
+        if row.name in wanted
+    ]
 
 
 def beside(rows: list[Row], folder: Path, bare: Target, repeats: int, extra: dict[str, Any]) -> list[Row]:

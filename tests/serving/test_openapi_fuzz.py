@@ -1,4 +1,4 @@
-"""Whatever the OpenAPI document allows, and what it does not: no answer is a server's mistake or breaks the document."""
+"""Whatever the OpenAPI document allows or forbids, no answer is a server's mistake or breaks the document."""
 
 from __future__ import annotations
 
