@@ -6,6 +6,7 @@ Why not uvicorn's loop: it has no deadline for heads and bodies, no bound on hea
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -59,6 +60,8 @@ class Server:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"cannot listen on {host}:{port}: {reason}; choose another --host or --port") from error
         self.port = self._listener.sockets[0].getsockname()[1]
+        for listening in self._listener.sockets:
+            _probing(listening)
         self._look()
 
     async def stop(self) -> None:
@@ -121,6 +124,17 @@ class Server:
             if connection.deadline < now:
                 connection.overdue()
         self._timer = asyncio.get_running_loop().call_later(self._period, self._look)
+
+
+def _probing(listening: Any) -> None:
+    """Ask silent peers after a minute whether they are there; connections inherit it from the socket that listens.
+
+    One that vanished without a word must not hold an engine until its time is up.
+    """
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
+        if hasattr(socket, name):
+            listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 @asynccontextmanager

@@ -16,6 +16,14 @@ from agentopt.serving.gateway import Limits
 from tests.serving.gateway.kit import HELLO, Ring, events, house, read_all, request, until, words
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> Any:
+    """The loop that serves; asyncio's own runs the other files."""
+    return "asyncio", {"use_uvloop": True}
+
+
 SHORT = Limits(first_seconds=0.2, idle_seconds=0.2, grace_seconds=0.2)
 LONG = {"chunks": 100_000, "rate": 100}
 """A stream that does not end while a test runs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +16,14 @@ from agentopt.serving.gateway import Limits, serve_app, serving
 from tests.serving.gateway.kit import HELLO, Ring, house, read_all, request, until
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> Any:
+    """The loop that serves; asyncio's own runs the other files."""
+    return "asyncio", {"use_uvloop": True}
+
+
 QUICK = Limits(
     head_seconds=0.2, body_seconds=0.3, keep_alive_seconds=0.2, stalled_seconds=0.3, head_bytes=4000, grace_seconds=0.2
 )
@@ -37,6 +46,21 @@ async def test_connections_are_kept_and_requests_may_be_sent_ahead() -> None:
         order = [replies.index(b'"n%d"' % n) for n in range(5)]
         assert order == sorted(order)
         assert statuses(replies) == [200] * 6
+
+
+async def test_peers_that_vanished_are_found_out() -> None:
+    accepted: list[socket.socket] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError
+
+    async with serving(app, limits=Limits(grace_seconds=0.1)) as server:
+        client = socket.create_connection(("127.0.0.1", server.port))
+        await until(lambda: bool(server._connections))
+        for connection in server._connections:
+            accepted.append(connection._transport.get_extra_info("socket"))
+        assert accepted[0].getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        client.close()
 
 
 async def test_too_many_requests_ahead_are_not_taken() -> None:
