@@ -188,8 +188,8 @@ def _show_traffic(run: RunRow, traces: Sequence[str], said: Sequence[Mapping[str
     """What a server captured, and what users said of it."""
     drops: dict[str, int] = run.summary.get("dropped") or {}
     dropped = sum(drops.values())
-    counted = f"{run.summary.get('captured', 0)} exchanges captured, {dropped} dropped, {len(said)} pieces of feedback"
-    console.print(counted)
+    captured = run.summary.get("captured", 0)
+    console.print(f"exchanges captured: {captured}, dropped: {dropped}; pieces of feedback: {len(said)}")
     share = run.config.get("sample", 1.0)
     taken = ", ".join(run.config.get("redacted") or ()) or "nothing"
     console.print(f"{share:.0%} of the traffic; taken out before it was stored: {taken}", style="dim")
@@ -234,6 +234,8 @@ def values_of(store: Store, run: RunRow, which: str) -> Mapping[str, Any]:
     Raises:
         UserError: the run has no such candidate.
     """
+    if run.config.get("kind") == "serve":
+        raise UserError(f"run {run.id} is the traffic of a server: it has no candidates; give the id of a tuning run.")
     if which in ("best", "baseline"):
         found = run.summary.get(which)
         if not found:

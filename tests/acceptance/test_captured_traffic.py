@@ -105,7 +105,7 @@ def test_a_captured_session_is_shown_tuned_on_and_served(agentopt: Run, project:
     assert recorder.run_id in listed.stdout and "serve desk" in listed.stdout and "done" in listed.stdout
     shown = agentopt("runs", "show", recorder.run_id)
     assert shown.returncode == 0, shown.stderr
-    assert "60 exchanges captured, 0 dropped, 60 pieces of feedback" in shown.stdout
+    assert "exchanges captured: 60, dropped: 0; pieces of feedback: 60" in shown.stdout
     assert max(map(len, shown.stdout.splitlines())) <= 80
     trace = next(line.split()[-1] for line in shown.stdout.splitlines() if line.startswith("agentopt trace show"))
     tree = agentopt("trace", "show", trace)
@@ -113,8 +113,9 @@ def test_a_captured_session_is_shown_tuned_on_and_served(agentopt: Run, project:
     assert "2 LM calls, 22 tokens" in tree.stdout and "session" in tree.stdout and "What a colourful" in tree.stdout
     call = agentopt("trace", "show", trace, "--op", "0").stdout
     assert "[email]" in call and "bob@" not in call and "Be kind." in call and "req_" in call
-    resumed = agentopt("runs", "resume", recorder.run_id)
-    assert resumed.returncode == 2 and "traffic of a server" in resumed.stderr
+    for command in ("resume", "diff"):
+        refused = agentopt("runs", command, recorder.run_id)
+        assert refused.returncode == 2 and "traffic of a server" in refused.stderr
 
     url = f"openai-compatible:http://127.0.0.1:{engine}/v1#m"
     tuned = agentopt(

@@ -35,7 +35,7 @@ class GivenFeedback:
 
     request_id: str
     asked: str
-    """The model name that the client had given."""
+    """The model name that the client had given; the engine's where it gave none."""
     model: str
     variant: str | None
     score: float | None

@@ -87,7 +87,7 @@ def make_call(exchange: Exchange, reply: bytes | None, redaction: Redaction) -> 
     facts: JSONDict = {
         "role": "agent",
         "model": exchange.model,
-        "asked": exchange.asked,
+        "asked": exchange.asked or exchange.model,
         "route": exchange.route,
         "variant": exchange.variant,
         "adapter": exchange.adapter,

@@ -34,6 +34,7 @@ class Seen:
 
     key: str | None
     asked: str
+    """The model name that the client gave; the engine's where it gave none."""
     model: str
     variant: str | None
 
@@ -102,7 +103,7 @@ class Recorder:
         if not exchange.capture or exchange.route not in ROUTES:
             return False
         key = None if exchange.key is None else exchange.key.id
-        self._seen[exchange.id] = Seen(key, exchange.asked, exchange.model, exchange.variant)
+        self._seen[exchange.id] = Seen(key, exchange.asked or exchange.model, exchange.model, exchange.variant)
         if len(self._seen) > self.limits.remembered:
             self._seen.popitem(last=False)
         return self._sampled(exchange)
