@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from agentopt.errors import UserError
-from agentopt.models._embedded_engine import physical_cores
+from agentopt.models._embedded_engine import engine_threads
 from agentopt.serving._types import CHAT, COMPLETIONS, COUNT, MESSAGES, RESPONSES, Abilities, Address
 from agentopt.serving.adapters import BaseFacts
 from agentopt.serving.engines._choose import Chosen
@@ -110,8 +110,10 @@ def _environment(python: str, options: EngineOptions, *, cpu: bool) -> dict[str,
     more = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if cpu:
         # Threads spin between layers; one without a core stalls all others, and the server needs some time as well.
-        more["OMP_NUM_THREADS"] = str(options.threads or max(1, physical_cores() - 1))
+        more["OMP_NUM_THREADS"] = str(engine_threads())
     env = engine_environment(python, **more)
+    if options.threads is not None:
+        env["OMP_NUM_THREADS"] = str(options.threads)
     env |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     env.pop("VLLM_API_KEY", None)
     if options.resident:

@@ -155,10 +155,11 @@ def test_vllm_on_a_cpu_is_told_what_it_needs(monkeypatch: pytest.MonkeyPatch, fo
 def test_vllm_without_adapters_opens_no_route_for_them(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
     made = launch_vllm(
-        folder, "base", EngineOptions(dtype="bfloat16", context=64, sequences=2, kv_gib=3, compiled=True)
+        folder, "base", EngineOptions(dtype="bfloat16", context=64, sequences=2, kv_gib=3, threads=5, compiled=True)
     )
     argv = _argv(made)
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in made.env and "--enable-lora" not in argv
+    assert made.env["OMP_NUM_THREADS"] == "5"
     assert "--enforce-eager" not in argv and made.env["VLLM_CPU_KVCACHE_SPACE"] == "3"
     with pytest.raises(UserError, match="max_rank: found 600"):
         launch_vllm(folder, "base", EngineOptions(resident=1, max_rank=600))
