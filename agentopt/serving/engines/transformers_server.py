@@ -91,11 +91,15 @@ async def _serve(asked: argparse.Namespace, listening: socket.socket) -> int:
         sys.stderr.write(f"{asked.served_model_name}: ready, {worker.context} tokens\n")
         for number in (signal.SIGTERM, signal.SIGINT):
             # uvicorn ends in order and then raises the signal again: that is no failure.
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, _pass)
         await uvicorn.Server(config).serve(sockets=[listening])
     finally:
         await asyncio.to_thread(worker.close)
     return 0
+
+
+def _pass(number: int, frame: object) -> None:
+    """A signal that was obeyed already."""
 
 
 def _load(asked: argparse.Namespace) -> Any:

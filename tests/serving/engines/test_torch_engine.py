@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Generator
@@ -12,9 +13,12 @@ from typing import Any
 import openai
 import pytest
 
+from agentopt.serving._types import Abilities, Address
+from agentopt.serving.adapters import AdapterRegistry, BaseFacts, EngineDriver
+from agentopt.serving.fake_engine import Ready
 from agentopt.weights import adapters
 from tests.serving.engines.torch_engine_running import TOKEN, Running, running
-from tests.weights.tiny import tiny
+from tests.weights.tiny import tiny, tiny_folder
 
 GREEDY: dict[str, Any] = {"temperature": 0, "extra_body": {"ignore_eos": True}}
 
@@ -175,6 +179,31 @@ def test_rows_of_one_batch_have_adapters_of_their_own(engine: Running, tmp_path:
         with pytest.raises(openai.NotFoundError):
             ask("one")
         assert ask("tiny") == expected["tiny"]
+
+
+def test_the_registry_gives_it_what_was_checked(engine: Running, tmp_path: Path) -> None:
+    made = {name: make_adapter(tmp_path / name, number) for number, name in enumerate(("one", "two", "three"))}
+    base = BaseFacts.of(tiny_folder(tmp_path / "base"), 8)
+    target = Ready(Address(socket=engine.path, token=TOKEN), Abilities(model="tiny", adapters=True))
+
+    async def test() -> None:
+        registry = AdapterRegistry(base, EngineDriver(target), resident=2, staging=tmp_path / "staging")
+        for name, (folder, _) in made.items():
+            await registry.add(name, folder)
+        for name in ("one", "two", "three", "one"):
+            async with registry.hold(name):
+                found = await asyncio.to_thread(ask, name)
+            assert found == generated(engine, [3, 4, 5], 12, made[name][1])
+        assert registry.loads == 4, "there are two places"
+        await registry.remove("one")
+        await registry.remove("three")
+
+    def ask(name: str) -> str:
+        with engine.client() as client:
+            return client.completions.create(model=name, prompt=[3, 4, 5], max_tokens=12, **GREEDY).choices[0].text
+
+    asyncio.run(test())
+    assert not engine.worker.slots.folders
 
 
 def test_an_adapter_that_does_not_fit_changes_nothing(engine: Running, tmp_path: Path) -> None:
