@@ -5,6 +5,7 @@ The exit code is 0 after a stop that was asked for, 1 when the engine cannot go 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 from collections.abc import Mapping
@@ -63,4 +64,5 @@ def _check_word(model: str | None) -> None:
 
 
 def _print_json(event: Any) -> None:
-    print(json.dumps(event.to_dict(), ensure_ascii=False, default=str), flush=True)
+    with contextlib.suppress(BrokenPipeError):  # whoever read it has gone; the server has not
+        print(json.dumps(event.to_dict(), ensure_ascii=False, default=str), flush=True)

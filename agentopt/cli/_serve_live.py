@@ -63,6 +63,7 @@ class LiveServer(LiveView):
         self.quiet = quiet
         self.serving: Any = None
         self.told = False
+        self.stopping = False
         self.elsewhere = False
         """The engine is started and stopped by somebody else."""
         self.progress = Progress(
@@ -147,6 +148,8 @@ class LiveServer(LiveView):
         self.show("serving")
 
     def on_died(self, event: Any) -> None:
+        if self.stopping:
+            return
         if self.elsewhere:
             self.line("lost", event.why, "red")
         else:
@@ -156,6 +159,8 @@ class LiveServer(LiveView):
         self.line("hung", f"{event.engine}: {event.why}; it is started again", "red")
 
     def on_waiting(self, event: Any) -> None:
+        if self.stopping:
+            return
         if self.elsewhere:
             self.line("waiting", f"for the engine: {event.why}", "yellow")
         else:
@@ -165,6 +170,7 @@ class LiveServer(LiveView):
         self.line("warning", event.message, "yellow")
 
     def on_draining(self, event: Any) -> None:
+        self.stopping = True
         if event.in_flight:
             what = number_of("request", event.in_flight)
             self.line("stopping", f"{what} may end within {seconds(event.seconds)}; Ctrl-C again to stop at once")

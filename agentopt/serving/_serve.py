@@ -49,7 +49,7 @@ def serve_forever(options: ServeOptions, on_event: OnEvent) -> int:
 
 
 async def serve(options: ServeOptions, on_event: OnEvent) -> int:
-    """As `serve_forever`, in a loop that runs; takes SIGINT and SIGTERM while it does."""
+    """As `serve_forever`, in a loop that runs; takes SIGINT, SIGTERM and SIGHUP while it does."""
     stop = _Stop()
     news = News(on_event)
     main = asyncio.create_task(_serve(options, news, stop))
@@ -87,7 +87,9 @@ class _Stop:
 @contextlib.contextmanager
 def _signals(callback: Callable[[], None]) -> Generator[None]:
     loop = asyncio.get_running_loop()
-    taken = (signal.SIGINT, signal.SIGTERM)
+    taken = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it, and so do we then
+        taken.append(signal.SIGHUP)
     for number in taken:
         loop.add_signal_handler(number, callback)
     try:

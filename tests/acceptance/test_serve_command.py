@@ -168,6 +168,21 @@ def test_traffic_and_feedback_are_in_the_store(full: Full) -> None:
     assert any(run["id"] == full.serving["captured_as"] for run in json.loads(listed.stdout)), listed.stdout
 
 
+def test_a_comparison_goes_on_in_the_next_server(full: Full) -> None:
+    base = full.serving["base_url"]
+    _, headers, _ = asked(f"{base}/chat/completions", {"model": "desk", "messages": HELLO}, key=full.key)
+    liked = {"request_id": headers["x-request-id"], "score": 1}
+    assert asked(f"{base}/feedback", liked, key=full.key)[0] == 200
+    options = ("--capture", "--candidate", "desk=pirate.json", "--candidate", "desk=base@0.5", "--run-dir", "second")
+    with server(full.folder, *FAKE, *options) as running:
+        running.serving()
+        about = json.loads((full.folder / "second" / "server.json").read_text(encoding="utf-8"))
+        _, _, said = asked(f"{about['admin_url']}/variants", key=about["admin_token"])
+        assert running.stop() == 0
+    rows = {f"desk/{row['variant']}": row for row in said["variants"]}
+    assert rows[headers["x-agentopt-variant"]]["feedback"]["n"] >= 1
+
+
 def lists(openai: Any) -> bool:
     """Whether the key is taken."""
     from openai import AuthenticationError
