@@ -1,6 +1,6 @@
 """`agentopt serve` as a person runs it: the address it prints, its commands, Ctrl-C, faults, and mistakes.
 
-Most of it with the engine that repeats what it is told, one test with the embedded model.
+All of it with the engine that repeats what it is told.
 """
 
 from __future__ import annotations
@@ -447,28 +447,3 @@ def test_without_a_server_there_is_nothing_to_ask(agentopt: Shell, command: str)
     done = agentopt("serve", command)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-
-
-# --- the embedded model ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.embedded
-def test_the_embedded_model_chats_and_streams(folder: Path) -> None:
-    pytest.importorskip("xllamacpp")
-    with server(folder, "embedded", "--engine", "embedded") as running:
-        serving = running.serving()
-        openai = client(serving)
-        asks: dict[str, Any] = {
-            "model": serving["model"],
-            "messages": [{"role": "user", "content": "What is the capital of France? One word."}],
-            "max_tokens": 12,
-            "temperature": 0,
-        }
-        whole = openai.chat.completions.create(**asks)
-        assert "Paris" in whole.choices[0].message.content
-        parts = list(openai.chat.completions.create(**asks, stream=True, stream_options={"include_usage": True}))
-        assert "".join(part.choices[0].delta.content or "" for part in parts if part.choices) == (
-            whole.choices[0].message.content
-        )
-        assert parts[-1].usage.completion_tokens == whole.usage.completion_tokens
-        assert running.stop() == 0
