@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.acceptance.served import CLIENTS
 from tests.acceptance.warm import WarmCommands
 
 AGENT = '''
@@ -82,6 +83,13 @@ def warm() -> Iterator[WarmCommands]:
     commands = WarmCommands()
     yield commands
     commands.close()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def clients_are_closed() -> Iterator[None]:
+    """Those of tests with `agentopt serve`."""
+    yield
+    CLIENTS.close()
 
 
 def write_rows(path: Path, start: int, number: int) -> None:

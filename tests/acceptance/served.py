@@ -20,7 +20,11 @@ from typing import Any
 
 PATIENCE = 120.0
 """Seconds until what has to happen is given up; no test depends on how long it takes."""
+FAKE = ("double", "--engine", "fake")
+HELLO = [{"role": "user", "content": "one two three four"}]
 ENVIRONMENT = {"COLUMNS": "80", "NO_COLOR": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+CLIENTS = contextlib.ExitStack()
+"""Closes what `client` made; `conftest.py` does it after each file."""
 
 
 @dataclass
@@ -141,3 +145,12 @@ def _json(data: bytes) -> Any:
         return json.loads(data)
     except ValueError:
         return data.decode(errors="replace")
+
+
+def client(serving: dict[str, Any], key: str = "none") -> Any:
+    """The client that people use; it asks once."""
+    import openai
+
+    made = openai.OpenAI(base_url=serving["base_url"], api_key=key, max_retries=0, timeout=PATIENCE)
+    CLIENTS.callback(made.close)
+    return made

@@ -1,0 +1,124 @@
+"""How `agentopt serve` ends, and what ends with it: Ctrl-C, drain, kill -9, engines that die or never come."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.conftest import Shell
+from tests.acceptance.served import ENVIRONMENT, FAKE, HELLO, client, gone, server
+from tests.acceptance.warm import WarmCommands
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def slow(serving: dict[str, Any], words: int, rate: float) -> Any:
+    """A stream of so many words, so many a second."""
+    fake = {"fake": {"text": " ".join(["word"] * words), "rate": rate}}
+    return client(serving).chat.completions.create(model="double", messages=HELLO, stream=True, extra_body=fake)
+
+
+def test_ctrl_c_lets_a_stream_end(folder: Path) -> None:
+    with server(folder, *FAKE) as running:
+        serving = running.serving()
+        stream = slow(serving, 20, 40)
+        words = [next(stream)]
+        running.process.send_signal(signal.SIGINT)
+        assert running.until("draining")["in_flight"] == 1
+        words += list(stream)
+        assert running.end() == 0
+    assert sum("word" in (part.choices[0].delta.content or "") for part in words if part.choices) == 20
+    assert running.told[-1] == {"kind": "ended", "cut_off": 0}
+    assert not (folder / serving["run_dir"] / "server.json").exists()
+    assert gone(running.engine_pid)
+
+
+def test_a_second_ctrl_c_stops_at_once(folder: Path) -> None:
+    import openai
+
+    with server(folder, *FAKE) as running:
+        stream = slow(running.serving(), 100, 1)
+        next(stream)
+        running.process.send_signal(signal.SIGINT)
+        running.until("draining")
+        running.process.send_signal(signal.SIGINT)
+        with pytest.raises(openai.APIError):  # an event that says so, not a connection that breaks
+            list(stream)
+        assert running.end() == 0
+    assert running.told[-1] == {"kind": "ended", "cut_off": 1}
+    assert gone(running.engine_pid)
+
+
+def test_killed_with_9_it_leaves_no_engine(folder: Path) -> None:
+    with server(folder, *FAKE) as running:
+        running.serving()
+        running.process.kill()
+        running.process.wait()
+        assert gone(running.engine_pid)
+
+
+def test_an_engine_killed_in_a_stream_is_started_again(folder: Path) -> None:
+    import openai
+
+    with server(folder, *FAKE) as running:
+        serving = running.serving()
+        stream = slow(serving, 100, 10)
+        next(stream)
+        os.kill(running.engine_pid, signal.SIGKILL)
+        with pytest.raises(openai.APIError) as raised:
+            list(stream)
+        assert "engine" in str(raised.value)
+        running.until("ready", generation=2)
+        again = client(serving).chat.completions.create(model="double", messages=HELLO)
+        assert again.choices[0].message.content == "one two three four"
+        assert running.stop() == 0
+
+
+def test_drain_ends_it_from_elsewhere(folder: Path, warm: WarmCommands) -> None:
+    with server(folder, *FAKE) as running:
+        running.serving()
+        assert Shell(folder, warm)("serve", "drain").returncode == 0
+        assert running.end() == 0
+
+
+def test_ctrl_c_before_it_serves_ends_it_as_well(folder: Path) -> None:
+    with server(folder, "inner", "--upstream", f"unix://{folder}/nobody.sock") as running:
+        running.until("waiting")
+        assert running.stop() == 0
+    assert running.told[-1] == {"kind": "ended", "cut_off": 0}
+
+
+def test_an_engine_elsewhere_is_served_with_its_own_token(folder: Path) -> None:
+    place = folder / "engine.sock"
+    command = [sys.executable, "-m", "agentopt.serving.fake_engine", "--uds", str(place), "--model", "inner"]
+    elsewhere = subprocess.Popen(
+        [*command, "--token", "secret of the engine"], stdout=subprocess.PIPE, env={**os.environ, **ENVIRONMENT}
+    )
+    try:
+        variables = {"AGENTOPT_UPSTREAM_TOKEN": "secret of the engine"}
+        with server(folder, "--upstream", f"unix://{place}", environment=variables) as running:
+            serving = running.serving()
+            assert (serving["model"], serving["engine"]) == ("inner", "external")
+            said = client(serving).chat.completions.create(model="inner", messages=HELLO)
+            assert said.choices[0].message.content == "one two three four"
+            assert running.stop() == 0
+        assert elsewhere.poll() is None  # whoever started it stops it
+    finally:
+        elsewhere.kill()
+        elsewhere.communicate()
+
+
+def test_an_engine_that_cannot_start_is_a_failed_run(agentopt: Shell) -> None:
+    done = agentopt("serve", *FAKE, "--port", "0", "--", "--no-such-option", timeout=60)
+    assert done.returncode == 1
+    assert "--no-such-option" in done.stderr
+    assert "Traceback" not in done.stderr
