@@ -93,6 +93,8 @@ class Settings(BaseModel):
     """Options of `agentopt fold train`, which checks them itself."""
     quantize: dict[str, Any] = Field(default_factory=dict)
     """Options of `agentopt quantize`, which checks them itself."""
+    serve: dict[str, Any] = Field(default_factory=dict)
+    """Options of `agentopt serve`, which checks them itself."""
 
     PATHS: ClassVar[tuple[str, ...]] = ("train", "val", "test", "template", "store")
 

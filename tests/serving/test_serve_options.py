@@ -102,3 +102,10 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs httptools and prometheus_client: pip install 'agentopt\[serve\]'"):
         serve_forever(options(), print)
+
+
+def test_other_commands_leave_the_table_alone(tmp_path: Path) -> None:
+    from agentopt.cli._settings import load_settings
+
+    (tmp_path / "agentopt.toml").write_text('seed = 3\n[serve]\nmodel = "embedded"\n', encoding="utf-8")
+    assert load_settings(None, {}).seed == 3
