@@ -217,7 +217,7 @@ def _check_pair(
             f"{where}: the factors of {layer!r:.120} have rank {rank}, but {CONFIG} says {config.rank_of(layer)}."
         )
     if rank > most:
-        raise UserError(f"{where}: rank {rank} is above the engine's {most}; start it with --max-lora-rank {rank}.")
+        raise UserError(f"{where}: rank {rank} is above the server's {most}; start it with --max-rank {rank}.")
     if shape is not None and (inner, out) != shape:
         raise UserError(
             f"{where}: {layer!r:.120} is for a layer of {inner} by {out} numbers, the served model's has {shape[0]} by "

@@ -14,7 +14,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -186,7 +186,7 @@ class AdapterRegistry:
         if entry.users or entry.resident is not None:
             self._leaving[name] = entry
             if not entry.users:
-                await self._leave(name, entry)
+                await asyncio.shield(self._start(self._leave(name, entry)))
 
     async def restore(self) -> list[str]:
         """Add what the file lists; gives a sentence for each that could not be added.
@@ -208,10 +208,11 @@ class AdapterRegistry:
         """Stop what is going on; the engine is not asked to forget anything."""
         if self._hashes is not None:
             self._hashes.close()
-        for task in list(self._tasks):
+        going = list(self._tasks)
+        for task in going:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        if going:
+            await asyncio.wait(going)
 
     def _check_free(self, name: str) -> None:
         other = self.taken(name) if self.taken is not None else None
@@ -287,7 +288,25 @@ class AdapterRegistry:
         return time.monotonic() - entry.failed_at >= _TRY_AGAIN
 
     async def _prepare(self, entry: _Entry) -> None:
-        """Have it at the engine, and count one user."""
+        """Have it at the engine, and count one user.
+
+        In a task of its own: a client that goes away must not leave the engine with an adapter that nobody knows of.
+        """
+        task = self._start(self._prepared(entry))
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise Refusal(503, "The server stops.", kind="server_error", code="stopping") from None
+            task.add_done_callback(lambda done: self._abandoned(entry, done))
+            raise
+
+    def _abandoned(self, entry: _Entry, done: asyncio.Task[None]) -> None:
+        """Nobody waits for it any more."""
+        if not done.cancelled() and done.exception() is None:
+            self._release(entry.facts.name, entry)
+
+    async def _prepared(self, entry: _Entry) -> None:
         async with self._lock:
             if entry.gone:
                 raise _unknown(entry.facts.name)
@@ -333,32 +352,29 @@ class AdapterRegistry:
             ) from None
 
     async def _load(self, entry: _Entry) -> None:
-        # A client that goes away must not leave the engine with an adapter that nobody knows of.
-        with anyio.CancelScope(shield=True):
-            try:
-                path = await anyio.to_thread.run_sync(self._staging.put, entry.facts)
-                await self._driver.load(entry.facts.name, path)
-            except Refusal as error:
-                self._drop_copy(entry.facts)
-                if error.status == 503:
-                    raise
-                self._fail(entry, str(error))
-                raise _unavailable(entry) from None
-            except AgentoptError as error:
-                self._fail(entry, str(error))
-                raise _unavailable(entry) from None
-            entry.resident, entry.problem = entry.facts, None
-            entry.loads += 1
-            self.loads += 1
+        try:
+            path = await anyio.to_thread.run_sync(self._staging.put, entry.facts)
+            await self._driver.load(entry.facts.name, path)
+        except Refusal as error:
+            self._drop_copy(entry.facts)
+            if error.status == 503:
+                raise
+            self._fail(entry, str(error))
+            raise _unavailable(entry) from None
+        except AgentoptError as error:
+            self._fail(entry, str(error))
+            raise _unavailable(entry) from None
+        entry.resident, entry.problem = entry.facts, None
+        entry.loads += 1
+        self.loads += 1
 
     async def _unload(self, entry: _Entry) -> None:
         held, entry.resident = entry.resident, None
         if held is None:
             return
-        with anyio.CancelScope(shield=True):
-            with contextlib.suppress(Refusal):  # a dead engine holds nothing; a living one takes it in place of the old
-                await self._driver.unload(held.name)
-            self._drop_copy(held)
+        with contextlib.suppress(Refusal):  # a dead engine holds nothing; a living one takes it in place of the old
+            await self._driver.unload(held.name)
+        self._drop_copy(held)
 
     def _drop_copy(self, facts: AdapterFacts) -> None:
         if all(one.resident is None or one.resident.digest != facts.digest for one in self._held()):
@@ -374,9 +390,13 @@ class AdapterRegistry:
             return
         self._freed.set()
         if entry.gone and self._leaving.get(name) is entry:
-            task = asyncio.get_running_loop().create_task(self._leave(name, entry))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._start(self._leave(name, entry))
+
+    def _start(self, what: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(what)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _leave(self, name: str, entry: _Entry) -> None:
         async with self._lock:

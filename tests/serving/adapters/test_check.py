@@ -183,7 +183,7 @@ def test_factors_that_do_not_fit_are_refused(tmp_path: Path, kind: str) -> None:
 
 def test_a_rank_above_the_engines_is_refused(tmp_path: Path) -> None:
     assert_refused(
-        adapter(tmp_path / "bad", factors(4), r=4), base(tmp_path / "base", max_rank=2), "above the engine's 2"
+        adapter(tmp_path / "bad", factors(4), r=4), base(tmp_path / "base", max_rank=2), "above the server's 2"
     )
 
 

@@ -154,6 +154,25 @@ def test_first_uses_that_come_together_load_once(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
+def test_a_load_goes_on_when_nobody_waits_any_more(tmp_path: Path) -> None:
+    async def test(registry: AdapterRegistry, driver: Held) -> None:
+        await add(registry, tmp_path, "a", "b", "c")
+        driver.gate.clear()
+        task = asyncio.create_task(_use(registry, "a"))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        driver.gate.set()
+        await _use(registry, "a")
+        assert (driver.log, registry.list()[0].users) == (["+a"], 0)
+        for name in ("b", "c"):
+            await _use(registry, name)
+        assert driver.log == ["+a", "+b", "-a", "+c"]
+
+    run(tmp_path, test)
+
+
 def test_hundreds_are_known_and_few_resident(tmp_path: Path) -> None:
     async def test(registry: AdapterRegistry, driver: Held) -> None:
         names = [f"a{number}" for number in range(200)]

@@ -22,6 +22,8 @@ from agentopt.serving.engines.torch_engine._worker import Done, Failed, Job, Pie
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 _LARGEST_BODY = 32 << 20
+_PATIENCE = 60.0
+"""Seconds that unloading an adapter waits for its last reply."""
 _JSON = [(b"content-type", b"application/json")]
 _STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
 
@@ -124,8 +126,11 @@ class EngineApp:
         name = _text(_object(body), "lora_name")
         if name not in self.worker.slots.folders:
             raise Refusal(404, f"The adapter {name!r:.160} is not loaded.")
-        if self.worker.uses(name):
-            raise Refusal(409, f"The adapter {name!r:.160} is in use.")
+        until = time.monotonic() + _PATIENCE
+        while self.worker.uses(name):  # a client that went away is noticed at the end of a step
+            if time.monotonic() > until:
+                raise Refusal(409, f"The adapter {name!r:.160} is in use.")
+            await asyncio.sleep(0.02)
         await self._between(lambda: bool(self.worker.slots.unload(name)), "The adapter stays")
         await self._reply(send, 200, {"unloaded": name})
 

@@ -7,6 +7,7 @@ passed over, as OpenAI's own clients may send new ones.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -18,6 +19,8 @@ from agentopt.serving.engines.torch_engine._structured import grammar_of, schema
 _COMPLETION_TOKENS = 16
 """What OpenAI's completions write when nothing is said."""
 _MOST_REPLIES = 64
+_READING = threading.Lock()
+"""A tokenizer reads one text at a time: it cannot be shared while it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +210,8 @@ def _tokens(found: Any, tokenizer: Any) -> list[int]:
 
 
 def _ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:
-    found: list[int] = tokenizer(text, add_special_tokens=special)["input_ids"]
+    with _READING:
+        found: list[int] = tokenizer(text, add_special_tokens=special)["input_ids"]
     return list(found)
 
 

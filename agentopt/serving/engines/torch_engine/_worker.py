@@ -7,6 +7,7 @@ under a running step.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -94,6 +95,8 @@ class Worker:
 
     def __init__(self, model: Any, tokenizer: Any, slots: Slots, *, most: int, context: int) -> None:
         self.model, self.tokenizer, self.slots, self.context = model, tokenizer, slots, context
+        # Reading a text changes a tokenizer for a moment: the thread has one of its own to write with.
+        self._writer = copy.deepcopy(tokenizer)
         self.written = 0
         """Tokens so far."""
         self.read = 0
@@ -200,7 +203,7 @@ class Worker:
             self.slots.use([one.job.adapter for one in self._running])
             return
         self.read += len(job.prompt)
-        text = Text(self.tokenizer, job.stops, before=job.prompt if job.continues else ())
+        text = Text(self._writer, job.stops, before=job.prompt if job.continues else ())
         one = _Running(job, Sampler(job.sampling, job.prompt), text, grammar)
         if self._take(one, logits):
             self._running.append(one)
