@@ -51,8 +51,9 @@ class BaseFacts:
         method = str(cast("dict[str, Any]", about).get("quant_method")) if isinstance(about, dict) else None
         turned = config.get("model_type") in _TRANSPOSED and method is None
         tensors = read_folder(path)
-        named = [str(one) for one in origins]
-        return cls(path, max_rank, _layers(tensors, turned), method, tuple(dict.fromkeys([*named, *_source(path)])))
+        named = dict.fromkeys(str(one) for one in (*origins, *_source(path)))
+        others = tuple(one for one in named if Path(one).expanduser().resolve() != path.resolve())
+        return cls(path, max_rank, _layers(tensors, turned), method, others)
 
     def find(self, name: str) -> str | None:
         """The layer that an adapter calls so; files leave out or add the first component."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +27,18 @@ def test_a_plain_adapter_is_taken(tmp_path: Path) -> None:
     facts = check_adapter(adapter(tmp_path / "good"), base(tmp_path / "base"))
     assert (facts.name, facts.rank, facts.folded) == ("good", 2, False)
     assert facts.layers == ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj")
+
+
+def test_checking_needs_no_torch(tmp_path: Path) -> None:
+    folders.base_folder(tmp_path / "base")
+    adapter(tmp_path / "good")
+    code = (
+        "import sys; from agentopt.serving.adapters import BaseFacts, check_adapter; "
+        "check_adapter('good', BaseFacts.of('base', 8)); "
+        "sys.exit(sorted({'torch', 'transformers', 'safetensors'} & sys.modules.keys()) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_is_beside_it_may_stay_if_no_loader_could_run_it(tmp_path: Path) -> None:
@@ -53,6 +67,13 @@ def test_a_base_may_have_several_files(tmp_path: Path) -> None:
     index = {"weight_map": {"x": "model-00001-of-00001.safetensors"}}
     (path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     assert check_adapter(adapter(tmp_path / "a"), BaseFacts.of(path, 8)).rank == 2
+
+
+def test_a_model_was_not_made_from_itself(tmp_path: Path) -> None:
+    path = folders.base_folder(tmp_path / "base")
+    (path / "quantize.json").write_text(json.dumps({"source": "original"}), encoding="utf-8")
+    found = BaseFacts.of(path, 8, origins=[path, tmp_path / "x" / ".." / "base", "embedded", "original"])
+    assert found.origins == ("embedded", "original")
 
 
 # --- configurations --------------------------------------------------------------------------------------------------
