@@ -11,22 +11,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import anyio
 
-from agentopt.errors import AgentoptError, RunError, UserError
+from agentopt.errors import AgentoptError, UserError
 from agentopt.serving._types import Refusal
 from agentopt.serving.adapters._base import BaseFacts
 from agentopt.serving.adapters._check import AdapterFacts, check_adapter, check_name, stamp
 from agentopt.serving.adapters._driver import Driver
 from agentopt.serving.adapters._hashes import BaseHashes
+from agentopt.serving.adapters._kept import Kept
 from agentopt.serving.adapters._staging import Staging
 
 _LOOK_AGAIN = 1.0
@@ -102,7 +101,8 @@ class AdapterRegistry:
     ) -> None:
         if resident < 1:
             raise UserError(f"adapters: found {resident} places at the engine, expected at least 1.")
-        self.base, self.path, self.patience = base, path, patience
+        self.base, self.patience = base, patience
+        self._kept = None if path is None else Kept(path)
         self.taken = taken
         """May be set later: the catalog knows the other names."""
         self.places = resident
@@ -195,7 +195,7 @@ class AdapterRegistry:
             UserError: the file cannot be read.
         """
         problems: list[str] = []
-        for name, folder in self._listed().items():
+        for name, folder in ({} if self._kept is None else self._kept.read()).items():
             if name in self._entries:
                 continue
             try:
@@ -228,25 +228,9 @@ class AdapterRegistry:
             lambda: check_adapter(folder, self.base, name=name, hashes=self._hashes), abandon_on_cancel=True
         )
 
-    def _listed(self) -> dict[str, str]:
-        if self.path is None or not self.path.is_file():
-            return {}
-        try:
-            found: Any = json.loads(self.path.read_text(encoding="utf-8"))["adapters"]
-            return {str(name): str(folder) for name, folder in cast("dict[str, Any]", found).items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{self.path}: cannot be read ({error}); remove it and add the adapters again.") from None
-
     def _write(self) -> None:
-        if self.path is None:
-            return
-        kept = {name: str(entry.facts.folder) for name, entry in self._entries.items() if entry.keep}
-        try:
-            fresh = self.path.with_suffix(".new")
-            fresh.write_text(json.dumps({"version": 1, "adapters": kept}, indent=1) + "\n", encoding="utf-8")
-            os.replace(fresh, self.path)
-        except OSError as error:
-            raise RunError(f"{self.path}: cannot be written ({error.strerror or error}).") from error
+        if self._kept is not None:
+            self._kept.write({name: one.facts.folder for name, one in self._entries.items() if one.keep})
 
     # --- using -------------------------------------------------------------------------------------------------------
 

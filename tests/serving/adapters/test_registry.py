@@ -270,6 +270,14 @@ def test_what_was_added_while_running_is_there_after_a_new_start(tmp_path: Path)
     run(tmp_path, first, path=kept)
     (tmp_path / "base").rename(tmp_path / "old")
     run(tmp_path, second, path=kept)
+    (tmp_path / "base").rename(tmp_path / "older")
+
+    async def third(registry: AdapterRegistry, driver: Held) -> None:
+        kept.write_text("[]", encoding="utf-8")
+        with pytest.raises(UserError, match="remove it and add"):
+            await registry.restore()
+
+    run(tmp_path, third, path=kept)
 
 
 # --- changes on disk -------------------------------------------------------------------------------------------------
