@@ -6,12 +6,12 @@ cannot be written (a full disk) is dropped: serving goes on.
 
 from __future__ import annotations
 
+import io
 import os
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 _KEPT = 200
 _LONGEST = 8192
@@ -30,7 +30,7 @@ class EngineLog:
         self._secrets: tuple[bytes, ...] = ()
         self._lines: deque[str] = deque(maxlen=_KEPT)
         self._rest = b""
-        self._file: IO[bytes] | None = None
+        self._file: io.FileIO | None = None
         self._size = 0
 
     def hide(self, *secrets: str | None) -> None:
@@ -45,9 +45,6 @@ class EngineLog:
             self._rest = self._rest[_LONGEST:]
         for line in lines:
             self._write(line)
-        if lines and self._file is not None:
-            with suppress(OSError):
-                self._file.flush()
 
     def note(self, text: str) -> None:
         """A line of our own."""
@@ -86,8 +83,9 @@ class EngineLog:
             if self._file is None or self._size + len(line) > self.limit:
                 self._rotate()
             assert self._file is not None
-            self._file.write(line + b"\n")
-            self._size += len(line) + 1
+            written = self._file.write(line + b"\n")
+            self._size += written
+            self.dropped += written <= len(line)
         except OSError:
             self.dropped += 1
 
@@ -105,5 +103,7 @@ class EngineLog:
                     os.replace(newer, older)
             self.path.unlink(missing_ok=True)
             size = 0
-        self._file = os.fdopen(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        # Without a buffer: a full disk shows at the line that it stops, and nothing of that is left for later writes.
+        self._file = io.FileIO(os.open(self.path, flags, 0o600), "a")
         self._size = size

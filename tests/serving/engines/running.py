@@ -78,3 +78,8 @@ def gone(pids: list[int]) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def parent(pid: int) -> int:
+    """The process that started another."""
+    return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])

@@ -1,6 +1,6 @@
 """A double of an engine that misbehaves as it is told, in the standard library alone, so that it starts at once.
 
-python tiny_engine.py --uds PATH | --host H --port N [--does BEHAVIOUR] [--pids FILE]
+python tiny_engine.py --uds PATH | --host H --port N [--does BEHAVIOUR] [--pids FILE] [--sick FILE]
 """
 
 from __future__ import annotations
@@ -26,10 +26,46 @@ SLEEP = [
 ]
 
 
+HELPER = """
+import signal, sys, time
+def clean_up(number, frame):
+    print("helper cleaned up", file=sys.stderr, flush=True)
+    sys.exit()
+signal.signal(signal.SIGTERM, clean_up)
+print("prepared", flush=True)
+time.sleep(600)
+"""
+sick = ""
+"""While this file exists its health is bad; one that says "once" is removed by the first bad answer."""
+
+
+bad: list[bool] = []
+
+
+def health() -> tuple[int, object]:
+    try:
+        with open(sick, encoding="utf-8") as file:
+            once = file.read() == "once"
+    except OSError:
+        if bad:
+            bad.clear()
+            print("well again", flush=True)
+        return 200, {}
+    bad.append(True)
+    if once:
+        os.remove(sick)
+    return 503, {}
+
+
+def end_in_order(number: int, frame: object) -> None:
+    print("ended in order", flush=True)
+    os._exit(0)
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/health":
-            self.answer(200, {})
+            self.answer(*health())
         elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self.answer(401, {"error": {"message": "no"}})
         elif self.path == "/v1/models":
@@ -60,29 +96,46 @@ class UnixServer(Server):
     address_family = socket.AF_UNIX
 
 
+def children(does: str) -> list[int]:
+    if does == "has_children":
+        return [subprocess.Popen(SLEEP).pid, subprocess.Popen(SLEEP, start_new_session=True).pid]
+    if does == "orderly":
+        return [subprocess.Popen(["sleep", "600"]).pid]
+    if does == "has_helper":
+        helper = subprocess.Popen([sys.executable, "-I", "-S", "-c", HELPER], stdout=subprocess.PIPE)
+        assert helper.stdout is not None
+        helper.stdout.readline()
+        return [helper.pid]
+    return []
+
+
 def main() -> None:
+    global sick
     parser = argparse.ArgumentParser(prog="tiny_engine")
     parser.add_argument("--uds")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--does", default="well")
     parser.add_argument("--pids")
+    parser.add_argument("--sick", default="")
+    parser.add_argument("--fails-while", default="")
     told = parser.parse_args()
+    if os.path.exists(told.fails_while):
+        parser.error("argument --colour: expected one argument")
+    sick = told.sick
     if told.does == "ignores_term":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if told.does == "orderly":
+        signal.signal(signal.SIGTERM, end_in_order)
     if told.does == "never_ready":
         time.sleep(600)
     if told.does == "raises":
         raise ValueError("the weights are of another model")
-    if told.does == "leaks":
-        print(f"my token is {TOKEN}", flush=True)
     if told.does == "talks":
         for number in range(4000):
-            print(f"line {number} {'x' * 60}", flush=True)
-    pids = [os.getpid()]
-    if told.does == "has_children":
-        pids.append(subprocess.Popen(SLEEP).pid)
-        pids.append(subprocess.Popen(SLEEP, start_new_session=True).pid)
+            print(f"line {number} {'x' * 60}")
+        print(f"my token is {TOKEN}", flush=True)
+    pids = [os.getpid(), *children(told.does)]
     if told.pids:
         with open(told.pids + ".new", "w", encoding="utf-8") as file:
             json.dump(pids, file)

@@ -1,0 +1,91 @@
+"""The engine's log: bounded, without the token, and no reason to stop serving when it cannot be written."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from agentopt.serving.engines import Warned
+from agentopt.serving.engines._log import EngineLog
+from tests.serving.engines.running import tiny, watched
+
+FULL = Path("/dev/full")
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+
+
+@pytest.mark.anyio
+async def test_log_is_rotated_and_never_holds_the_token(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    engine, _ = watched(tiny("--does", "talks"), run, log_bytes=40_000, log_files=3)
+    async with engine:
+        await engine.ready()
+        token = engine.address.token
+        assert token
+        assert any(line.startswith("line 3999") for line in engine.log_tail(50))
+        assert "my token is ***" in engine.log_tail(50)
+    files = sorted(file.name for file in run.glob("engine.log*"))
+    assert files == ["engine.log", "engine.log.1", "engine.log.2"]
+    assert all(0 < (run / name).stat().st_size <= 40_000 for name in files)
+    assert stat.S_IMODE((run / "engine.log").stat().st_mode) == 0o600
+    text = (run / "engine.log").read_text(encoding="utf-8")
+    assert "my token is ***" in text and token not in text
+
+
+@needs_full
+@pytest.mark.anyio
+async def test_engine_serves_while_the_disk_is_full(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "engine.log").symlink_to(FULL)
+    engine, told = watched(tiny("--does", "talks"), run, log_bytes=40_000)
+    async with engine:
+        await engine.ready()  # it wrote far more than a pipe holds: all of it was read
+        assert any(line.startswith("line 3999") for line in engine.log_tail(50))
+    assert any(
+        "lines could not be written (disk full?)" in event.message for event in told if isinstance(event, Warned)
+    )
+
+
+def _log(place: Path, *, limit: int = 1000, files: int = 3) -> EngineLog:
+    return EngineLog(place / "engine.log", limit=limit, files=files)
+
+
+@needs_full
+def test_what_a_full_disk_stops_is_counted_and_what_follows_is_written(tmp_path: Path) -> None:
+    (tmp_path / "engine.log").symlink_to(FULL)
+    log = _log(tmp_path, limit=200_000)
+    for number in range(300):  # more than any buffer holds
+        log.feed(f"lost {number} {'x' * 100}\n".encode())
+    assert log.dropped == 300 and log.tail(1)[0].startswith("lost 299")
+    opened = next(int(fd.name) for fd in Path("/proc/self/fd").iterdir() if fd.exists() and fd.readlink() == FULL)
+    with (tmp_path / "room").open("ab") as file:  # the same open file, on a disk with room again
+        os.dup2(file.fileno(), opened)
+    log.feed(b"kept\n")
+    log.close()
+    assert log.dropped == 300
+    assert (tmp_path / "room").read_text(encoding="utf-8") == "kept\n"
+
+
+def test_folder_that_is_gone_loses_lines_and_nothing_else(tmp_path: Path) -> None:
+    log = _log(tmp_path / "gone")
+    log.feed(b"one\ntwo\n")
+    assert (log.dropped, log.tail()) == (2, ["one", "two"])
+    (tmp_path / "gone").mkdir()
+    log.feed(b"three\n")
+    log.close()
+    assert (tmp_path / "gone" / "engine.log").read_bytes() == b"three\n"
+
+
+def test_lines_come_in_pieces_and_long_ones_are_cut(tmp_path: Path) -> None:
+    heard: list[str] = []
+    log = EngineLog(tmp_path / "engine.log", limit=1 << 20, files=1, on_line=heard.append)
+    for piece in (b"o", b"ne\nt", b"wo\r\nthree \xff", b"!\n", b"z" * 20_000, b"\nlast"):
+        log.feed(piece)
+    log.close()
+    assert [line for line in heard if "z" not in line] == ["one", "two", "three \ufffd!", "last"]
+    long = [line for line in heard if "z" in line]
+    assert "".join(long) == "z" * 20_000 and max(map(len, long)) <= 8192
+    assert len((tmp_path / "engine.log").read_bytes().splitlines()) == len(heard)
