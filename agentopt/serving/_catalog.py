@@ -1,4 +1,4 @@
-"""What a model's name means: the base, an adapter, or a tuned prompt behind a name of its own."""
+"""What a model's name means: the base, an adapter, a tuned prompt, or another model of an engine elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Protocol
 
 from agentopt.errors import UserError
-from agentopt.serving._types import Choice, Engine, Exchange, Key, Refusal
+from agentopt.serving._types import Choice, Engine, Exchange, Key, Listed, Refusal
 from agentopt.serving.variants import Rewriting, Variant, VirtualModel, sticky_of
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ CAPSULE_HEADER = "X-Agentopt-Capsule"
 _CONTINUING = ("vllm", "transformers")
 _ECHOING = ("embedded",)
 """They repeat in a whole reply the words that it was begun with; what was measured is a reply without them."""
+EXTERNAL = "external"
 _LISTED = 20  # names in an error message
 
 
@@ -42,7 +43,8 @@ class ServedCatalog:
     """The models of one endpoint.
 
     Args:
-        base: names by which the base model may be asked, the one to show first.
+        base: names by which the base model may be asked, the one to show first; empty: the engine's own name, which an
+            engine elsewhere says when it answers.
         engine: its abilities say by what name it knows its base.
         registry: the adapters.
         virtual: the tuned prompts.
@@ -63,9 +65,7 @@ class ServedCatalog:
         shortening: Shortening | None = None,
         created: float | None = None,
     ) -> None:
-        if not base:
-            raise UserError("the endpoint's base model has no name; give it one.")
-        self.base = tuple(dict.fromkeys(base))
+        self._base = tuple(dict.fromkeys(base))
         self.virtual = tuple(_settled(model, engine.name) for model in virtual)
         self._engine = engine
         self._registry = registry
@@ -74,14 +74,29 @@ class ServedCatalog:
         self._created = int(time.time() if created is None else created)
         self._check()
 
+    @property
+    def base(self) -> tuple[str, ...]:
+        """Names by which the base model may be asked; none while an engine elsewhere has not said its own."""
+        own = self._engine.abilities.model
+        return self._base or ((own,) if own and own not in self._virtual else ())
+
+    def _others(self) -> list[Listed]:
+        """What an engine elsewhere serves besides; a name that is given here as well means what it means here."""
+        others = self._engine.abilities.others
+        return [one for one in others if one.name not in self._virtual and one.name not in self.base]
+
+    def _other(self, name: str) -> Listed | None:
+        return next((one for one in self._engine.abilities.others if one.name == name), None)
+
     def _check(self) -> None:
         adapters = set(self._adapters())
+        elsewhere = self._engine.name == EXTERNAL  # what it serves is not known yet, and may change
         for model in self.virtual:
             if model.name in self.base or model.name in adapters:
                 what = "the base model" if model.name in self.base else "an adapter"
                 raise UserError(f"--candidate {model.name}: {what} has this name already; give the tuned one another.")
             for variant in model.variants:
-                if variant.adapter is not None and variant.adapter not in adapters:
+                if variant.adapter is not None and variant.adapter not in adapters and not elsewhere:
                     raise UserError(
                         f"--candidate {model.name}: its variant {variant.label!r} needs the adapter "
                         f"{variant.adapter!r}, which is not served; start with --adapter {variant.adapter}=DIR."
@@ -93,7 +108,7 @@ class ServedCatalog:
 
     def names(self, key: Key | None = None) -> list[str]:
         """Every name that can be asked for, or that this key may ask for."""
-        names = [*self.base, *self._virtual, *sorted(self._adapters())]
+        names = [*self.base, *self._virtual, *sorted(self._adapters()), *(one.name for one in self._others())]
         if key is None:
             return names
         return [name for name in names if any(fnmatchcase(name, glob) for glob in key.models)]
@@ -108,30 +123,35 @@ class ServedCatalog:
             return "the base model"
         if name in self._virtual:
             return "a tuned model"
-        return "an adapter" if self._registry is not None and name in self._registry else None
+        if self._registry is not None and name in self._registry:
+            return "an adapter"
+        return "a model of the engine" if self._other(name) is not None else None
 
     def _adapters(self) -> Iterable[str]:
         return () if self._registry is None else self._registry.names()
 
     def entries(self) -> list[dict[str, Any]]:
         """OpenAI model objects."""
-        root, context = self.base[0], self._engine.abilities.context
-        made = [self._entry(name, root, None if name == root else root) for name in self.base]
-        made += [self._entry(name, root, root) for name in (*self._virtual, *sorted(self._adapters()))]
-        if context is not None:
-            for entry in made:
-                entry["max_model_len"] = context
-        return made
+        base = self.base
+        root, context = (base[0] if base else None), self._engine.abilities.context
+        made = [self._entry(name, None if name == root else root, context) for name in base]
+        made += [self._entry(name, root, context) for name in (*self._virtual, *sorted(self._adapters()))]
+        return made + [self._entry(one.name, self._shown(one.parent), one.context) for one in self._others()]
 
-    def _entry(self, name: str, root: str, parent: str | None) -> dict[str, Any]:
-        return {
+    def _shown(self, parent: str | None) -> str | None:
+        """The name that the engine's base has here."""
+        return self.base[0] if parent is not None and parent == self._engine.abilities.model else parent
+
+    def _entry(self, name: str, parent: str | None, context: int | None) -> dict[str, Any]:
+        entry: dict[str, Any] = {
             "id": name,
             "object": "model",
             "created": self._created,
             "owned_by": "agentopt",
-            "root": root,
+            "root": parent or name,
             "parent": parent,
         }
+        return entry if context is None else entry | {"max_model_len": context}
 
     # ---- one request
 
@@ -148,6 +168,8 @@ class ServedCatalog:
             return self._tuned(exchange, self._virtual[asked], model)
         if self._registry is not None and asked in self._registry:
             return self._choice(exchange, Choice(asked, adapter=asked))
+        if self._other(asked) is not None:
+            return self._choice(exchange, Choice(asked))
         raise self._unknown(exchange)
 
     def _tuned(self, exchange: Exchange, virtual: VirtualModel, model: str) -> Choice:

@@ -76,13 +76,26 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
+class Listed:
+    """A model in an engine's own list."""
+
+    name: str
+    parent: str | None = None
+    """The model that it is an adapter of, or made from."""
+    context: int | None = None
+    """Longest prompt and reply together, tokens."""
+
+
+@dataclass(frozen=True, slots=True)
 class Abilities:
     """What an engine that is ready can do."""
 
     routes: frozenset[str] = frozenset({CHAT, COMPLETIONS})
     """Of `FORWARDED`."""
     model: str = "model"
-    """The name by which the engine knows its base model."""
+    """The name by which the engine knows its base model; empty while an engine elsewhere has not said it."""
+    others: tuple[Listed, ...] = ()
+    """What an engine elsewhere serves beside that, each under its own name."""
     adapters: bool = False
     """LoRA adapters can be loaded while it runs."""
     stream_usage: bool = True

@@ -13,7 +13,7 @@ import pytest
 import agentopt as ao
 from agentopt.errors import UserError
 from agentopt.serving._catalog import ServedCatalog
-from agentopt.serving._types import CHAT, COMPLETIONS, Abilities, Address, Exchange, Key, Refusal
+from agentopt.serving._types import CHAT, COMPLETIONS, Abilities, Address, Exchange, Key, Listed, Refusal
 from agentopt.serving.fake_engine import Ready
 from agentopt.serving.variants import VirtualModel, load_candidates
 
@@ -186,8 +186,6 @@ def test_two_things_cannot_have_one_name(tmp_path: Path) -> None:
         ServedCatalog(["smol"], engine(), registry=Registry("desk"), virtual=virtual)
     with pytest.raises(UserError, match="smol: the base model has this name"):
         ServedCatalog(["smol"], engine(), registry=Registry("smol"))
-    with pytest.raises(UserError, match="has no name"):
-        ServedCatalog([], engine())
 
 
 def test_the_engines_name_for_its_base_may_come_late() -> None:
@@ -195,3 +193,37 @@ def test_the_engines_name_for_its_base_may_come_late() -> None:
     catalog = ServedCatalog(["smol"], late)
     late.abilities = replace(late.abilities, model="known-now")
     assert catalog.choose(asking("")).model == "known-now"
+
+
+def test_models_of_an_engine_elsewhere_are_asked_by_their_own_names() -> None:
+    far = engine("external", others=(Listed("large", context=9), Listed("book", parent="inner")), context=5)
+    catalog = ServedCatalog(["smol"], far)
+    assert [(one["id"], one["parent"], one.get("max_model_len")) for one in catalog.entries()] == [
+        ("smol", None, 5),
+        ("large", None, 9),
+        ("book", "smol", None),
+    ]
+    assert [catalog.choose(asking(name)).model for name in ("smol", "large", "book", "")] == [
+        "inner",
+        "large",
+        "book",
+        "inner",
+    ]
+    assert catalog.names(Key("k", "k", models=("b*",))) == ["book"]
+    assert catalog.known("large") and not catalog.known("inner")
+    far.abilities = replace(far.abilities, others=())
+    with pytest.raises(Refusal, match="no model 'large' here; there are: smol"):
+        catalog.choose(asking("large"))
+
+
+def test_without_a_name_the_base_has_the_engines_own(tmp_path: Path) -> None:
+    far = engine("external")
+    far.abilities = Abilities(model="")
+    catalog = ServedCatalog([], far, virtual=tuned(tmp_path, "desk=FILE", "kind=FILE?adapter=book"))
+    assert catalog.names() == ["desk", "kind"] and [one["parent"] for one in catalog.entries()] == [None, None]
+    far.abilities = Abilities(model="inner", others=(Listed("desk"), Listed("book")))
+    assert catalog.names() == ["inner", "desk", "kind", "book"]
+    assert catalog.choose(asking("desk")).variant == "best"  # what is given here goes before what is there
+    assert catalog.choose(asking("kind")).model == "book"
+    far.abilities = Abilities(model="desk")
+    assert catalog.choose(asking("desk")).variant == "best" and catalog.choose(asking("")).model == "desk"

@@ -7,13 +7,16 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, cast
 
 from agentopt.errors import RunError
-from agentopt.serving._types import FORWARDED, Abilities, Address, Phase
+from agentopt.serving._types import FORWARDED, Abilities, Address, Listed, Phase
 from agentopt.serving.engines import _events as events
 from agentopt.serving.engines._options import SupervisorOptions
 from agentopt.serving.engines._probe import fetch
+
+MODELS = "/v1/models"
 
 
 class EngineBase:
@@ -98,37 +101,39 @@ class EngineBase:
 
     async def _health(self, path: str) -> str | None:
         """None when it is well, else what is wrong."""
+        return (await self._asked(path))[0]
+
+    async def _asked(self, path: str) -> tuple[str | None, bytes]:
+        """What is wrong with its answer, None where nothing is, and the answer."""
         seconds = self.options.health_timeout
         try:
-            status, _ = await fetch(self.address, path, timeout=seconds)
+            status, body = await fetch(self.address, path, timeout=seconds)
         except TimeoutError:
-            return f"it gave no answer within {seconds:g} s"
+            return f"it gave no answer within {seconds:g} s", b""
         except OSError as error:
-            return f"it cannot be reached ({error.strerror or error})"
-        return None if 200 <= status < 300 else f"its health is answered with {status}"
+            return f"it cannot be reached ({error.strerror or error})", b""
+        return (None if 200 <= status < 300 else f"its health is answered with {status}"), body
 
     async def _look(self, known: Abilities) -> Abilities:
         """What an engine that answers says of itself; `known` where it says nothing."""
-        models = _json(await self._get("/v1/models"))
-        data: Any = models.get("data")
-        rows = [cast("dict[str, Any]", row) for row in cast("list[Any]", data or []) if isinstance(row, dict)]
-        base = next((row for row in rows if not row.get("parent")), dict[str, Any]())
-        paths = _json(await self._get("/openapi.json")).get("paths")
-        routes = FORWARDED & set(cast("dict[str, Any]", paths)) if isinstance(paths, dict) else frozenset[str]()
-        meta: Any = base.get("meta")  # llama.cpp's place for it
-        context = base.get("max_model_len") or (
-            cast("dict[str, Any]", meta).get("n_ctx") if isinstance(meta, dict) else 0
-        )
-        names = [str(row.get("id")) for row in rows]
+        listed = listed_models(await self._get(MODELS))
+        routes = await self._routes()
+        base = next((one for one in listed if one.parent is None), None)
+        names = [one.name for one in listed]
         if names and known.model and known.model not in names:
             self.tell(events.Warned(f"engine {self.name}: expected the model {known.model!r}, it has {names[0]!r}."))
-        return Abilities(
-            routes=frozenset(routes) or known.routes,
+        context = base.context if base is not None else None
+        return replace(
+            known,
+            routes=routes or known.routes,
             model=known.model or (names[0] if names else "model"),
-            adapters=known.adapters,
-            stream_usage=known.stream_usage,
-            context=context if isinstance(context, int) and context > 0 else known.context,
+            context=context or known.context,
         )
+
+    async def _routes(self) -> frozenset[str]:
+        """Of `FORWARDED`, those that it says it has; empty where it says nothing."""
+        paths = _json(await self._get("/openapi.json")).get("paths")
+        return FORWARDED & set(cast("dict[str, Any]", paths)) if isinstance(paths, dict) else frozenset[str]()
 
     async def _get(self, path: str) -> bytes:
         with suppress(OSError, TimeoutError):
@@ -136,6 +141,28 @@ class EngineBase:
             if status == 200:
                 return body
         return b""
+
+
+def listed_models(body: bytes) -> tuple[Listed, ...]:
+    """The models in an answer to GET /v1/models, each name once."""
+    data: Any = _json(body).get("data")
+    found: dict[str, Listed] = {}
+    for row in cast("list[Any]", data) if isinstance(data, list) else []:
+        fields: dict[str, Any] = cast("dict[str, Any]", row) if isinstance(row, dict) else {}
+        name, parent = fields.get("id"), fields.get("parent")
+        if isinstance(name, str) and name:
+            found.setdefault(
+                name, Listed(name, parent if isinstance(parent, str) and parent else None, _context(fields))
+            )
+    return tuple(found.values())
+
+
+def _context(row: dict[str, Any]) -> int | None:
+    meta: Any = row.get("meta")  # llama.cpp's place for it
+    found: Any = row.get("max_model_len") or (
+        cast("dict[str, Any]", meta).get("n_ctx") if isinstance(meta, dict) else None
+    )
+    return found if isinstance(found, int) and found > 0 else None
 
 
 def _json(body: bytes) -> dict[str, Any]:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 from urllib.parse import urlsplit
 
 from agentopt.errors import UserError
 from agentopt.serving._types import Abilities, Address, Phase
 from agentopt.serving.engines import _events as events
-from agentopt.serving.engines._base import EngineBase
+from agentopt.serving.engines._base import MODELS, EngineBase, listed_models
 from agentopt.serving.engines._options import SupervisorOptions
 
-_MODELS = "/v1/models"
-"""Asked for health: every OpenAI-compatible server has it, and it also says whether the token is right."""
 _AGAIN = 1.0
+"""Seconds until an engine that gave no good answer is asked again."""
 
 
 class ExternalEngine(EngineBase):
-    """An `Engine` at a URL, with the same methods as `Supervisor`."""
+    """An `Engine` at a URL, with the same methods as `Supervisor`.
+
+    Its health is its list of models: every OpenAI-compatible server has one, it also says whether the token is right,
+    and so a model that comes or goes there is known here at the next look.
+    """
 
     def __init__(
         self,
@@ -35,7 +39,7 @@ class ExternalEngine(EngineBase):
         Args:
             url: `http(s)://host[:port][/prefix][/v1]`, or `unix:///path` for a Unix socket.
             token: sent as `Authorization: Bearer`.
-            model: the engine's name of its base model; None: the first one in its list.
+            model: the engine's name of its base model; None: the first one in its list that is no adapter.
             options: `health_interval`, `health_timeout` and `hung_after` are used.
             on_event: told what happens, on the event loop.
 
@@ -46,7 +50,7 @@ class ExternalEngine(EngineBase):
         self.url = url
         self.pid: int | None = None
         self.address = parse_upstream(url, token)
-        self._known: Abilities = self.abilities
+        self._wanted = model
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> ExternalEngine:
@@ -78,10 +82,11 @@ class ExternalEngine(EngineBase):
         loop = asyncio.get_running_loop()
         since, answered, misses = loop.time(), loop.time(), 0
         while True:
-            trouble = await self._health(_MODELS)
+            trouble, models = await self._asked(MODELS)
             now = loop.time()
             if trouble is None:
                 answered, misses = now, 0
+                self._read(models)
                 if self.phase is not Phase.READY:
                     await self._welcome(now - since)
             else:
@@ -91,8 +96,28 @@ class ExternalEngine(EngineBase):
                     since = now
             await self._pause(self.options.health_interval if misses == 0 else _AGAIN)
 
+    def _read(self, models: bytes) -> None:
+        """Learn from its list what it serves; an empty list takes nothing back."""
+        listed = {one.name: one for one in listed_models(models)}
+        if not listed:
+            return
+        model = self._wanted or self.abilities.model
+        if model not in listed:
+            first = next((one.name for one in listed.values() if one.parent is None), next(iter(listed)))
+            if self._wanted is None:
+                model = first
+            elif self.phase is not Phase.READY:
+                self.tell(events.Warned(f"engine {self.name}: expected the model {model!r}, it has {first!r}."))
+        base = listed.pop(model, None)
+        self.abilities = replace(
+            self.abilities,
+            model=model,
+            others=tuple(listed.values()),
+            context=base.context if base is not None else self.abilities.context,
+        )
+
     async def _welcome(self, seconds: float) -> None:
-        self.abilities = await self._look(self._known)
+        self.abilities = replace(self.abilities, routes=await self._routes() or Abilities().routes)
         self.generation += 1
         self.restarts = self.generation - 1
         await self._prepare()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import anyio
 import pytest
 
 from agentopt.errors import UserError
-from agentopt.serving._types import CHAT, Address, Phase
-from agentopt.serving.engines import Event, ExternalEngine, SupervisorOptions, fetch
+from agentopt.serving._types import CHAT, Address, Listed, Phase
+from agentopt.serving.engines import Event, ExternalEngine, SupervisorOptions, Warned, fetch
+from agentopt.serving.engines._base import listed_models
 from agentopt.serving.engines._external import parse_upstream
 from agentopt.serving.fake_engine import FakeEngine
 from tests.serving.engines.running import kinds
@@ -39,6 +41,48 @@ async def test_engine_is_found_lost_and_found_again(monkeypatch: pytest.MonkeyPa
             assert engine.generation == 2 and engine.restarts == 1 and prepared == [1, 2]
         assert engine.phase is Phase.STOPPED
     assert [one for one in kinds(told) if one != "waiting"] == ["ready", "died", "ready", "stopped"]
+
+
+@pytest.mark.anyio
+async def test_all_models_are_known_and_those_that_come_and_go() -> None:
+    async with FakeEngine(model="base") as fake:
+        fake.adapters["book"] = "folder"
+        async with ExternalEngine(f"http://127.0.0.1:{fake.address.port}", options=TIMES) as engine:
+            await engine.ready()
+            assert engine.abilities.model == "base" and engine.abilities.others == (Listed("book", parent="base"),)
+            del fake.adapters["book"]
+            fake.adapters["map"] = "folder"
+            with anyio.fail_after(20):
+                while [one.name for one in engine.abilities.others] != ["map"]:
+                    await anyio.sleep(0.01)
+            assert engine.generation == 1
+            fake.model = "another"  # the base was replaced
+            with anyio.fail_after(20):
+                while not engine.abilities.model.startswith("another"):
+                    await anyio.sleep(0.01)
+
+
+@pytest.mark.anyio
+async def test_the_base_that_is_asked_for_stays_and_is_missed() -> None:
+    told: list[Event] = []
+    async with FakeEngine(model="base") as fake:
+        fake.adapters["book"] = "folder"
+        url = f"http://127.0.0.1:{fake.address.port}"
+        async with ExternalEngine(url, model="book", options=TIMES) as engine:
+            await engine.ready()
+            assert engine.abilities.model == "book" and [one.name for one in engine.abilities.others] == ["base"]
+        async with ExternalEngine(url, model="gone", options=TIMES, on_event=told.append) as engine:
+            await engine.ready()
+            assert engine.abilities.model == "gone"
+    assert [one.message for one in told if isinstance(one, Warned)] == [
+        "engine external: expected the model 'gone', it has 'base'."
+    ]
+
+
+def test_an_odd_list_of_models_is_read_as_far_as_it_goes() -> None:
+    assert listed_models(b"no json") == listed_models(b'{"data": 7}') == listed_models(b"[]") == ()
+    body = b'{"data": [7, {"id": ""}, {"id": 3}, {"id": "a", "parent": 7, "meta": {"n_ctx": 64}}, {"id": "a"}]}'
+    assert listed_models(body) == (Listed("a", context=64),)
 
 
 @pytest.mark.anyio
