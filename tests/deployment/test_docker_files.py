@@ -70,6 +70,26 @@ def test_options_exist() -> None:
         assert given <= options, f"{place}: {sorted(given - options)}"
 
 
+def test_options_are_taken_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An option that does nothing beside the others is an error, and a container that ends with it starts for ever."""
+    from typer.main import get_command
+
+    from agentopt.cli._app import app
+
+    taken: list[Any] = []
+
+    def serve_forever(options: Any, on_event: object) -> int:
+        taken.append(options)
+        return 0
+
+    monkeypatch.setattr("agentopt.serving._serve.serve_forever", serve_forever)
+    for place, words in served_with():
+        given = [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", word) for word in words]
+        get_command(app).main(["serve", *given], standalone_mode=False)
+        assert taken, place
+        assert taken.pop().keys == "/var/lib/agentopt/keys.db", place
+
+
 def expressions() -> Iterator[str]:
     dashboard = json.loads((DOCKER / "grafana" / "dashboards" / "agentopt.json").read_text(encoding="utf-8"))
     for panel in dashboard["panels"]:
@@ -189,6 +209,7 @@ def test_compose_keeps_the_engine_inside(path: Path) -> None:
             assert network in compose["networks"], f"{name}: {network}"
     if "engine" in compose["services"]:
         assert "ports" not in compose["services"]["engine"]
+        assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in path.read_text(encoding="utf-8")
         assert compose["networks"]["engine"]["internal"] is True
     else:
         assert compose["networks"]["monitoring"]["internal"] is True
