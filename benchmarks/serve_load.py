@@ -338,7 +338,11 @@ def main() -> None:
     parser.add_argument("--no-peer", action="store_true", help="leave LiteLLM out")
     given = parser.parse_args()
     repeats, requests = (1, 3_000) if given.quick else (given.repeats, given.requests)
-    rates = [20.0, 40.0] if given.quick else [15.0, 20.0, 25.0, 30.0, 35.0, 40.0, 50.0, 60.0, 70.0, 80.0, 100.0]
+    rates = (
+        [20.0, 40.0]
+        if given.quick
+        else [15.0, 20.0, 25.0, 30.0, 35.0, 40.0, 50.0, 60.0, 70.0, 80.0, 100.0, 125.0, 150.0]
+    )
     load: dict[str, Any] = {"chunks": 20} if given.quick else {}
     seconds = 1.0 if given.quick else 4.0
     rows: list[Row] = []
