@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -198,7 +199,17 @@ def _show_traffic(run: RunRow, traces: Sequence[str], said: Sequence[Mapping[str
     if len(traces) > 5:
         console.print(f"the newest 5 of {len(traces)} traces; --json lists the others", style="dim")
     if said:
-        console.print("agentopt tune agentopt.serving.chat:reply --train captured --metric f1", style="dim")
+        for line in _tune_lines(run, str(said[-1].get("model") or "")):
+            console.print(Text(line), style="dim", soft_wrap=True)
+
+
+def _tune_lines(run: RunRow, model: str) -> list[str]:
+    """A command that tunes what was served: on its model, not on the default one."""
+    lines = ["agentopt tune agentopt.serving.chat:reply --train captured --metric f1"]
+    if run.config.get("base_url") and model:
+        lines[0] += " \\"
+        lines.append("  --model " + shlex.quote(f"agent=openai-compatible:{run.config['base_url']}#{model}"))
+    return lines
 
 
 def search_of(run: RunRow, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

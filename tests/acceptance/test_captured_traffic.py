@@ -83,7 +83,7 @@ async def traffic(port: int, recorder: Recorder, days: int) -> None:
             for day in range(days):
                 for thing in list(COLOURS)[day % 3 * 2 :][:2]:
                     ask = client.with_options(default_headers={"X-Agentopt-Session": f"day-{day}"})
-                    question = f"The {thing} of day {day}, asks bob@example.com"
+                    question = f"The {thing} of day {day}, asks someone@example.com"
                     turns: Any = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": question}]
                     raw = await ask.chat.completions.with_raw_response.create(model="desk", messages=turns)
                     request = raw.headers["x-request-id"]
@@ -98,7 +98,8 @@ async def traffic(port: int, recorder: Recorder, days: int) -> None:
 
 @pytest.mark.slow
 def test_a_captured_session_is_shown_tuned_on_and_served(agentopt: Run, project: Path, engine: int) -> None:
-    recorder = Recorder(project / ".agentopt" / "agentopt.db", model="desk")
+    about = {"base_url": "http://localhost:9/v1"}
+    recorder = Recorder(project / ".agentopt" / "agentopt.db", model="desk", about=about)
     anyio.run(traffic, engine, recorder, 30)
 
     listed = agentopt("runs", "ls")
@@ -107,12 +108,14 @@ def test_a_captured_session_is_shown_tuned_on_and_served(agentopt: Run, project:
     assert shown.returncode == 0, shown.stderr
     assert "exchanges captured: 60, dropped: 0; pieces of feedback: 60" in shown.stdout
     assert max(map(len, shown.stdout.splitlines())) <= 80
+    # On the model that was served: without it the default one would be tuned.
+    assert "--metric f1 \\\n  --model 'agent=openai-compatible:http://localhost:9/v1#m'" in shown.stdout
     trace = next(line.split()[-1] for line in shown.stdout.splitlines() if line.startswith("agentopt trace show"))
     tree = agentopt("trace", "show", trace)
     assert tree.returncode == 0, tree.stderr
     assert "2 LM calls, 22 tokens" in tree.stdout and "session" in tree.stdout and "What a colourful" in tree.stdout
     call = agentopt("trace", "show", trace, "--op", "0").stdout
-    assert "[email]" in call and "bob@" not in call and "Be kind." in call and "req_" in call
+    assert "[email]" in call and "someone@" not in call and "Be kind." in call and "req_" in call
     for command in ("resume", "diff"):
         refused = agentopt("runs", command, recorder.run_id)
         assert refused.returncode == 2 and "traffic of a server" in refused.stderr
