@@ -25,6 +25,8 @@ from agentopt.weights.gg import vllm_plugin
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Largest ranks that vLLM can be started with."""
 CPU_CONTEXT, CPU_SEQUENCES = 8192, 16
+NO_DOMAIN = "none.invalid"
+"""A name that is never anybody's (RFC 2606)."""
 _ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 """Small layers that choose experts: adapters do not change them, and vLLM cannot wrap all of them."""
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -64,6 +66,8 @@ def launch_vllm(model: Path, name: str, options: EngineOptions | None = None, ch
         if value is not None:
             arguments += [option, str(value)]
     arguments += adapter_arguments(model, asked, cpu=cpu)
+    # Otherwise whoever may ask could have the engine fetch addresses of the network that it stands in.
+    arguments += ["--allowed-media-domains", NO_DOMAIN]
 
     def command(address: Address) -> list[str]:
         program = [python, "-P", "-m", "vllm.entrypoints.openai.api_server"]

@@ -165,6 +165,16 @@ def test_vllm_without_adapters_opens_no_route_for_them(monkeypatch: pytest.Monke
         launch_vllm(folder, "base", EngineOptions(resident=1, max_rank=600))
 
 
+def test_vllm_fetches_nothing_for_a_client_unless_told(folder: Path) -> None:
+    """An image by its address would otherwise be a way into the network that the engine stands in."""
+    chosen = Chosen("vllm", "test", "/env/bin/python", cpu=True)
+    argv = _argv(launch_vllm(folder, "base", EngineOptions(context=64), chosen))
+    assert argv[argv.index("--allowed-media-domains") + 1].endswith(".invalid")
+    extra = ("--allowed-media-domains", "images.example")
+    argv = _argv(launch_vllm(folder, "base", EngineOptions(context=64, extra=extra), chosen))
+    assert argv[-2:] == list(extra), "the last one counts"
+
+
 def test_quantized_model_needs_the_plug_in_where_vllm_is(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["quantization_config"] = {"quant_method": "rf8"}
