@@ -199,12 +199,14 @@ def _show_traffic(run: RunRow, traces: Sequence[str], said: Sequence[Mapping[str
     if len(traces) > 5:
         console.print(f"the newest 5 of {len(traces)} traces; --json lists the others", style="dim")
     if said:
-        for line in _tune_lines(run, str(said[-1].get("model") or "")):
+        for line in _tune_lines(run, said):
             console.print(Text(line), style="dim", soft_wrap=True)
 
 
-def _tune_lines(run: RunRow, model: str) -> list[str]:
+def _tune_lines(run: RunRow, said: Sequence[Mapping[str, Any]]) -> list[str]:
     """A command that tunes what was served: on its model, not on the default one."""
+    # A tuned prompt's name would put that prompt around the one to be tuned: there, the model behind it.
+    model = next((row.get("asked") for row in reversed(said) if not row.get("variant")), said[-1].get("model"))
     lines = ["agentopt tune agentopt.serving.chat:reply --train captured --metric f1"]
     if run.config.get("base_url") and model:
         lines[0] += " \\"

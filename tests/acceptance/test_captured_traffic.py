@@ -109,7 +109,7 @@ def test_a_captured_session_is_shown_tuned_on_and_served(agentopt: Run, project:
     assert "exchanges captured: 60, dropped: 0; pieces of feedback: 60" in shown.stdout
     assert max(map(len, shown.stdout.splitlines())) <= 80
     # On the model that was served: without it the default one would be tuned.
-    assert "--metric f1 \\\n  --model 'agent=openai-compatible:http://localhost:9/v1#m'" in shown.stdout
+    assert "--metric f1 \\\n  --model 'agent=openai-compatible:http://localhost:9/v1#desk'" in shown.stdout
     trace = next(line.split()[-1] for line in shown.stdout.splitlines() if line.startswith("agentopt trace show"))
     tree = agentopt("trace", "show", trace)
     assert tree.returncode == 0, tree.stderr
