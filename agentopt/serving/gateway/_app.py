@@ -106,7 +106,7 @@ class Gateway:
         self.draining = True
         if not self._flights:
             return True
-        self._empty = asyncio.Event()
+        self._empty = self._empty or asyncio.Event()  # a second drain must not take the first one's place
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._empty.wait()

@@ -190,6 +190,8 @@ class Upstream:
         except OSError as error:
             raise UpstreamError("engine_died", f"the engine cannot be reached ({error})") from error
         self._wires.add(wire)
+        self.now = loop.time()
+        self._watch()  # connecting may have taken longer than the timer lives without connections
         return wire, False
 
     def give_back(self, wire: Wire) -> None:

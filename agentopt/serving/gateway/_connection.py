@@ -29,6 +29,8 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, server: Server) -> None:
         self.deadline = server.now + server.limits.head_seconds
+        self.stalled = _NEVER
+        """When a client that does not read its replies is cut off; apart from `deadline`, which every request moves."""
         self.blocked = False
         """The client does not read its reply."""
         self._server = server
@@ -94,9 +96,7 @@ class Connection(asyncio.Protocol):
         if method == b"CONNECT":
             self._refuse(Refusal(405, "this is not a proxy", code="method_not_allowed"))
             return
-        kept = [
-            field for field in self._fields if field[0].lower() not in (b"upgrade", b"connection", b"http2-settings")
-        ]
+        kept = [field for name, value in self._fields if (field := _without_offer(name, value)) is not None]
         head = b"".join(
             [b"%b %b HTTP/1.1\r\n" % (method, self._url), *(b"%b: %b\r\n" % field for field in kept), b"\r\n"]
         )
@@ -104,6 +104,11 @@ class Connection(asyncio.Protocol):
         self.data_received(head + rest)
 
     def eof_received(self) -> bool:
+        # Whoever ends its side waits for nothing more; what is written already still goes out, but not for ever.
+        self.deadline = self._server.now + self._server.limits.stalled_seconds
+        for request in (self._active, self._reading, *self._ahead):
+            if request is not None:
+                request.lost()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -118,12 +123,11 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.blocked = True
-        self.deadline = self._server.now + self._server.limits.stalled_seconds
+        self.stalled = self._server.now + self._server.limits.stalled_seconds
 
     def resume_writing(self) -> None:
         self.blocked = False
-        if self._active is not None:
-            self.deadline = _NEVER
+        self.stalled = _NEVER
         if self._drained is not None:
             self._drained.set()
             self._drained = None
@@ -191,7 +195,9 @@ class Connection(asyncio.Protocol):
             "client": self._client,
             "server": self._local,
         }
-        expects = any(name == b"expect" and value.lower() == b"100-continue" for name, value in self._fields)
+        expects = version == "1.1" and any(
+            name == b"expect" and value.lower() == b"100-continue" for name, value in self._fields
+        )
         keep = version == "1.1" and self._parser.should_keep_alive()
         request = self._reading = Request(self, scope, keep_alive=keep, expects=expects)
         if self._active is None:
@@ -233,7 +239,10 @@ class Connection(asyncio.Protocol):
                 self.resume_reading()
         elif request.keep_alive and not self.stopping:
             limits = self._server.limits
-            self.deadline = self._server.now + (limits.head_seconds if self._in_head else limits.keep_alive_seconds)
+            patience = limits.head_seconds if self._in_head else limits.keep_alive_seconds
+            if self._unsent:  # a slow line is not an idle one
+                patience = max(patience, limits.stalled_seconds)
+            self.deadline = self._server.now + patience
             self.resume_reading()
         elif whole:
             self.deadline = self._server.now + self._server.limits.stalled_seconds
@@ -271,8 +280,8 @@ class Connection(asyncio.Protocol):
             self._linger()
 
     def overdue(self) -> None:
-        """The deadline passed."""
-        if self._active is None and not self._deaf and self._in_head and self._fed:
+        """The deadline passed, or nothing of a reply was read for too long."""
+        if not self.blocked and self._active is None and not self._deaf and self._in_head and self._fed:
             self._refuse(Refusal(408, "the request did not come in time", code="request_timeout"))
         else:
             self.abort()
@@ -293,9 +302,19 @@ class Connection(asyncio.Protocol):
         return self._server.date_line
 
     def stop(self) -> None:
-        """Close as soon as nothing is being answered."""
-        if self._active is None:
+        """Close as soon as nothing is being answered, and what was answered has gone out."""
+        if self._active is not None:
+            return
+        if self._unsent and not self._deaf:
+            self.deadline = self._server.now + self._server.limits.stalled_seconds
+            self._transport.close()
+        else:
             self.abort()
+
+    @property
+    def _unsent(self) -> int:
+        """Bytes of replies that the client's side has not taken yet."""
+        return self._transport.get_write_buffer_size()
 
     def trouble(self, line: str, error: BaseException) -> None:
         """An application's mistake, for the log."""
@@ -325,6 +344,14 @@ class Connection(asyncio.Protocol):
         if self._paused and not self._transport.is_closing():
             self._paused = False
             self._transport.resume_reading()
+
+
+def _without_offer(name: bytes, value: bytes) -> tuple[bytes, bytes] | None:
+    """A header without the offer of another protocol; None when nothing else is in it."""
+    if name != b"connection":
+        return None if name in (b"upgrade", b"http2-settings") else (name, value)
+    kept = [one for one in value.split(b",") if one.strip().lower() not in (b"upgrade", b"http2-settings", b"")]
+    return (name, b",".join(kept)) if kept else None
 
 
 def _name(address: object) -> tuple[str, int] | None:

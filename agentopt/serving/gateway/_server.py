@@ -121,7 +121,7 @@ class Server:
         now = self.now = asyncio.get_running_loop().time()
         self.date_line = b"date: %b\r\n" % formatdate(usegmt=True).encode()
         for connection in list(self._connections):
-            if connection.deadline < now:
+            if connection.deadline < now or connection.stalled < now:
                 connection.overdue()
         self._timer = asyncio.get_running_loop().call_later(self._period, self._look)
 

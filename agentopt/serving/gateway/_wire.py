@@ -64,7 +64,9 @@ class Wire(asyncio.Protocol):
     # ---- what the parser tells
 
     def on_message_begin(self) -> None:
-        if not self.whole:
+        if self.whole:
+            self._keep = False  # the beginning of a reply that nobody asked for: the next one would be taken for it
+        else:
             self.status, self.headers, self._head_bytes = 0, {}, 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -181,8 +183,10 @@ class Wire(asyncio.Protocol):
 
     @property
     def open(self) -> bool:
-        """Another exchange can use it."""
-        return self.failed is None and self._keep and self._transport is not None and not self._transport.is_closing()
+        """Another exchange can use it: the reply ended as it should, and the request was sent to its end."""
+        if self.failed is not None or not self._keep or self._transport is None or self._transport.is_closing():
+            return False
+        return not self._transport.get_write_buffer_size()
 
     def close(self) -> None:
         """Now: nothing that is still to be written matters."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +156,57 @@ async def test_unix_sockets_prefixes_tokens_and_the_pool(tmp_path: Path) -> None
         assert heads[0].startswith(b"GET /base/ HTTP/1.1\r\nhost: 127.0.0.1:%d\r\n" % address.port)
         with pytest.raises(UpstreamError, match="cannot be reached"):
             await get(upstream, Address(socket=str(tmp_path / "nobody.sock")))
+
+
+async def test_the_beginning_of_a_second_reply_is_not_the_next_ones() -> None:
+    twice = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 200 OK\r\ncontent-len"
+    heard: list[int] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(0)
+        with suppress(OSError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(twice)
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"gth: 4\r\n\r\nevil")
+        writer.close()
+
+    async with engine(handle) as (upstream, address):
+        for _ in range(2):
+            assert await get(upstream, address) == (200, b"ok")
+        assert len(heard) == 2
+
+
+async def test_a_connection_whose_request_was_not_read_is_not_used_again() -> None:
+    heard: list[int] = []
+    done = asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(0)
+        with suppress(OSError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 413 No\r\ncontent-length: 2\r\n\r\nno")
+            await done.wait()
+        writer.transport.abort()
+
+    async with engine(handle) as (upstream, address):
+        for count in (1, 2):
+            reply = await upstream.request(address, "POST", "/", body=b"x" * (16 << 20))
+            assert (reply.status, await reply.read(10)) == (413, b"no")
+            assert len(heard) == count
+        done.set()
+
+
+async def test_an_engine_that_takes_long_to_connect_to_is_not_waited_for_longer(monkeypatch: Any) -> None:
+    connect = asyncio.BaseEventLoop.create_connection
+
+    async def slowly(*arguments: Any, **options: Any) -> Any:
+        await asyncio.sleep(0.7)  # longer than the timer goes on without connections
+        return await connect(*arguments, **options)
+
+    async with engine(saying(close=False)) as (upstream, address):
+        monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", slowly.__get__(asyncio.get_running_loop()))
+        async with asyncio.timeout(20):
+            with pytest.raises(UpstreamError) as caught:
+                await upstream.request(address, "GET", "/", first=0.2)
+        assert caught.value.code == "engine_silent"

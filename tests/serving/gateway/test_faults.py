@@ -273,6 +273,16 @@ async def test_draining_waits_for_what_is_under_way_and_takes_nothing_new() -> N
         assert events((await running).text)[-1] == "[DONE]"
 
 
+async def test_two_may_wait_for_the_end_of_what_is_under_way() -> None:
+    async with house() as home, asyncio.TaskGroup() as group:
+        running = group.create_task(home.ask(fake={"wait": 0.3}))
+        await until(lambda: home.gateway.in_flight == 1)
+        waiting = [group.create_task(home.gateway.drain(60)) for _ in range(2)]
+        async with asyncio.timeout(20):
+            assert [await one for one in waiting] == [True, True]
+        assert (await running).status_code == 200
+
+
 async def test_draining_ends_what_takes_too_long() -> None:
     async with house() as home, asyncio.TaskGroup() as group:
         running = group.create_task(home.ask(stream=True, fake=LONG))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from typing import Any
 
 import pytest
@@ -135,6 +136,22 @@ async def test_only_plain_json_is_taken() -> None:
         fine = {"content-type": "Application/JSON; charset=utf-8"}
         reply = await home.client.post(CHAT, content=json.dumps({"messages": HELLO}), headers=fine)
         assert reply.status_code == 200
+
+
+def test_a_key_that_comes_twice_among_very_many_is_found_at_once() -> None:
+    names = [f'"k{number}":1' for number in range(400_000)]
+
+    def late(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(60)  # comparing each with each would take half an hour
+    try:
+        with pytest.raises(Refusal, match="'k399999' twice"):
+            parse_body(f"{{{','.join([*names, names[-1]])}}}".encode(), nesting=64)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 async def test_headers_that_decide_may_come_once_only() -> None:
