@@ -96,7 +96,7 @@ def unready(phase: Phase) -> Refusal:
         )
     if phase is Phase.STOPPED:
         return Refusal(503, "the engine is stopped", kind="server_error", code="engine_stopped")
-    wait = "starting" if phase is Phase.STARTING else "being restarted"
+    wait = "starting" if phase is Phase.STARTING else "away and is being restarted or waited for"
     return Refusal(
         503, f"the engine is {wait}; try again shortly", kind="server_error", code=f"engine_{phase}", retry_after=5
     )
@@ -117,7 +117,7 @@ _STOPPED = {
     "timeout": (504, "the request took longer than the server allows and was ended"),
     "key_revoked": (401, "the API key was revoked or has expired"),
     "draining": (503, "the server is shutting down and could not wait for the end of this reply"),
-    "engine_died": (502, "the engine broke off before the reply was complete; it is being restarted, try again"),
+    "engine_died": (502, "the engine broke off before the reply was complete; try again shortly"),
     "engine_silent": (504, "the engine gave no answer in time; try again"),
     "engine_error": (502, "the engine gave no usable answer"),
 }
