@@ -43,11 +43,22 @@ class RunFolder:
         return self.path / "adapters.json"
 
     def announce(self, about: dict[str, Any]) -> None:
-        """Write `server.json`, whole or not at all, readable for its owner alone."""
-        descriptor, name = tempfile.mkstemp(dir=self.path, prefix=".server-")  # mkstemp makes it 0600
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(about, file, indent=2)
-        os.replace(name, self.path / SERVER)
+        """Write `server.json`, whole or not at all, readable for its owner alone.
+
+        Raises:
+            UserError: it cannot be written; other commands would not find the server.
+        """
+        name = None
+        try:
+            descriptor, name = tempfile.mkstemp(dir=self.path, prefix=".server-")  # mkstemp makes it 0600
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                json.dump(about, file, indent=2)
+            os.replace(name, self.path / SERVER)
+        except OSError as error:
+            if name is not None:
+                Path(name).unlink(missing_ok=True)
+            what = f"{self.shown or self.path}: {SERVER} cannot be written ({error.strerror or error})"
+            raise UserError(f"{what}; make room, or give another --run-dir.") from None
 
     def leave(self) -> None:
         """There is no server here any more."""
