@@ -32,7 +32,10 @@ def test_it_is_announced_for_its_owner_alone_and_gone_afterwards(tmp_path: Path)
         file = tmp_path / "run" / SERVER
         assert json.loads(file.read_text(encoding="utf-8")) == {"pid": 7}
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
-        with pytest.raises(UserError, match="a server that runs .process 7."), run_folder(str(tmp_path / "run"), 8000):
+        with (
+            pytest.raises(UserError, match=r"a server that runs \(process 7\)"),
+            run_folder(str(tmp_path / "run"), 8000),
+        ):
             pass
     assert not file.exists()
 
