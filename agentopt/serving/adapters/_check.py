@@ -42,7 +42,7 @@ class AdapterFacts:
     bytes: int
     digest: str
     """sha256 of the configuration and the weights that were checked."""
-    stamp: tuple[tuple[int, int, int], ...]
+    stamp: tuple[tuple[int, ...], ...]
     """Changes when one of the files may have changed."""
     config: LoraConfig
     folded: bool = False
@@ -121,6 +121,7 @@ def check_adapter(
     path = Path(folder).expanduser()
     check_files(path)
     text = read_small(path, CONFIG, LARGEST_CONFIG)
+    before = stamp(path)
     config = read_config(path, text)
     tensors = read_header(path / WEIGHTS)
     layers = _check_tensors(path, tensors, config, base)
@@ -135,21 +136,23 @@ def check_adapter(
         layers=tuple(layers),
         bytes=about.st_size,
         digest=digest_of(text, path / WEIGHTS),
-        stamp=stamp(path),
+        stamp=before,
         config=config,
         created=int(about.st_mtime),
     )
     card = _card(path)
+    if not _unchanged(path, before):  # the hash is of what will be copied: it has to be what was looked at
+        raise UserError(f"adapter {str(path)!r}: it changed while it was checked; try again when it is complete.")
     return facts if card is None else _with_card(facts, card, base, hashes)
 
 
-def stamp(folder: Path) -> tuple[tuple[int, int, int], ...]:
+def stamp(folder: Path) -> tuple[tuple[int, ...], ...]:
     """Sizes and times of the files that matter; quick, for asking whether a folder has changed.
 
     Raises:
         OSError: a file is gone.
     """
-    found: list[tuple[int, int, int]] = []
+    found: list[tuple[int, ...]] = []
     for file in (CONFIG, WEIGHTS, CARD):
         try:
             about = (folder / file).stat()
@@ -157,8 +160,16 @@ def stamp(folder: Path) -> tuple[tuple[int, int, int], ...]:
             if file != CARD:
                 raise
             continue
-        found.append((about.st_size, about.st_mtime_ns, about.st_ino))
+        # The time of the last change of the file's entry too: unlike the other nobody can set it back.
+        found.append((about.st_size, about.st_mtime_ns, about.st_ino, about.st_ctime_ns))
     return tuple(found)
+
+
+def _unchanged(folder: Path, before: tuple[tuple[int, ...], ...]) -> bool:
+    try:
+        return stamp(folder) == before
+    except OSError:
+        return False
 
 
 # --- tensors ---------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def check_files(path: Path) -> None:
             raise UserError(f"{where}: holds more than {MOST_FILES} files, expected an adapter's few.")
         if stat.S_ISLNK(about.st_mode) and root not in file.resolve().parents:
             raise UserError(f"{where}: {inner} is a link out of the folder; put the file itself there.")
-        if not (stat.S_ISREG(about.st_mode) or stat.S_ISLNK(about.st_mode)):
+        if not stat.S_ISREG(about.st_mode) and not (stat.S_ISLNK(about.st_mode) and file.is_file()):
             raise UserError(f"{where}: {inner} is no ordinary file; expected {CONFIG} and {WEIGHTS}.")
         ends = "".join(file.suffixes[-1:]).lower()
         if ends in _PICKLED and not (ends == ".model" and file.name == "tokenizer.model"):

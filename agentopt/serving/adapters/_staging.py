@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from agentopt.serving.adapters._config import CONFIG, LARGEST_CONFIG, WEIGHTS
 from agentopt.serving.adapters._contents import read_small
 
 _CHUNK = 1 << 20
+_COPY = re.compile(r"\.?[0-9a-f]{32}")
 
 
 class Staging:
-    """A folder of copies; what lies in it from an earlier server is removed.
+    """A folder of copies; those that lie in it from an earlier server are removed.
 
     Raises:
         UserError: it cannot be made.
@@ -33,7 +35,8 @@ class Staging:
         try:
             if folder.is_dir():
                 for old in folder.iterdir():
-                    shutil.rmtree(old, ignore_errors=True)
+                    if _COPY.fullmatch(old.name):  # a run folder may hold a user's own folder of this name
+                        shutil.rmtree(old, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise UserError(f"{folder}: cannot be made ({error.strerror or error}); give another --run-dir.") from None

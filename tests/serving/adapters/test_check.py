@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from agentopt.errors import UserError
 from agentopt.serving.adapters import BaseFacts, BaseHashes, check_adapter, check_name, parse_adapter
+from agentopt.serving.adapters import _check as check_module
 from tests.serving.adapters import folders
 from tests.serving.adapters.folders import adapter, base, factors, raw
 
@@ -412,3 +413,30 @@ def assert_refused(folder: Path, known: BaseFacts, says: str, *, hashes: BaseHas
     assert says in text, text
     assert "\n" not in text, text
     assert len(text) < 500, text
+
+
+def test_weights_that_change_while_they_are_checked_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, weights = adapter(tmp_path / "good"), tmp_path / "good" / "adapter_model.safetensors"
+    looks = check_module.is_finite
+
+    def swapped(path: Path, tensor: Any) -> bool:
+        fine = looks(path, tensor)
+        times = weights.stat()
+        weights.write_bytes(b"\0" * times.st_size)  # of the same size, and with its time set back
+        os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+        monkeypatch.setattr(check_module, "is_finite", lambda *_: True)
+        return fine
+
+    monkeypatch.setattr(check_module, "is_finite", swapped)
+    with pytest.raises(UserError, match="changed while it was checked"):
+        check_adapter(folder, base(tmp_path / "base"))
+
+
+def test_a_link_to_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "good")
+    os.mkfifo(folder / "z-pipe")
+    (folder / "a-link").symlink_to("z-pipe")
+    with pytest.raises(UserError, match="no ordinary file"):
+        check_adapter(folder, base(tmp_path / "base"))

@@ -406,3 +406,11 @@ async def _use(registry: AdapterRegistry, name: str) -> None:
 async def _forgiving(what: Awaitable[None]) -> None:
     with contextlib.suppress(ConnectionError):
         await what
+
+
+def test_only_our_copies_are_removed_from_the_staging_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "adapters"
+    for name in ("handbook", "0" * 32, "." + "f" * 32):
+        (folder / name).mkdir(parents=True)
+    AdapterRegistry(base(tmp_path / "base"), Held(), resident=1, staging=folder)
+    assert [one.name for one in folder.iterdir()] == ["handbook"]
