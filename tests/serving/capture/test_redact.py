@@ -40,6 +40,28 @@ SAFE = st.text(st.characters(codec="utf-8", exclude_characters="0123456789@%+-_.
 )
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "4111 1111 1111 1111 12/27",
+        "card 4111-1111-1111-1111 123, thanks",
+        "4111111111111111 123",
+        "Invoice 2026 4111 1111 1111 1111",
+        "paid 12/27 4111111111111111",
+        "4111\u00a01111\u00a01111\u00a01111",
+        "3782 822463 10005 12/27",
+    ],
+)
+def test_a_card_is_found_beside_other_numbers(text: str) -> None:
+    left = "".join(letter for letter in Redaction().text(text) if letter.isdigit())
+    assert len(left) <= 4
+    assert "[card]" in Redaction().text(text)
+
+
+def test_our_own_keys_are_found_also_without_a_digit() -> None:
+    assert Redaction().text("ak-" + "abCD_-xyZ" * 4 + "abcdefg") == "[key]"
+
+
 @pytest.mark.parametrize("text", KEPT)
 def test_what_is_not_private_stays(text: str) -> None:
     assert Redaction().text(text) == text
