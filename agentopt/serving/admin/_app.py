@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote
 
 import anyio.to_thread
 
@@ -110,7 +111,8 @@ class _Routes:
 
     async def remove(self, request: Request) -> Response:
         """Take one away; requests that use it end first."""
-        registry, name = self._registry(), str(request.path_params["name"])
+        # Our server leaves paths as they came; names may hold characters that clients escape.
+        registry, name = self._registry(), unquote(str(request.path_params["name"]))
         if name not in registry:
             raise Refusal(404, f"There is no adapter {name}.", code="not_found")
         await registry.remove(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -17,6 +18,7 @@ from agentopt.serving.engines._options import SupervisorOptions
 from agentopt.serving.engines._probe import fetch
 
 MODELS = "/v1/models"
+_log = logging.getLogger("agentopt.serving.engines")
 
 
 class EngineBase:
@@ -79,8 +81,12 @@ class EngineBase:
 
     def tell(self, event: events.Event) -> None:
         """Tell whoever wants to know."""
-        if self._on_event is not None:
+        if self._on_event is None:
+            return
+        try:
             self._on_event(event)
+        except Exception:  # noqa: BLE001  # whoever listens (a terminal that is gone) must not end the engine
+            _log.exception("engine %s: telling %s failed", self.name, event.kind)
 
     def _become(self, phase: Phase) -> None:
         if phase is self.phase:

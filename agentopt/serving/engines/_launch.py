@@ -15,7 +15,11 @@ from agentopt.serving.engines._options import EngineOptions, refuse_own
 
 TOKEN = "AGENTOPT_ENGINE_TOKEN"
 """The environment variable in which our own engines get their bearer token: an argument could be read by anybody."""
-_SECRET = re.compile(r"(_API_KEY|_TOKEN|_SECRET|_PASSWORD|_ACCESS_KEY)$|^AGENTOPT_(?!ENGINE_LOCK|VLLM)")
+_SECRET = re.compile(
+    r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|_PAT|_DSN|DATABASE_URL|CONNECTION_STRING)$"
+    r"|^AGENTOPT_(?!ENGINE_LOCK|VLLM)",
+    re.IGNORECASE,
+)
 _KEPT = frozenset({"HF_TOKEN"})
 
 

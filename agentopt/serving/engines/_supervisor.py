@@ -138,6 +138,9 @@ class Supervisor(EngineBase):
                 end = await self._life()
             except AgentoptError as error:  # nothing could be started, and nothing will change that
                 end = _End(str(error).rstrip("."), False, None, 0.0, None, fatal=True)
+            except Exception as error:  # noqa: BLE001  # a mistake of ours: requests must not go to what is not there
+                self._become(Phase.RESTARTING)
+                end = _End(f"{type(error).__name__}: {error}", False, None, 0.0, None)
             if not self._goes_on(end):
                 return
             pause = min(self.options.longest_delay, self.options.first_delay * 2.0 ** (self._troubles - 1))

@@ -240,6 +240,8 @@ async def test_adapters_come_and_go() -> None:
         assert [one["name"] for one in (await asked.get("/adapters")).json()["adapters"]] == ["team/book"]
         assert (await asked.delete("/adapters/team/book")).json() == {"name": "team/book", "removed": True}
         assert (await asked.delete("/adapters/team/book")).status_code == 404
+        await asked.post("/adapters", json={"name": "book@v1:b", "path": "/data/book"})
+        assert (await asked.delete("/adapters/book%40v1%3Ab")).json() == {"name": "book@v1:b", "removed": True}
         for body, status, said in (
             ({"name": "x", "path": "/pickle"}, 400, "can run code"),
             ({"name": "x", "path": "/engine"}, 502, "refused it"),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agentopt.errors import RunError
 from agentopt.serving._types import Phase
-from agentopt.serving.engines import Failed, Hung, Starting, Supervisor, Waiting, fetch
-from tests.serving.engines.running import PATIENCE, alive, kinds, tiny, watched
+from agentopt.serving.engines import Event, Failed, Hung, Starting, Supervisor, SupervisorOptions, Waiting, fetch
+from tests.serving.engines.running import PATIENCE, QUICK, alive, kinds, tiny, watched
 
 pytestmark = pytest.mark.anyio
 
@@ -165,3 +166,31 @@ async def test_what_is_wrong_for_good_at_the_first_start_may_be_an_accident_late
 async def _until_failed(engine: Supervisor) -> None:
     await engine.changed()
     await engine.ready()
+
+
+async def test_a_listener_that_fails_does_not_end_the_engine(tmp_path: Path) -> None:
+    def gone(event: Event) -> None:
+        raise BrokenPipeError
+
+    engine = Supervisor(tiny(), run_dir=tmp_path / "run", options=SupervisorOptions(**QUICK), on_event=gone)
+    async with engine:
+        await engine.ready()
+        await _killed(engine)
+        assert engine.restarts == 1
+
+
+async def test_a_mistake_of_ours_is_a_life_that_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, told = watched(tiny(), tmp_path / "run")
+    look = Supervisor._watch
+
+    async def once(*arguments: Any) -> str:
+        monkeypatch.setattr(Supervisor, "_watch", look)
+        raise ZeroDivisionError("unforeseen")
+
+    monkeypatch.setattr(Supervisor, "_watch", once)
+    async with engine:
+        await engine.ready()
+        while engine.generation < 2:
+            await engine.changed()
+        await engine.ready()
+    assert "unforeseen" in next(event.why for event in told if isinstance(event, Waiting))

@@ -115,6 +115,8 @@ async def test_one_engine_per_folder_and_the_next_one_waits_for_the_former(
 async def test_engine_does_not_get_our_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_PROVIDER_API_KEY", "sk-secret")
     monkeypatch.setenv("AGENTOPT_ADMIN_TOKEN", "admin-secret")
+    for name in ("PGPASSWORD", "DJANGO_SECRET_KEY", "some_provider_key", "APP_DATABASE_URL"):
+        monkeypatch.setenv(name, "sk-secret")
     monkeypatch.setenv("SOME_SETTING", "kept")
     engine, _ = watched(tiny(), tmp_path / "run")
     async with engine:
