@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from agentopt.errors import UserError
+from agentopt.serving.engines._options import refuse_own
 
 EngineName = Literal["auto", "vllm", "transformers", "embedded", "fake"]
 KEYS_VARIABLE, UPSTREAM_VARIABLE = "AGENTOPT_KEYS", "AGENTOPT_UPSTREAM_TOKEN"
@@ -194,6 +195,7 @@ def _check_together(options: ServeOptions, given: Mapping[str, Any]) -> None:
             raise UserError(f"--engine {options.engine}: the engine of --upstream runs already; leave one of them out.")
         if options.adapters:
             raise UserError("--adapter with --upstream: that engine's adapters are loaded where it was started.")
+    refuse_own(options.engine_options)
     if options.adapters and options.resident == 0:
         raise UserError("--resident 0 serves no adapter; leave it or --adapter out.")
     needs = {"capture_sample": "capture", "redact": "capture", "capsule_tokens": "capsule"}

@@ -21,6 +21,7 @@ from agentopt.serving._run_folder import RunFolder
 from agentopt.store import DEFAULT_PATH
 
 if TYPE_CHECKING:
+    from agentopt.serving._catalog import ServedCatalog
     from agentopt.serving.adapters import AdapterRegistry
     from agentopt.serving.admin import Control
     from agentopt.serving.capture import FeedbackStore, Recorder
@@ -54,16 +55,17 @@ class Place:
 class Parts:
     """A server that is put together and not started."""
 
-    name: str
-    """By which clients ask the base."""
     engine: Supervisor | ExternalEngine
+    catalog: ServedCatalog
     gateway: Gateway
     control: Control
     keyring: StoredKeyring | None
     recorder: Recorder | None
     limits: Limits
-    names: Callable[[], list[str]]
-    """All that can be asked for."""
+
+    def model(self) -> str:
+        """By which clients ask the base; empty while an engine elsewhere has not said it."""
+        return next(iter(self.catalog.base), self.engine.abilities.model)
 
     def state(self) -> dict[str, Any]:
         """Counts since the start."""
@@ -77,7 +79,8 @@ class _Base:
     """The engine, and what is known of its model."""
 
     engine: Supervisor | ExternalEngine
-    name: str
+    name: str | None
+    """By which clients ask for it; None: by the name that an engine elsewhere gives it."""
     registry: AdapterRegistry | None = None
     tokenizer: str = DEFAULT_TOKENIZER
     """That counts system prompts: the model's own where it is at hand."""
@@ -106,7 +109,6 @@ class Assembly:
 
         Raises:
             UserError: a file, a model, an adapter or an engine that is not as it must be.
-            RunError: an engine elsewhere whose model's name cannot be asked for.
         """
         from agentopt.serving.variants import VariantScores, load_candidates
 
@@ -114,7 +116,7 @@ class Assembly:
         virtual = load_candidates(self.options.candidates, warn=self._warn)
         scores = VariantScores(virtual) if virtual else None
         recorder = await self._recorder(scores)
-        base = await (self._external() if self.options.upstream is not None else self._supervised(virtual))
+        base = self._external() if self.options.upstream is not None else await self._supervised(virtual)
         return await self._around(base, keyring, recorder, virtual, scores)
 
     def _warn(self, message: str) -> None:
@@ -167,8 +169,8 @@ class Assembly:
 
     # --- the engine --------------------------------------------------------------------------------------------------
 
-    async def _external(self) -> _Base:
-        """An engine that somebody else started; without a name it is asked for its model's."""
+    def _external(self) -> _Base:
+        """An engine that somebody else started."""
         from agentopt.serving.engines import ExternalEngine
 
         options = self.options
@@ -177,12 +179,7 @@ class Assembly:
         self.on_event(EngineChosen("external", options.upstream, options.model or ""))
         engine = ExternalEngine(options.upstream, token, model=options.model, on_event=self.on_event)
         self.stack.push_async_callback(engine.aclose)
-        await engine.start()
-        name = options.name or options.model
-        if name is None:
-            await engine.ready()
-            name = engine.abilities.model
-        return _Base(engine, name)
+        return _Base(engine, options.name or options.model)
 
     async def _supervised(self, virtual: list[VirtualModel]) -> _Base:
         """Choose, prepare and launch; the adapters of the command line are checked before anything runs."""
@@ -190,6 +187,10 @@ class Assembly:
 
         options = self.options
         assert options.model is not None
+        for name, path in options.adapter_pairs().items():
+            if not Path(path).is_dir():
+                found = "a file" if Path(path).exists() else "nothing"
+                raise UserError(f"--adapter {name}={path}: expected the folder of an adapter, found {found}.")
         chosen = await asyncio.to_thread(choose_engine, options.model, options.engine)
         self.on_event(EngineChosen(chosen.engine, chosen.why, options.model))
         prepared = await prepare(options.model, chosen, quantize=options.quantize, cache=CACHE, on_event=self.on_event)
@@ -255,13 +256,13 @@ class Assembly:
 
         options, place = self.options, self.place
         catalog = ServedCatalog(
-            [base.name],
+            [] if base.name is None else [base.name],
             base.engine,
             registry=base.registry,
             virtual=virtual,
             shortening=await self._shortening(base.tokenizer),
         )
-        meter = Meter(catalog, model=base.name)
+        meter = Meter(catalog, model=base.name or "")
         log = AccessLog(place.folder.gateway_log, log_text=options.log_text)
         self.on_event.log = log
         self.stack.callback(self.on_event.close)
@@ -281,7 +282,7 @@ class Assembly:
             catalog=catalog,
             meter=meter,
             token=place.token,
-            model=base.name,
+            model=base.name or "",
             adapters=base.registry,
             keyring=keyring,
             capture=recorder,
@@ -291,7 +292,7 @@ class Assembly:
             stop=self.stop,
         )
         meter.bind(control)
-        return Parts(base.name, base.engine, gateway, control, keyring, recorder, limits, catalog.names)
+        return Parts(base.engine, catalog, gateway, control, keyring, recorder, limits)
 
     async def _shortening(self, tokenizer: str) -> Any:
         if not self.options.capsule:

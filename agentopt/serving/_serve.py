@@ -169,10 +169,7 @@ def _kill(parts: Parts) -> None:
 
 
 async def _up(parts: Parts) -> None:
-    from agentopt.serving.engines import Supervisor
-
-    if isinstance(parts.engine, Supervisor):  # one elsewhere has been asked for its model's name already
-        await parts.engine.start()
+    await parts.engine.start()
     await parts.engine.ready()
 
 
@@ -210,7 +207,7 @@ def _announce(parts: Parts, place: Place) -> None:
             "admin_token": place.token,
             "started": parts.control.started,
             "engine": parts.engine.name,
-            "model": parts.name,
+            "model": parts.model(),
             "run_dir": str(place.folder.path),
         }
     )
@@ -221,8 +218,8 @@ def _serving(parts: Parts, place: Place) -> Serving:
         base_url=place.base_url,
         admin_url=place.admin_url,
         engine=parts.engine.name,
-        model=parts.name,
-        models=tuple(parts.names()),
+        model=parts.model(),
+        models=tuple(parts.catalog.names()),
         keys=None if parts.keyring is None else parts.keyring.known,
         run_dir=place.folder.shown,
         captured_as=None if parts.recorder is None else parts.recorder.run_id,

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.acceptance.conftest import Shell
@@ -100,12 +101,16 @@ def test_ctrl_c_before_it_serves_ends_it_as_well(folder: Path) -> None:
 def test_an_engine_elsewhere_is_served_with_its_own_token(folder: Path) -> None:
     place = folder / "engine.sock"
     command = [sys.executable, "-m", "agentopt.serving.fake_engine", "--uds", str(place), "--model", "inner"]
-    elsewhere = subprocess.Popen(
-        [*command, "--token", "secret of the engine"], stdout=subprocess.PIPE, env={**os.environ, **ENVIRONMENT}
-    )
+    variables = {"AGENTOPT_UPSTREAM_TOKEN": "secret of the engine"}
+    elsewhere = None
     try:
-        variables = {"AGENTOPT_UPSTREAM_TOKEN": "secret of the engine"}
         with server(folder, "--upstream", f"unix://{place}", environment=variables) as running:
+            url = running.until("listening")["base_url"]  # though nobody knows yet what the engine's model is called
+            assert httpx.get(url.removesuffix("v1") + "health").status_code == 200
+            assert httpx.get(url.removesuffix("v1") + "ready").status_code == 503
+            elsewhere = subprocess.Popen(
+                [*command, "--token", "secret of the engine"], stdout=subprocess.PIPE, env={**os.environ, **ENVIRONMENT}
+            )
             serving = running.serving()
             assert (serving["model"], serving["engine"]) == ("inner", "external")
             said = client(serving).chat.completions.create(model="inner", messages=HELLO)
@@ -113,8 +118,9 @@ def test_an_engine_elsewhere_is_served_with_its_own_token(folder: Path) -> None:
             assert running.stop() == 0
         assert elsewhere.poll() is None  # whoever started it stops it
     finally:
-        elsewhere.kill()
-        elsewhere.communicate()
+        if elsewhere is not None:
+            elsewhere.kill()
+            elsewhere.communicate()
 
 
 def test_an_engine_that_cannot_start_is_a_failed_run(agentopt: Shell) -> None:

@@ -141,6 +141,7 @@ class Control:
     token: str = field(repr=False)
     """What a request must carry that sees or changes more than /health and /metrics."""
     model: str
+    """By which clients ask the base; empty: by the name that the engine gives it."""
     adapters: Adapters | None = None
     keyring: Keys | None = None
     capture: Capture | None = None
@@ -175,7 +176,7 @@ class Control:
         """Everything about the server that fits in a page; JSON."""
         engine, adapters, keys, capture = self.engine, self.adapters, self.keyring, self.capture
         return {
-            "model": self.model,
+            "model": self.model or engine.abilities.model,
             "base_url": self.base_url,
             "started": self.started,
             "uptime": max(0.0, time.time() - self.started),
