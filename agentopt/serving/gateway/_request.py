@@ -90,7 +90,7 @@ class Request:
 
     async def receive(self) -> dict[str, Any]:
         """ASGI: the body in pieces, then a wait for the client to go."""
-        if self._expects and not self._complete and not self.begun:
+        if self._expects and not self._complete and not self.begun and not self.gone:
             self._expects = False
             self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while not self.gone and not self.ended:

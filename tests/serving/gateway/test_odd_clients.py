@@ -93,6 +93,16 @@ async def test_a_client_that_offers_another_protocol_keeps_its_body_and_its_wish
         assert home.fake.requests[-1].json()["messages"] == HELLO
 
 
+async def test_a_body_that_is_broken_before_it_is_asked_for_is_refused_and_no_more() -> None:
+    async with house() as home:
+        head = POST.replace(b"Content-Length: %d", b"Transfer-Encoding: chunked") + b"Expect: 100-continue\r\n\r\n"
+        reply = await home.raw(head + b"what\r\n")
+        assert reply.startswith(b"HTTP/1.1 400 ")
+        assert b"100 Continue" not in reply
+        await until(lambda: not home.server._tasks)
+        assert home.trouble == []
+
+
 async def test_old_clients_are_told_nothing_in_between() -> None:
     async with house() as home:
         old = (POST % len(BODY)).replace(b"HTTP/1.1", b"HTTP/1.0") + b"Expect: 100-continue\r\n\r\n"
