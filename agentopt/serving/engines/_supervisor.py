@@ -87,6 +87,8 @@ class Supervisor(EngineBase):
             files=self.options.log_files,
             on_line=self._read_line,
         )
+        self._full = False
+        """It was told, in this life, that the log cannot be written."""
         self._began = 0.0
         self._stage = ""
         self._task: asyncio.Task[None] | None = None
@@ -205,6 +207,7 @@ class Supervisor(EngineBase):
             self.address = self._folder.address(token)
             self._log.hide(token)
             self._log.clear()
+            self._log.dropped, self._full = 0, False
             command = self.launch.command(self.address)
             self._log.note(f"start {self.generation}: {' '.join(command)}")
             env = {**self.launch.env, self.launch.token_env: token}
@@ -230,9 +233,7 @@ class Supervisor(EngineBase):
         """It answers: learn what it can do, let it be prepared, and forward requests to it."""
         self.abilities = await self._look(self.launch.abilities)
         await self._prepare()
-        if self._log.dropped:
-            self.tell(events.Warned(f"{self._log.path}: {self._log.dropped} lines could not be written (disk full?)."))
-            self._log.dropped = 0
+        self._tell_dropped()
         self.restarts += self.generation > 1
         self.reason = None
         self._become(Phase.READY)
@@ -251,6 +252,7 @@ class Supervisor(EngineBase):
                 return "it ended"
             if trouble is None:
                 answered, misses = time.monotonic(), 0
+                self._tell_dropped()
                 continue
             misses += 1
             silent = time.monotonic() - answered
@@ -289,6 +291,12 @@ class Supervisor(EngineBase):
             if found is not None:
                 self._progress(found.expand(words))
                 return
+
+    def _tell_dropped(self) -> None:
+        """Say once in a life that its log loses lines."""
+        if self._log.dropped and not self._full:
+            self._full = True
+            self.tell(events.Warned(f"{self._log.path}: {self._log.dropped} lines could not be written (disk full?)."))
 
     def _progress(self, what: str) -> None:
         if what != self._stage:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 from pathlib import Path
 
 import pytest
 
-from agentopt.serving.engines import Warned
+from agentopt.serving.engines import Event, Warned
 from agentopt.serving.engines._log import EngineLog
 from tests.serving.engines.running import tiny, watched
 
@@ -49,6 +50,33 @@ async def test_engine_serves_while_the_disk_is_full(tmp_path: Path) -> None:
     )
 
 
+@needs_full
+@pytest.mark.anyio
+async def test_disk_that_gets_full_while_it_serves_is_told_once(tmp_path: Path) -> None:
+    sick = tmp_path / "sick"
+    engine, told = watched(tiny("--sick", str(sick)), tmp_path / "run")
+    async with engine:
+        await engine.ready()
+        with FULL.open("ab") as file:
+            os.dup2(file.fileno(), _descriptor(tmp_path / "run" / "engine.log"))
+        for count in (1, 2):
+            (tmp_path / "new").write_text("once", encoding="utf-8")
+            os.replace(tmp_path / "new", sick)
+            while engine.log_tail().count("well again") < count or not _warned(told):
+                await asyncio.sleep(0.01)
+        assert engine.generation == 1
+    assert len(_warned(told)) == 1
+
+
+def _warned(told: list[Event]) -> list[str]:
+    return [event.message for event in told if isinstance(event, Warned)]
+
+
+def _descriptor(path: Path) -> int:
+    """By which this process holds an open file."""
+    return next(int(fd.name) for fd in Path("/proc/self/fd").iterdir() if fd.exists() and fd.readlink() == path)
+
+
 def _log(place: Path, *, limit: int = 1000, files: int = 3) -> EngineLog:
     return EngineLog(place / "engine.log", limit=limit, files=files)
 
@@ -60,9 +88,8 @@ def test_what_a_full_disk_stops_is_counted_and_what_follows_is_written(tmp_path:
     for number in range(300):  # more than any buffer holds
         log.feed(f"lost {number} {'x' * 100}\n".encode())
     assert log.dropped == 300 and log.tail(1)[0].startswith("lost 299")
-    opened = next(int(fd.name) for fd in Path("/proc/self/fd").iterdir() if fd.exists() and fd.readlink() == FULL)
     with (tmp_path / "room").open("ab") as file:  # the same open file, on a disk with room again
-        os.dup2(file.fileno(), opened)
+        os.dup2(file.fileno(), _descriptor(FULL))
     log.feed(b"kept\n")
     log.close()
     assert log.dropped == 300
