@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 import textwrap
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +18,7 @@ from rich.text import Text
 
 from agentopt.cli._console import count, err, out, seconds
 from agentopt.cli._progress import LiveView
+from agentopt.serving._run_folder import ROOT
 
 WIDTH = 10
 """Columns of the words at the beginning of lines."""
@@ -34,7 +36,7 @@ def curl_line(base_url: str, model: str, *, keys: bool) -> str:
     """A request that can be pasted into a shell as it stands."""
     lines = [f"curl {base_url}/chat/completions", "  -H 'Content-Type: application/json'"]
     if keys:
-        lines[-1] += f' -H "Authorization: Bearer ${KEY_VARIABLE}"'
+        lines.append(f'  -H "Authorization: Bearer ${KEY_VARIABLE}"')
     messages = '"messages": [{"role": "user", "content": "Say hello."}]'
     body = [f'{{"model": {json.dumps(model)},', f"{messages}}}"]
     # A quoted text may go over lines; JSON does not mind.
@@ -201,7 +203,10 @@ class LiveServer(LiveView):
     @staticmethod
     def _next(event: Any) -> list[str]:
         port = event.base_url.rpartition(":")[2].removesuffix("/v1")
-        which = "" if port == "8000" else f" --port {port}"
+        if Path(event.run_dir) != ROOT / port:
+            which = f" --run-dir {shlex.quote(event.run_dir)}"
+        else:
+            which = "" if port == "8000" else f" --port {port}"
         key = '"none"' if event.keys is None else f'os.environ["{KEY_VARIABLE}"]'
         notes = [f'python: OpenAI(base_url="{event.base_url}", api_key={key})']
         if event.keys == 0:

@@ -58,7 +58,9 @@ def full(tmp_path_factory: pytest.TempPathFactory, warm: WarmCommands) -> Iterat
     adapter(folder / "handbook")
     adapter(folder / "pricelist")
     ao.Candidate({"desk.instruction": "Answer as a pirate."}).save(folder / "pirate.json")
-    made = Shell(folder, warm)("serve", "keys", "create", "alice", "--keys", "keys.db", "--rpm", "1000", "--json")
+    made = Shell(folder, warm)(
+        "serve", "keys", "create", "first-client", "--keys", "keys.db", "--rpm", "1000", "--json"
+    )
     key = json.loads(made.stdout)["key"]
     options = ("--keys", "keys.db", "--capture", "--candidate", "desk=pirate.json", "--candidate", "desk=base@0.5")
     options += ("--adapter", "handbook=handbook", "--cors", "https://app.example.org")
@@ -180,14 +182,14 @@ def until(true: Callable[[], bool]) -> None:
 
 
 def test_keys_are_listed_and_revoked_while_it_runs(full: Full) -> None:
-    made = full.json("keys", "create", "bob", "--keys", "keys.db")
-    mallory = client(full.serving, made["key"])
-    until(lambda: lists(mallory))
+    made = full.json("keys", "create", "second-client", "--keys", "keys.db")
+    second = client(full.serving, made["key"])
+    until(lambda: lists(second))
     listed = full.agentopt("serve", "keys", "list", "--keys", "keys.db")
-    assert "bob" in listed.stdout
+    assert "second-client" in listed.stdout
     assert made["key"] not in listed.stdout
-    assert full.agentopt("serve", "keys", "revoke", "bob", "--keys", "keys.db").returncode == 0
-    until(lambda: not lists(mallory))
+    assert full.agentopt("serve", "keys", "revoke", "second-client", "--keys", "keys.db").returncode == 0
+    until(lambda: not lists(second))
 
 
 def test_the_admin_side_has_metrics_and_needs_its_token(full: Full) -> None:
@@ -269,7 +271,7 @@ def test_the_printed_line_works(folder: Path) -> None:
         ((*FAKE, "--host", "0.0.0.0"), "other machines could use the model without a key"),
         ((*FAKE, "--", "--uds", "x"), "--uds"),
         (("embedded", "--engine", "vllm"), "a Python without vLLM"),
-        (("embedded", "--engine", "embedded", "--adapter", "a=nowhere"), "adapter"),
+        (("embedded", "--engine", "embedded", "--adapter", "a=nowhere"), "a=nowhere: expected the folder of an adapter, found nothing"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(

@@ -64,7 +64,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     import openai
 
     folder = tmp_path_factory.mktemp("endpoint")
-    made = agentopt(folder, "serve", "keys", "create", "alice", "--keys", "keys.db", "--json")
+    made = agentopt(folder, "serve", "keys", "create", "first-client", "--keys", "keys.db", "--json")
     key = json.loads(made.stdout)["key"]
     options = ("--engine", "vllm", "--quantize", "rf8-gg", "--keys", "keys.db", "--resident", "2", "--max-rank", "8")
     with contextlib.ExitStack() as stack:

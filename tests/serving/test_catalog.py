@@ -156,7 +156,7 @@ def test_variants_share_the_requests_and_users_keep_theirs(tmp_path: Path) -> No
     picks = [catalog.choose(asking("desk", id=f"req_{number}")).variant for number in range(400)]
     assert 255 < picks.count("best") < 345
     assert picks.count("best") + picks.count("base") == 400
-    for body, session in (({"user": "ann"}, None), ({}, "s1"), ({"user": "bob"}, "s1")):
+    for body, session in (({"user": "first"}, None), ({}, "s1"), ({"user": "second"}, "s1")):
         seen = {
             catalog.choose(asking("desk", id=f"req_{number}", body=body, session=session)).variant
             for number in range(20)

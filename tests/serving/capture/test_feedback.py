@@ -26,9 +26,9 @@ async def test_feedback_by_http_is_stored_and_told_to_the_listeners(tmp_path: Pa
         done = await here.ask(model="triage")
         request = done.headers["x-request-id"]
         given: list[dict[str, Any]] = [
-            {"score": "down", "text": "ask bob@example.com"},
+            {"score": "down", "text": "ask me@example.com"},
             {"score": 0.5, "expected": "better"},
-            {"expected": {"call": ["bob@example.com"]}},
+            {"expected": {"call": ["me@example.com"]}},
         ]
         said = None
         for body in given:

@@ -19,7 +19,7 @@ from agentopt.serving.capture import FeedbackStore, Recorder, Redaction
 from agentopt.serving.capture._record import make_call
 from tests.serving.capture.kit import exchange, put
 
-SECRETS = ["bob.smith@mail.example.com", "+49 30 1234567-89", "4111-1111-1111-1111", "sk-proj-a1B2c3D4e5F6g7H8i9J0"]
+SECRETS = ["first.last@mail.example.com", "+49 30 1234567-89", "4111-1111-1111-1111", "sk-proj-a1B2c3D4e5F6g7H8i9J0"]
 ESCAPED = ["plain", "json", "ascii", "twice"]
 
 

@@ -90,10 +90,10 @@ async def test_failures_and_broken_off_streams_say_what_they_are(tmp_path: Path)
 
 async def test_tool_calls_several_choices_and_secrets(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "s.db")
-    asked = exchange("I am bob@example.com", session="s.4111111111111111")
-    asked.body["tools"] = [{"type": "function", "function": {"name": "mail", "description": "to bob@example.com"}}]
-    asked.body["metadata"] = {"who": "bob@example.com"}
-    call = {"function": {"name": "mail", "arguments": '{"to": "bob\\u0040example.com", "card": 4111111111111111}'}}
+    asked = exchange("I am me@example.com", session="s.4111111111111111")
+    asked.body["tools"] = [{"type": "function", "function": {"name": "mail", "description": "to me@example.com"}}]
+    asked.body["metadata"] = {"who": "me@example.com"}
+    call = {"function": {"name": "mail", "arguments": '{"to": "me\\u0040example.com", "card": 4111111111111111}'}}
     choices = [
         {"index": 0, "message": {"content": None, "tool_calls": [call]}},
         {"index": 1, "message": {"content": "b"}},
@@ -106,7 +106,7 @@ async def test_tool_calls_several_choices_and_secrets(tmp_path: Path) -> None:
     assert op.output["tool_calls"][0]["arguments"] == {"to": "[email]", "card": "[card]"}
     assert op.meta is not None and op.meta["other_choices"] == ["b"]
     stored = json.dumps(trace.to_dict())
-    assert "[email]" in stored and "bob" not in stored and "4111" not in stored
+    assert "[email]" in stored and "me@" not in stored and "4111" not in stored
 
 
 async def test_who_opts_out_is_not_captured_and_sessions_are_sampled_whole(tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_who_is_asking() -> None:
     def asked(body: dict[str, Any], session: str | None = None) -> str:
         return sticky_of(Exchange("req_1", CHAT, "c", body=body, session=session))
 
-    assert asked({"user": "ann"}, "s1") == asked({"user": "bob"}, "s1")
-    assert asked({"user": "ann"}) != asked({"user": "bob"})
-    assert asked({"user": "ann"}) == asked({"metadata": {"user_id": "ann"}})
+    assert asked({"user": "first"}, "s1") == asked({"user": "second"}, "s1")
+    assert asked({"user": "first"}) != asked({"user": "second"})
+    assert asked({"user": "first"}) == asked({"metadata": {"user_id": "first"}})
     assert asked({"user": ""}) == asked({"user": 7}) == asked({}) == "request:req_1"
