@@ -11,6 +11,9 @@ from agentopt.serving._types import Refusal
 from agentopt.serving.gateway._limits import Limits
 from agentopt.serving.gateway._own import Receive
 
+_VALUE, _READ = 80, 20
+"""Bytes that a value takes once it is read, at most so many times what was sent: 8 MB of short fields become 150 MB."""
+
 
 class Gone(Exception):
     """The client hung up before its request was complete."""
@@ -29,7 +32,7 @@ class Bodies:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self.held = 0
-        """Bytes, of bodies that are complete and of those that are being read."""
+        """Bytes, of bodies that are complete, about what they take as values, and of those that are being read."""
 
     @contextmanager
     def share(self) -> Generator[Share]:
@@ -58,7 +61,9 @@ class Bodies:
         except TimeoutError as error:
             seconds = self._limits.body_seconds
             raise Refusal(408, f"the body did not come within {seconds:g} s", code="body_timeout") from error
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        raw = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self._hold(share, min(_VALUE * (raw.count(b",") + raw.count(b":")), _READ * len(raw)))
+        return raw
 
     async def _piece(self, share: Share, pieces: list[bytes], receive: Receive) -> bool:
         """One piece; says whether there is more."""
@@ -66,10 +71,16 @@ class Bodies:
         if message["type"] != "http.request":
             raise Gone
         piece: bytes = message.get("body", b"")
-        share.size += len(piece)
-        self.held += len(piece)
-        if share.size > self._limits.body_bytes:
+        if share.size + len(piece) > self._limits.body_bytes:
             raise self._too_long()
+        self._hold(share, len(piece))
+        pieces.append(piece)
+        return bool(message.get("more_body", False))
+
+    def _hold(self, share: Share, size: int) -> None:
+        """Count so many bytes more."""
+        share.size += size
+        self.held += size
         if self.held > self._limits.bodies_bytes:
             raise Refusal(
                 503,
@@ -78,8 +89,6 @@ class Bodies:
                 code="overloaded",
                 retry_after=2,
             )
-        pieces.append(piece)
-        return bool(message.get("more_body", False))
 
     def _too_long(self) -> Refusal:
         return Refusal(413, f"the body is longer than {self._limits.body_bytes} bytes", code="body_too_long")

@@ -21,7 +21,7 @@ class Limits:
     body_seconds: float = 30.0
     """From the end of the headers to the end of the body."""
     bodies_bytes: int = 512 << 20
-    """Bodies of all requests in flight together."""
+    """Bodies of all requests in flight together, with what they take once they are read as JSON."""
     nesting: int = 64
     """Depth of arrays and objects in a body."""
     first_seconds: float = 600.0

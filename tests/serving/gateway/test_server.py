@@ -141,6 +141,18 @@ async def test_bodies_together_are_bounded() -> None:
         assert (await home.ask(messages=text, fake={"text": "a"})).status_code == 200
 
 
+async def test_bodies_that_grow_when_they_are_read_are_bounded_too() -> None:
+    limits = Limits(bodies_bytes=3_000_000, grace_seconds=0.2)
+    fields = {f"{number:x}": 1 for number in range(12_000)}  # 110 kB, 2 MB once they are read
+    async with house(limits=limits) as home, asyncio.TaskGroup() as group:
+        first = group.create_task(home.ask(metadata=fields, fake={"text": "a", "chunks": 30, "rate": 100}, stream=True))
+        await until(lambda: home.fake.running == 1)
+        refused = await home.ask(metadata=fields)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+        assert (await first).status_code == 200
+        assert home.gateway._bodies.held == 0
+
+
 async def test_a_chunked_body_and_one_in_many_pieces_are_read() -> None:
     async with house() as home:
         chunks = b"".join(b"%x\r\n%b\r\n" % (1, BODY[n : n + 1]) for n in range(len(BODY))) + b"0\r\n\r\n"
