@@ -271,7 +271,10 @@ def test_the_printed_line_works(folder: Path) -> None:
         ((*FAKE, "--host", "0.0.0.0"), "other machines could use the model without a key"),
         ((*FAKE, "--", "--uds", "x"), "--uds"),
         (("embedded", "--engine", "vllm"), "a Python without vLLM"),
-        (("embedded", "--engine", "embedded", "--adapter", "a=nowhere"), "a=nowhere: expected the folder of an adapter, found nothing"),
+        (
+            ("embedded", "--engine", "embedded", "--adapter", "a=nowhere"),
+            "a=nowhere: expected the folder of an adapter",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(
