@@ -65,6 +65,18 @@ async def test_children_of_an_engine_end_with_it_wherever_they_fled(tmp_path: Pa
     assert gone(pids)
 
 
+async def test_watchdog_that_is_asked_to_end_ends_its_engine_in_order(tmp_path: Path) -> None:
+    engine, _ = watched(tiny("--does", "orderly"), tmp_path / "run", stop_grace=PATIENCE)
+    async with engine:
+        await engine.ready()
+        pid = engine.pid
+        assert pid is not None
+        os.kill(parent(pid), signal.SIGTERM)
+        await engine.changed()
+        assert not alive(pid)
+        assert "ended in order" in (tmp_path / "run" / "engine.log").read_text(encoding="utf-8")
+
+
 async def test_helpers_of_a_dead_engine_may_clean_up(tmp_path: Path) -> None:
     file = tmp_path / "pids"
     engine, _ = watched(tiny("--does", "has_helper", "--pids", str(file)), tmp_path / "run", stop_grace=PATIENCE)
@@ -75,7 +87,7 @@ async def test_helpers_of_a_dead_engine_may_clean_up(tmp_path: Path) -> None:
         await engine.changed()
         await engine.ready()
         assert not alive(pids[1])
-    assert "helper cleaned up" in (tmp_path / "run" / "engine.log").read_text(encoding="utf-8")
+        assert "helper cleaned up" in (tmp_path / "run" / "engine.log").read_text(encoding="utf-8")
 
 
 async def test_closing_while_it_starts_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import stat
 from pathlib import Path
@@ -94,6 +95,21 @@ def test_what_a_full_disk_stops_is_counted_and_what_follows_is_written(tmp_path:
     log.close()
     assert log.dropped == 300
     assert (tmp_path / "room").read_text(encoding="utf-8") == "kept\n"
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="needs pipes of a chosen size")
+def test_half_a_line_is_a_lost_one(tmp_path: Path) -> None:
+    log = _log(tmp_path, limit=200_000)
+    log.feed(b"one\n")
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)  # like a disk with room for a part of a line
+    os.set_blocking(writing, False)
+    os.dup2(writing, _descriptor(tmp_path / "engine.log"))
+    log.feed(b"x" * 6000 + b"\n")
+    log.close()
+    os.close(reading)
+    os.close(writing)
+    assert log.dropped == 1
 
 
 def test_folder_that_is_gone_loses_lines_and_nothing_else(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from agentopt.errors import RunError
 from agentopt.serving._types import Phase
-from agentopt.serving.engines import Event, Failed, Hung, Starting, Supervisor, SupervisorOptions, Waiting, fetch
+from agentopt.serving.engines import Died, Event, Failed, Hung, Starting, Supervisor, SupervisorOptions, Waiting, fetch
 from tests.serving.engines.running import PATIENCE, QUICK, alive, kinds, tiny, watched
 
 pytestmark = pytest.mark.anyio
@@ -161,6 +162,26 @@ async def test_what_is_wrong_for_good_at_the_first_start_may_be_an_accident_late
         with pytest.raises(RunError, match="started 2 times and never got ready: the engine refused an argument"):
             await _until_failed(engine)
     assert kinds(told).count("starting") == 3
+
+
+async def test_each_life_has_its_own_reason_and_its_own_count(tmp_path: Path) -> None:
+    file = tmp_path / "fails"
+    engine, told = watched(tiny("--fails-while", str(file)), tmp_path / "run", failed_starts=1_000_000)
+    async with engine:
+        await engine.ready()
+        file.touch()
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        await engine.changed()
+        while not any(isinstance(event, Died) and "refused an argument" in event.why for event in told):
+            await asyncio.sleep(0.01)
+        file.unlink()
+        await engine.ready()
+        os.kill(engine.pid, signal.SIGKILL)
+        await engine.changed()
+        assert "signal 9" in (engine.reason or "")
+        await engine.ready()
+    assert [event.attempt for event in told if isinstance(event, Starting)][-1] == 1
 
 
 async def _until_failed(engine: Supervisor) -> None:

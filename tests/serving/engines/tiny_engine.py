@@ -29,6 +29,7 @@ SLEEP = [
 HELPER = """
 import signal, sys, time
 def clean_up(number, frame):
+    time.sleep(0.1)
     print("helper cleaned up", file=sys.stderr, flush=True)
     sys.exit()
 signal.signal(signal.SIGTERM, clean_up)
