@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import httpx
 import pytest
 
 from tests.acceptance.conftest import Shell
-from tests.acceptance.served import ENVIRONMENT, FAKE, HELLO, client, gone, server
+from tests.acceptance.served import ENVIRONMENT, FAKE, HELLO, asked, client, gone, server
 from tests.acceptance.warm import WarmCommands
 
 
@@ -115,6 +116,9 @@ def test_an_engine_elsewhere_is_served_with_its_own_token(folder: Path) -> None:
             assert (serving["model"], serving["engine"]) == ("inner", "external")
             said = client(serving).chat.completions.create(model="inner", messages=HELLO)
             assert said.choices[0].message.content == "one two three four"
+            about = json.loads((folder / serving["run_dir"] / "server.json").read_text(encoding="utf-8"))
+            refused = asked(f"{about['admin_url']}/adapters", key=about["admin_token"])
+            assert refused[0] == 501 and "load them where that engine runs" in str(refused[2])
             assert running.stop() == 0
         assert elsewhere.poll() is None  # whoever started it stops it
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from agentopt.serving._run_folder import SERVER, run_folder
 
 
 @contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
+def files_of_at_most(size: int) -> Generator[None]:
     """As on a disk that is full."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
@@ -45,3 +45,16 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
         with files_of_at_most(0), pytest.raises(UserError, match=r"server\.json cannot be written .*make room"):
             folder.announce({"pid": 7})
         assert [path.name for path in folder.path.iterdir()] == ["lock"]
+
+
+def test_a_folder_that_is_used_for_other_things_is_not_closed_to_others(tmp_path: Path) -> None:
+    shared = tmp_path / "project"
+    shared.mkdir(mode=0o755)
+    (shared / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"found 'notes\.txt' in it.*project/serve"), run_folder(str(shared), 8000):
+        pass
+    assert [one.name for one in shared.iterdir()] == ["notes.txt"]
+    (shared / "notes.txt").unlink()
+    for _ in range(2):  # an empty one may be made beforehand, and be used again
+        with run_folder(str(shared), 8000):
+            (shared / "gateway.log").touch()

@@ -11,8 +11,9 @@ async with registry.hold("handbook"):               # the engine holds it within
 from agentopt.serving.adapters._base import BaseFacts
 from agentopt.serving.adapters._check import AdapterFacts, check_adapter, check_name, parse_adapter
 from agentopt.serving.adapters._driver import Driver, EngineDriver
+from agentopt.serving.adapters._entry import AdapterStatus
 from agentopt.serving.adapters._hashes import BaseHashes
-from agentopt.serving.adapters._registry import AdapterRegistry, AdapterStatus
+from agentopt.serving.adapters._registry import AdapterRegistry
 
 __all__ = [
     "AdapterFacts",

@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,50 +23,12 @@ from agentopt.serving._types import Refusal
 from agentopt.serving.adapters._base import BaseFacts
 from agentopt.serving.adapters._check import AdapterFacts, check_adapter, check_name, stamp
 from agentopt.serving.adapters._driver import Driver
+from agentopt.serving.adapters._entry import TRY_AGAIN, AdapterStatus, Entry, unavailable
 from agentopt.serving.adapters._hashes import BaseHashes
 from agentopt.serving.adapters._kept import Kept
 from agentopt.serving.adapters._staging import Staging
 
 _LOOK_AGAIN = 1.0
-_TRY_AGAIN = 5.0
-
-
-@dataclass(slots=True, eq=False)
-class _Entry:
-    facts: AdapterFacts
-    keep: bool = False
-    resident: AdapterFacts | None = None
-    """What the engine holds under the name; may be older than `facts`."""
-    users: int = 0
-    used: int = 0
-    """Grows with every use: the smallest is the least recently used."""
-    loads: int = 0
-    looked: float = 0.0
-    stale: bool = False
-    """Its folder has changed since it was checked."""
-    problem: str | None = None
-    failed_at: float = -_TRY_AGAIN
-    gone: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterStatus:
-    """One adapter, as lists show it."""
-
-    facts: AdapterFacts
-    resident: bool
-    """The engine holds it."""
-    users: int
-    """Requests that use it now."""
-    loads: int
-    """How often it was given to the engine."""
-    problem: str | None
-    """Why its folder, or the engine, does not give it any more; None when all is well."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        state = {"resident": self.resident, "users": self.users, "loads": self.loads, "problem": self.problem}
-        return {**self.facts.to_dict(), **state}
 
 
 class AdapterRegistry:
@@ -109,8 +70,8 @@ class AdapterRegistry:
         self.loads = 0
         """Adapters given to the engine so far."""
         self._driver, self._hashes, self._staging = driver, hashes, Staging(staging)
-        self._entries: dict[str, _Entry] = {}
-        self._leaving: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
+        self._leaving: dict[str, Entry] = {}
         self._lock = anyio.Lock()
         self._freed = asyncio.Event()
         self._uses = 0
@@ -146,7 +107,7 @@ class AdapterRegistry:
         """How many the engine holds."""
         return len(self._held())
 
-    def _held(self) -> list[_Entry]:
+    def _held(self) -> list[Entry]:
         return [one for one in (*self._entries.values(), *self._leaving.values()) if one.resident is not None]
 
     # --- adding and removing -----------------------------------------------------------------------------------------
@@ -165,7 +126,7 @@ class AdapterRegistry:
         self._check_free(check_name(name))
         facts = await self._check(name, Path(folder).expanduser().absolute())
         self._check_free(name)
-        self._entries[name] = _Entry(facts, keep)
+        self._entries[name] = Entry(facts, keep)
         if keep:
             self._write()
         return facts
@@ -255,7 +216,7 @@ class AdapterRegistry:
         finally:
             self._release(name, entry)
 
-    def _ready(self, entry: _Entry) -> bool:
+    def _ready(self, entry: Entry) -> bool:
         """Whether it can be used as the engine holds it. Quick: the folder is looked at once a second at most."""
         now = time.monotonic()
         if now - entry.looked >= _LOOK_AGAIN:
@@ -268,10 +229,10 @@ class AdapterRegistry:
         return entry.resident is not None and (not entry.stale or entry.users > 0 or not self._tries(entry))
 
     @staticmethod
-    def _tries(entry: _Entry) -> bool:
-        return time.monotonic() - entry.failed_at >= _TRY_AGAIN
+    def _tries(entry: Entry) -> bool:
+        return time.monotonic() - entry.failed_at >= TRY_AGAIN
 
-    async def _prepare(self, entry: _Entry) -> None:
+    async def _prepare(self, entry: Entry) -> None:
         """Have it at the engine, and count one user.
 
         In a task of its own: a client that goes away must not leave the engine with an adapter that nobody knows of.
@@ -285,12 +246,12 @@ class AdapterRegistry:
             task.add_done_callback(lambda done: self._abandoned(entry, done))
             raise
 
-    def _abandoned(self, entry: _Entry, done: asyncio.Task[None]) -> None:
+    def _abandoned(self, entry: Entry, done: asyncio.Task[None]) -> None:
         """Nobody waits for it any more."""
         if not done.cancelled() and done.exception() is None:
             self._release(entry.facts.name, entry)
 
-    async def _prepared(self, entry: _Entry) -> None:
+    async def _prepared(self, entry: Entry) -> None:
         async with self._lock:
             if entry.gone:
                 raise _unknown(entry.facts.name)
@@ -298,12 +259,12 @@ class AdapterRegistry:
                 await self._renew(entry)
             if entry.resident is None:
                 if not self._tries(entry):
-                    raise _unavailable(entry)
+                    raise unavailable(entry)
                 await self._make_room()
                 await self._load(entry)
             entry.users += 1
 
-    async def _renew(self, entry: _Entry) -> None:
+    async def _renew(self, entry: Entry) -> None:
         """Check the changed folder; take the new content where it is good."""
         try:
             facts = await self._check(entry.facts.name, entry.facts.folder)
@@ -335,7 +296,7 @@ class AdapterRegistry:
                 retry_after=5,
             ) from None
 
-    async def _load(self, entry: _Entry) -> None:
+    async def _load(self, entry: Entry) -> None:
         try:
             path = await anyio.to_thread.run_sync(self._staging.put, entry.facts)
             await self._driver.load(entry.facts.name, path)
@@ -344,15 +305,15 @@ class AdapterRegistry:
             if error.status == 503:
                 raise
             self._fail(entry, str(error))
-            raise _unavailable(entry) from None
+            raise unavailable(entry) from None
         except AgentoptError as error:
             self._fail(entry, str(error))
-            raise _unavailable(entry) from None
+            raise unavailable(entry) from None
         entry.resident, entry.problem = entry.facts, None
         entry.loads += 1
         self.loads += 1
 
-    async def _unload(self, entry: _Entry) -> None:
+    async def _unload(self, entry: Entry) -> None:
         held, entry.resident = entry.resident, None
         if held is None:
             return
@@ -365,10 +326,10 @@ class AdapterRegistry:
             self._staging.drop(facts)
 
     @staticmethod
-    def _fail(entry: _Entry, problem: str) -> None:
+    def _fail(entry: Entry, problem: str) -> None:
         entry.problem, entry.failed_at = problem, time.monotonic()
 
-    def _release(self, name: str, entry: _Entry) -> None:
+    def _release(self, name: str, entry: Entry) -> None:
         entry.users -= 1
         if entry.users:
             return
@@ -382,7 +343,7 @@ class AdapterRegistry:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _leave(self, name: str, entry: _Entry) -> None:
+    async def _leave(self, name: str, entry: Entry) -> None:
         async with self._lock:
             await self._unload(entry)
             if self._leaving.get(name) is entry:
@@ -407,14 +368,3 @@ class AdapterRegistry:
 
 def _unknown(name: str) -> Refusal:
     return Refusal(404, f"The model {name!r:.160} does not exist.", code="model_not_found", param="model")
-
-
-def _unavailable(entry: _Entry) -> Refusal:
-    """The reason names folders of the server: its operator finds it in the list, not the client in its reply."""
-    return Refusal(
-        503,
-        f"The adapter {entry.facts.name!r} cannot be loaded; whoever runs the server sees why in its list of adapters.",
-        kind="server_error",
-        code="adapter_unavailable",
-        retry_after=_TRY_AGAIN,
-    )

@@ -144,7 +144,8 @@ class _Routes:
         registry = self._control.adapters
         if registry is None:
             name = self._control.engine.name
-            raise Refusal(501, f"This server takes no adapters: its engine is {name}.", code="no_adapters")
+            there = "; load them where that engine runs, and they are models here" if name == "external" else ""
+            raise Refusal(501, f"This server takes no adapters: its engine is {name}{there}.", code="no_adapters")
         return registry
 
 
