@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import anyio
+
 from agentopt.serving._types import Key, Refusal
 from agentopt.serving.capture._recorder import Recorder, Seen
 from agentopt.store import Store, StoreError
@@ -53,6 +55,7 @@ class FeedbackStore:
     def __init__(self, recorder: Recorder, *, listeners: Sequence[Callable[[GivenFeedback], None]] = ()) -> None:
         self._recorder = recorder
         self.listeners = list(listeners)
+        self._lock = anyio.Lock()
 
     async def give(self, body: Mapping[str, Any], key: Key | None) -> dict[str, Any]:
         """Store it and tell the listeners; gives what the client is answered.
@@ -65,7 +68,8 @@ class FeedbackStore:
         if store is None:
             raise _unstored()
         try:
-            async with asyncio.timeout(_SECONDS):
+            # One at a time: how many there are, and which score is replaced, is read before it is written.
+            async with asyncio.timeout(_SECONDS), self._lock:
                 seen, earlier = await asyncio.to_thread(self._known, store, request_id, key)
                 payload = {**payload, "asked": seen.asked, "model": seen.model, "variant": seen.variant}
                 payload = await asyncio.to_thread(self._recorder.redaction.value, payload)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,31 @@ async def test_feedback_on_one_request_is_bounded(tmp_path: Path) -> None:
         await sink.give({"request_id": asked.id, "score": 0}, None)
     with pytest.raises(Refusal, match="16 pieces"):
         await sink.give({"request_id": asked.id, "score": 0}, None)
+    assert recorder.close() == 0
+
+
+async def test_feedback_that_comes_together_is_bounded_and_replaces_one_by_one(tmp_path: Path) -> None:
+    told: list[GivenFeedback] = []
+    recorder = Recorder(tmp_path / "s.db")
+    recorder.start()
+    asked = exchange()
+    put(recorder, asked)
+    sink = FeedbackStore(recorder, listeners=[told.append])
+    scores = [number / 100 for number in range(40)]
+    refused = 0
+
+    async def give(score: float) -> None:
+        nonlocal refused
+        try:
+            await sink.give({"request_id": asked.id, "score": score}, None)
+        except Refusal:
+            refused += 1
+
+    async with asyncio.TaskGroup() as group:
+        for score in scores:
+            group.create_task(give(score))
+    assert refused == 24
+    assert [one.before for one in told] == [None, *[one.score for one in told[:-1]]]
     assert recorder.close() == 0
 
 
