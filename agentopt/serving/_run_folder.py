@@ -78,6 +78,7 @@ def run_folder(given: str | None, port: int) -> Generator[RunFolder]:
     """
     path = Path(given) if given else ROOT / str(port)
     try:
+        _check_own(path)
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (path / LOCK).open("a")
     except OSError as error:
@@ -95,6 +96,21 @@ def run_folder(given: str | None, port: int) -> Generator[RunFolder]:
             yield folder
         finally:
             folder.leave()
+
+
+def _check_own(path: Path) -> None:
+    """The folder will be closed to everybody else, so it may not be one that others use for other things.
+
+    Raises:
+        UserError: it is.
+    """
+    if not path.is_dir() or not path.stat().st_mode & 0o077 or (path / LOCK).exists():
+        return
+    if other := next((one.name for one in path.iterdir() if one.name != "lost+found"), None):
+        raise UserError(
+            f"--run-dir {path}: found {other!r} in it, expected a folder of its own: the server keeps secrets and "
+            f"closes it to others; give for example {path / 'serve'}."
+        )
 
 
 def _who(path: Path) -> str:
