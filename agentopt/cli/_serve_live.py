@@ -18,6 +18,7 @@ from rich.text import Text
 
 from agentopt.cli._console import count, err, out, seconds
 from agentopt.cli._progress import LiveView
+from agentopt.serving._options import loopback
 from agentopt.serving._run_folder import ROOT
 
 WIDTH = 10
@@ -216,7 +217,8 @@ class LiveServer(LiveView):
         elif event.keys is not None:
             notes.append(f"{KEY_VARIABLE} holds one of the {event.keys} keys: agentopt serve keys list --keys FILE")
         else:
-            notes.append("anybody on this machine may ask; --keys FILE changes that")
+            who = "anybody on this machine" if loopback(event.host) else f"anybody who reaches {event.host}:{port}"
+            notes.append(f"{who} may ask; --keys FILE changes that")
         if event.captured_as:
             notes.append(f"captured: agentopt runs show {event.captured_as}")
         notes.append(f"look: agentopt serve status{which}; logs: {event.run_dir}")

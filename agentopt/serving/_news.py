@@ -46,6 +46,8 @@ class Serving(Event):
     """All that can be asked for: the base, adapters, tuned prompts."""
     keys: int | None
     """How many keys may ask; None: no key is needed."""
+    host: str
+    """Where it listens; who can reach it may ask where no key is needed."""
     run_dir: str
     captured_as: str | None
     """The run in the store that exchanges go to."""
@@ -54,7 +56,7 @@ class Serving(Event):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; without `state`."""
-        names = ("base_url", "admin_url", "engine", "model", "models", "keys", "run_dir", "captured_as")
+        names = ("base_url", "admin_url", "engine", "model", "models", "keys", "host", "run_dir", "captured_as")
         return {"kind": self.kind, **{name: getattr(self, name) for name in names}}
 
 

@@ -159,7 +159,7 @@ def _sentence(error: ValidationError, place: str) -> str:
         close = difflib.get_close_matches(field, list(ServeOptions.model_fields), n=1)
         hint = f"did you mean {close[0]!r}?" if close else "see agentopt serve --help."
         return f"{place}: unknown option {field!r}; {hint}"
-    expected = first["msg"].removeprefix("Input should be ")
+    expected = first["msg"].removeprefix("Input should be ").replace("a valid tuple", "a list")
     return f"--{field.replace('_', '-')}: found {first['input']!r}, expected {expected[0].lower()}{expected[1:]}."
 
 
@@ -210,7 +210,7 @@ def _check_together(options: ServeOptions, given: Mapping[str, Any]) -> None:
 
 def _check_reach(options: ServeOptions) -> None:
     """Nobody opens a model to other machines without meaning to."""
-    if options.keys_file is None and not options.open and not _loopback(options.host):
+    if options.keys_file is None and not options.open and not loopback(options.host):
         raise UserError(
             f"--host {options.host}: other machines could use the model without a key; give --keys FILE "
             "(agentopt serve keys create NAME --keys FILE makes one), or --open if that is meant."
@@ -225,7 +225,8 @@ def _check_reach(options: ServeOptions) -> None:
         raise UserError(f"--port {options.port}: there is none after it for the admin side; give --admin-port too.")
 
 
-def _loopback(host: str) -> bool:
+def loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
     if host == "localhost":
         return True
     try:

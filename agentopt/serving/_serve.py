@@ -145,7 +145,7 @@ async def _run(parts: Parts, options: ServeOptions, place: Place, on_event: OnEv
             await _first(_up(parts), stop.wanted.wait())
             if not stop.wanted.is_set():
                 stop.serving = True
-                on_event(_serving(parts, place))
+                on_event(_serving(parts, place, options.host))
                 await _first(_until_failed(parts), stop.wanted.wait())
             on_event(Draining(parts.gateway.in_flight, options.drain_timeout))
             running = parts.gateway.in_flight
@@ -213,7 +213,7 @@ def _announce(parts: Parts, place: Place) -> None:
     )
 
 
-def _serving(parts: Parts, place: Place) -> Serving:
+def _serving(parts: Parts, place: Place, host: str) -> Serving:
     return Serving(
         base_url=place.base_url,
         admin_url=place.admin_url,
@@ -221,6 +221,7 @@ def _serving(parts: Parts, place: Place) -> Serving:
         model=parts.model(),
         models=tuple(parts.catalog.names()),
         keys=None if parts.keyring is None else parts.keyring.known,
+        host=host,
         run_dir=place.folder.shown,
         captured_as=None if parts.recorder is None else parts.recorder.run_id,
         state=parts.state,

@@ -11,7 +11,7 @@ from agentopt.cli._serve_live import LiveServer
 from agentopt.serving._news import Serving
 
 
-def printed(run_dir: str, keys: int | None) -> list[str]:
+def printed(run_dir: str, keys: int | None, host: str = "127.0.0.1") -> list[str]:
     event = Serving(
         base_url="http://127.0.0.1:9001/v1",
         admin_url="http://127.0.0.1:9002",
@@ -19,6 +19,7 @@ def printed(run_dir: str, keys: int | None) -> list[str]:
         model="smollm2-135m-instruct",
         models=("smollm2-135m-instruct",),
         keys=keys,
+        host=host,
         run_dir=run_dir,
         captured_as=None,
         state=dict,
@@ -39,3 +40,8 @@ def test_a_line_with_a_key_fits() -> None:
 )
 def test_the_line_that_looks_finds_this_server(run_dir: str, look: str) -> None:
     assert any(look in line for line in printed(run_dir, None))
+
+
+def test_who_may_ask_is_who_can_reach_it() -> None:
+    assert "anybody on this machine may ask; --keys FILE changes that" in printed(".agentopt/serve/9001", None)
+    assert any("anybody who reaches 0.0.0.0:9001 may ask" in line for line in printed("x", None, "0.0.0.0"))

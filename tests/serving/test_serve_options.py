@@ -25,6 +25,7 @@ def no_keys_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     ("given", "said"),
     [
         ({"model": None}, "MODEL is missing: give embedded"),
+        ({"cors": "https://app.example.org"}, "--cors: found 'https://app.example.org', expected a list"),
         ({"engine_options": ("--port", "5")}, "engine argument '--port': the server sets"),
         ({"port": 70000}, "--port: found 70000, expected less than or equal to 65535"),
         ({"engine": "vlm"}, "--engine: found 'vlm', expected 'auto', 'vllm'"),
