@@ -188,7 +188,7 @@ class Supervisor(EngineBase):
                 child.kill()
         finally:
             ended.cancel()
-            await child.stop()
+            await _to_the_end(child.stop())
             self.pid = None
             if self.address.socket is not None:
                 Path(self.address.socket).unlink(missing_ok=True)
@@ -302,6 +302,18 @@ class Supervisor(EngineBase):
         if what != self._stage:
             self._stage = what
             self.tell(events.Progress(what, time.monotonic() - self._began))
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Wait for `work` also when cancelled meanwhile: who closes a supervisor finds its engine gone."""
+    task, cancelled = asyncio.create_task(work), None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
 
 
 def _ending(code: int | None) -> str:

@@ -101,6 +101,22 @@ async def test_closing_while_it_starts_leaves_nothing_behind(tmp_path: Path) -> 
         await engine.ready()
 
 
+async def test_closing_while_a_sick_engine_is_ended_waits_until_all_of_it_is_gone(tmp_path: Path) -> None:
+    file, sick = tmp_path / "pids", tmp_path / "sick"
+    launch = tiny("--does", "has_children", "--pids", str(file), "--sick", str(sick))
+    engine, told = watched(launch, tmp_path / "run", hung_after=0.0, stop_grace=0.5)
+    async with engine:
+        await engine.ready()
+        pids = json.loads(file.read_text(encoding="utf-8"))
+        sick.touch()
+        await engine.changed()
+        async with asyncio.TaskGroup() as group:  # twice, as when somebody is impatient
+            group.create_task(engine.aclose())
+            group.create_task(engine.aclose())
+        assert not any(alive(pid) for pid in pids)
+    assert [event.kind for event in told].count("starting") == 1
+
+
 # --- its server is killed --------------------------------------------------------------------------------------------
 
 SERVER = """
