@@ -30,6 +30,9 @@ _SUMMARY = 10.0
 """Seconds between two writings of the run's summary."""
 JSONDict = dict[str, Any]
 
+_FOR_GOOD = ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_READONLY", "SQLITE_CANTOPEN")
+"""What waiting does not cure: whoever starts a server is told at once. While it runs, these too only warn."""
+
 
 class Keeper:
     """Owns the store, the open sessions and the thread. Everything public is safe to call from the event loop."""
@@ -99,13 +102,17 @@ class Keeper:
         """Open the store and start the thread.
 
         Raises:
-            UserError: the file is no store of ours or its folder cannot be made; other trouble only warns.
+            UserError: the file is no store of ours, is damaged or cannot be written, or its folder cannot be made. Trouble
+                that passes (a full disk, a lock) only warns.
         """
         try:
             self._open()
         except UserError:
             raise
         except AgentoptError as error:
+            code = getattr(error.__cause__, "sqlite_errorname", "")
+            if code.startswith(_FOR_GOOD):
+                raise UserError(f"--capture: {error}") from error
             self._failed(error)
         self._thread = threading.Thread(target=self._work, name="agentopt-capture", daemon=True)
         self._thread.start()

@@ -137,8 +137,8 @@ class Recorder:
         """Open the store and begin.
 
         Raises:
-            UserError: the file is no store of ours or its folder cannot be made. A store that is full or locked only
-                warns: it is tried again.
+            UserError: the file is no store of ours, is damaged or cannot be written, or its folder cannot be made. A
+                store that is full or locked only warns: it is tried again.
         """
         self._keeper.start()
 

@@ -264,6 +264,10 @@ async def test_a_start_on_a_full_disk_only_warns_and_a_wrong_file_is_refused(tmp
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match="folder"):
         Recorder(tmp_path / "folder").start()
+    (tmp_path / "notes.txt").write_text("This is no database at all, and longer than its header.")
+    with pytest.raises(UserError, match=r"--capture: .*notes.txt is not an agentopt store"):
+        Recorder(tmp_path / "notes.txt").start()
+    assert (tmp_path / "notes.txt").read_text(encoding="utf-8").startswith("This is"), "it is left as it was"
 
 
 async def test_a_store_that_another_process_locks_is_waited_for(tmp_path: Path) -> None:
