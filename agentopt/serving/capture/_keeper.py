@@ -102,8 +102,8 @@ class Keeper:
         """Open the store and start the thread.
 
         Raises:
-            UserError: the file is no store of ours, is damaged or cannot be written, or its folder cannot be made. Trouble
-                that passes (a full disk, a lock) only warns.
+            UserError: the file is no store of ours, is damaged or cannot be written, or its folder cannot be made.
+                Trouble that passes (a full disk, a lock) only warns.
         """
         try:
             self._open()
