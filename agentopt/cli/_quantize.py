@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
@@ -31,13 +35,16 @@ def quantize_command(
 
     settings = settings_of(values, config)
     live = LiveQuantize(quiet=quiet or as_json)
+    seen: list[int] = []
     try:
-        with live:
+        with live, _noted_interrupts(seen):
             if settings.job in ("pack", "unpack", "verify"):
                 return archive_command(settings, live, tensors=tensors, as_json=as_json)
             result = _result(settings, live)
             report = _report(settings, result, live)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Exception) as error:
+        if not seen and not isinstance(error, KeyboardInterrupt):
+            raise
         err().print(Text(f"agentopt: interrupted; {_how_to_go_on(settings)}"), soft_wrap=True)
         sys.exit(130)
     if as_json:
@@ -47,6 +54,25 @@ def quantize_command(
 
         print_quantized(result, out(), report=report, tensors=tensors)
     return 0
+
+
+@contextmanager
+def _noted_interrupts(seen: list[int]) -> Generator[None]:
+    """Ctrl-C as ever, and noted: inside torch's reading of tensors it may come out as another error."""
+    taken = signal.getsignal(signal.SIGINT) is not signal.default_int_handler  # ignored, in the background
+    if taken or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _result(settings: QuantizeSettings, live: LiveQuantize) -> QuantizeResult:
