@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from abc import ABC, abstractmethod
 from typing import Any
 
 from agentopt.store._writer import Row, Statement, Writer
@@ -19,13 +20,14 @@ _EXCHANGE = ("id", "run_id", "trace_id", "created")
 _FEEDBACK = ("seq", "run_id", "exchange_id", "time")
 
 
-class Traffic:
+class Traffic(ABC):
     """What `Store` inherits; it gives the writer and `_read`."""
 
     _writer: Writer
 
+    @abstractmethod
     def _read(self, sql: str, values: Row, *, settle: bool = True) -> list[Row]:
-        raise NotImplementedError
+        """Rows of a query."""
 
     def put_exchange(self, run_id: str, exchange_id: str, trace_id: str, payload: JSONDict) -> None:
         """Add or replace an exchange: what is known of it beside the trace that holds it."""

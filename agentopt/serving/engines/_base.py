@@ -6,10 +6,12 @@ import asyncio
 import json
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, cast
+from types import TracebackType
+from typing import Any, Self, cast
 
 from agentopt.errors import RunError
 from agentopt.serving._types import FORWARDED, Abilities, Address, Listed, Phase
@@ -21,7 +23,7 @@ MODELS = "/v1/models"
 _log = logging.getLogger("agentopt.serving.engines")
 
 
-class EngineBase:
+class EngineBase(ABC):
     """State of one engine. All methods are called on the event loop."""
 
     def __init__(
@@ -45,6 +47,23 @@ class EngineBase:
         self._callbacks: list[Callable[[], Awaitable[None]]] = []
         self._suspected = asyncio.Event()
         self._changed = asyncio.Event()
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Begin; returns at once."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """End. May be called twice."""
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
 
     def on_start(self, callback: Callable[[], Awaitable[None]]) -> None:
         """`callback` is awaited whenever the engine has started and answers, before requests are forwarded to it."""

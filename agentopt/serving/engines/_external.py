@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from dataclasses import replace
-from types import TracebackType
 from urllib.parse import urlsplit
 
 from agentopt.errors import UserError
@@ -52,15 +51,6 @@ class ExternalEngine(EngineBase):
         self.address = parse_upstream(url, token)
         self._wanted = model
         self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> ExternalEngine:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     async def start(self) -> None:
         """Begin to watch it; `ready` waits until it answers."""

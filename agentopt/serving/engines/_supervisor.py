@@ -16,7 +16,6 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from agentopt.errors import AgentoptError
@@ -96,15 +95,6 @@ class Supervisor(EngineBase):
         """Lives in a row that ended early: the pause before the next one."""
         self._vain = 0
         """Lives in a row that never got ready: how many more there are."""
-
-    async def __aenter__(self) -> Supervisor:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     async def start(self) -> None:
         """Make the run folder and begin to start the engine; `ready` waits for it.
