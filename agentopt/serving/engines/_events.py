@@ -6,29 +6,12 @@ Every event is a frozen dataclass with a `kind` for machines; `on_event` gets th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Base of all events; `kind` names the type."""
-
-    kind: ClassVar[str] = "event"
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values; `kind` included."""
-        return {"kind": self.kind, **asdict(self)}
-
-
-@dataclass(frozen=True, slots=True)
-class Working(Event):
-    """The model is being prepared: what is done now, and how far it is."""
-
-    kind: ClassVar[str] = "working"
-    what: str
-    done: int = 0
-    total: int | None = None
+from agentopt.weights._events import Event as Event
+from agentopt.weights._events import Warned as Warned
+from agentopt.weights._events import Working as Working
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +105,6 @@ class Stopped(Event):
 
     kind: ClassVar[str] = "stopped"
     engine: str
-
-
-@dataclass(frozen=True, slots=True)
-class Warned(Event):
-    """Something the operator should know; serving goes on."""
-
-    kind: ClassVar[str] = "warned"
-    message: str
 
 
 OnEvent = Callable[[Event], None]
