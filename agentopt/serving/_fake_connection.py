@@ -210,11 +210,18 @@ class Connection(asyncio.Protocol):
         engine.running += 1
         self._stream = Stream(self.transport, shape, words, script)
         self._stream.done = self._streamed
+        self._stream.hold = engine.hold
         if body.get("stream") is True:
             self._stream.start()
         else:
             seconds = len(words) / script.rate if script.rate else 0.0
-            self._later(seconds, lambda: self._whole(shape, words, script))
+            stream = self._stream
+
+            def whole() -> None:
+                if self._stream is stream:  # else the client hung up
+                    self._whole(shape, words, script)
+
+            self._later(seconds, whole if script.hold_after is None else lambda: engine.hold(whole))
 
     def _streamed(self, words: int) -> None:
         self._engine.running -= 1

@@ -44,6 +44,8 @@ class Script:
     """The connection breaks after so many words; 0: before the head. A whole reply breaks in its middle."""
     hang_after: int | None = None
     """Nothing more comes after so many words; 0: not even the head."""
+    hold_after: int | None = None
+    """Nothing more comes after so many words until `FakeEngine.go_on()`, or `POST /control` with {"go_on": true}."""
     exit_after: int | None = None
     """The process ends (status 9) after so many words. Only with --control."""
     no_done: bool = False
@@ -65,7 +67,10 @@ class Stream:
         self._full = False
         self._timer: asyncio.Handle | None = None
         self._start = self._loop.time()
+        self._held = self._gone = False
         self.done: Callable[[int], None] = lambda _: None
+        self.hold: Callable[[Callable[[], None]], None] = lambda _: None
+        """Given what goes on with the reply, to be called when it may."""
 
     def start(self) -> None:
         """Head, opening, then words."""
@@ -73,13 +78,14 @@ class Stream:
             return
         self._transport.write(STREAM_HEAD)
         self._send(self._shape.opening())
+        self._holding()
         self._pump()
 
     def stop(self) -> None:
         """The connection is gone."""
         if self._timer is not None:
             self._timer.cancel()
-        self._full = True
+        self._full = self._gone = True
 
     def pause(self) -> None:
         """The socket is full."""
@@ -89,6 +95,16 @@ class Stream:
         """The socket takes bytes again."""
         self._full = False
         if self._timer is None:
+            self._pump()
+
+    def _holding(self) -> None:
+        if self._script.hold_after == self._place:
+            self._held = True
+            self.hold(self._go_on)
+
+    def _go_on(self) -> None:
+        self._held = False
+        if not self._gone:
             self._pump()
 
     def _send(self, data: bytes) -> None:
@@ -108,7 +124,7 @@ class Stream:
         self._timer = None
         rate = self._script.rate
         while self._place < len(self._words):
-            if self._full:
+            if self._full or self._held:
                 return
             if rate:
                 due = self._start + (self._place + 1) / rate
@@ -120,10 +136,12 @@ class Stream:
             self._place += 1
             if self._fault():
                 return
+            self._holding()
             if not rate and self._place % 64 == 0:  # others get their turn
                 self._timer = self._loop.call_soon(self._pump)
                 return
-        self._close()
+        if not self._held:
+            self._close()
 
     def _fault(self) -> bool:
         if self._script.exit_after == self._place:

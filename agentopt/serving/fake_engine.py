@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from types import TracebackType
@@ -73,6 +74,7 @@ class FakeEngine:
         self.count = 0
         self.running = 0
         self.prompt_tokens = self.completion_tokens = 0
+        self._held: list[Callable[[], None]] = []
         self._server: asyncio.Server | None = None
         self._open: set[Connection] = set()
 
@@ -115,8 +117,19 @@ class FakeEngine:
         for connection in list(self._open):
             connection.transport.abort()
         self.adapters.clear()
+        self._held.clear()
         await asyncio.sleep(0)  # the aborted transports close in the next turn of the loop
         await asyncio.sleep(0)
+
+    def hold(self, go_on: Callable[[], None]) -> None:
+        """A reply waits until `go_on` of this engine is called."""
+        self._held.append(go_on)
+
+    def go_on(self) -> None:
+        """Every reply that `hold_after` holds goes on."""
+        held, self._held = self._held, []
+        for one in held:
+            one()
 
     def joined(self, connection: Connection) -> None:
         """A connection was opened."""
@@ -158,11 +171,13 @@ class FakeEngine:
         return {"openapi": "3.1.0", "info": {"title": "fake engine", "version": "1"}, "paths": paths}
 
     def steer(self, change: dict[str, Any]) -> None:
-        """What `POST /control` does: {"fake": {...}}, {"healthy": false}, {"freeze": seconds}, {"exit": status}, ..."""
+        """What `POST /control` does: {"fake": {...}}, {"healthy": false}, {"freeze": seconds}, {"go_on": true}, ..."""
         if "exit" in change:
             os._exit(int(change["exit"]))
         if "freeze" in change:
             time.sleep(float(change["freeze"]))
+        if change.get("go_on"):
+            self.go_on()
         if "fake" in change:
             self.settings.script = Script(**change["fake"])
         for name in ("healthy", "load_seconds", "load_status", "slots"):

@@ -139,3 +139,25 @@ def test_words_can_be_the_times_at_which_they_were_sent() -> None:
     times = with_fake(test)
     assert len(times) == 4
     assert times == sorted(times)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("words", [0, 1, 3])
+def test_a_held_reply_goes_on_when_it_may(stream: bool, words: int) -> None:
+    async def test(fake: FakeEngine, client: httpx.AsyncClient) -> None:
+        body = {"messages": HELLO, "stream": stream, "fake": {"hold_after": words}}
+        async with asyncio.TaskGroup() as group:
+            reply = group.create_task(client.post("/v1/chat/completions", json=body))
+            gone = group.create_task(client.post("/v1/chat/completions", json=body))
+            while fake.running < 2:
+                await asyncio.sleep(0.005)
+            gone.cancel()
+            while fake.running > 1:
+                await asyncio.sleep(0.005)
+            assert not reply.done()
+            await client.post("/control", json={"go_on": True})
+        text = reply.result().text
+        assert text.endswith("data: [DONE]\n\n") if stream else "hello wide world" in text
+        assert (fake.running, fake.completion_tokens) == (0, 3)
+
+    with_fake(test, control=True)

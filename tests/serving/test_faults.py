@@ -176,13 +176,14 @@ def test_a_client_that_hangs_up_stops_the_engine_and_pays(tmp_path: Path, stream
 def test_a_drain_lets_streams_end_and_takes_nothing_new(tmp_path: Path) -> None:
     async def test(at: Endpoint) -> None:
         async with asyncio.TaskGroup() as group:
-            short = group.create_task(at.chat(stream=True, fake={"chunks": 20, "rate": 40.0}))
+            short = group.create_task(at.chat(stream=True, fake={"hold_after": 2}))
             long = group.create_task(at.chat(stream=True, fake={"chunks": 100_000, "rate": 40.0}))
             await until(lambda: at.fake.running == 2)
             drained = group.create_task(at.gateway.drain(2.0))
             await asyncio.sleep(0)
             assert (await at.chat()).status_code == 503
             assert (await at.client.get("/ready")).status_code == 503
+            at.fake.go_on()
         assert drained.result() is False
         assert "[DONE]" in short.result().text
         assert "error" in events_of(long.result().text)[-1][1]

@@ -158,6 +158,10 @@ async def until(true: Callable[[], bool], seconds: float = 20) -> None:
             await asyncio.sleep(0.005)
 
 
+HELD = {"hold_after": 1}
+"""A reply that is under way until `fake.go_on()`."""
+
+
 @asynccontextmanager
 async def house(
     *,

@@ -13,7 +13,7 @@ import pytest
 
 from agentopt.serving._types import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Key, Phase
 from agentopt.serving.gateway import Limits
-from tests.serving.gateway.kit import HELLO, Ring, events, house, read_all, request, until, words
+from tests.serving.gateway.kit import HELD, HELLO, Ring, events, house, read_all, request, until, words
 
 pytestmark = pytest.mark.anyio
 
@@ -227,7 +227,7 @@ async def test_a_revoked_key_ends_its_streams_and_no_others() -> None:
 
         async def stream(secret: str) -> str:
             nonlocal begun
-            script = LONG if secret == "secret" else {"chunks": 20, "rate": 100}
+            script = LONG if secret == "secret" else HELD
             body = {"messages": HELLO, "stream": True, "fake": script}
             async with home.client.stream(
                 "POST", CHAT, json=body, headers={"Authorization": f"Bearer {secret}"}
@@ -240,6 +240,8 @@ async def test_a_revoked_key_ends_its_streams_and_no_others() -> None:
             mine, yours = group.create_task(stream("secret")), group.create_task(stream("other"))
             await until(lambda: begun == 2)
             ring.revoke("secret")
+            await mine
+            home.fake.go_on()
         assert events(mine.result())[-1]["error"]["code"] == "key_revoked"
         assert events(yours.result())[-1] == "[DONE]"
         assert (await home.ask(headers={"Authorization": "Bearer secret"})).status_code == 401
@@ -261,7 +263,7 @@ async def test_a_key_revoked_while_the_body_is_read_is_401() -> None:
 
 async def test_draining_waits_for_what_is_under_way_and_takes_nothing_new() -> None:
     async with house() as home, asyncio.TaskGroup() as group:
-        running = group.create_task(home.ask(stream=True, fake={"chunks": 30, "rate": 100}))
+        running = group.create_task(home.ask(stream=True, fake=HELD))
         await until(lambda: home.fake.running == 1)
         draining = group.create_task(home.gateway.drain(20))
         await until(lambda: home.gateway.draining)
@@ -269,15 +271,18 @@ async def test_draining_waits_for_what_is_under_way_and_takes_nothing_new() -> N
         refused = await home.ask()
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
         assert refused.headers["connection"] == "close"
+        home.fake.go_on()
         assert await draining
         assert events((await running).text)[-1] == "[DONE]"
 
 
 async def test_two_may_wait_for_the_end_of_what_is_under_way() -> None:
     async with house() as home, asyncio.TaskGroup() as group:
-        running = group.create_task(home.ask(fake={"wait": 0.3}))
-        await until(lambda: home.gateway.in_flight == 1)
+        running = group.create_task(home.ask(fake=HELD))
+        await until(lambda: home.fake.running == 1)
         waiting = [group.create_task(home.gateway.drain(60)) for _ in range(2)]
+        await until(lambda: home.gateway.draining)
+        home.fake.go_on()
         async with asyncio.timeout(20):
             assert [await one for one in waiting] == [True, True]
         assert (await running).status_code == 200
@@ -314,10 +319,11 @@ async def test_a_stream_without_its_last_event_is_passed_as_it_is() -> None:
 
 async def test_too_many_requests_at_a_time() -> None:
     async with house(limits=Limits(in_flight=2, grace_seconds=0.2)) as home, asyncio.TaskGroup() as group:
-        running = [group.create_task(home.ask(stream=True, fake={"chunks": 30, "rate": 100})) for _ in range(2)]
+        running = [group.create_task(home.ask(stream=True, fake=HELD)) for _ in range(2)]
         await until(lambda: home.fake.running == 2)
         refused = await home.ask()
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+        home.fake.go_on()
         assert [(await task).status_code for task in running] == [200, 200]
 
 

@@ -13,7 +13,7 @@ import pytest
 from agentopt.errors import UserError
 from agentopt.serving._types import CHAT, Key
 from agentopt.serving.gateway import Limits, serve_app, serving
-from tests.serving.gateway.kit import HELLO, Ring, house, read_all, request, until
+from tests.serving.gateway.kit import HELD, HELLO, Ring, house, read_all, request, until
 
 pytestmark = pytest.mark.anyio
 
@@ -134,9 +134,10 @@ async def test_bodies_together_are_bounded() -> None:
     limits = Limits(bodies_bytes=3_000_000, grace_seconds=0.2)
     text = [{"role": "user", "content": "x" * 2_000_000}]
     async with house(limits=limits) as home, asyncio.TaskGroup() as group:
-        first = group.create_task(home.ask(messages=text, fake={"text": "a", "chunks": 30, "rate": 100}, stream=True))
+        first = group.create_task(home.ask(messages=text, fake=HELD | {"text": "a"}, stream=True))
         await until(lambda: home.fake.running == 1)
         assert (await home.ask(messages=text)).status_code == 503
+        home.fake.go_on()
         assert (await first).status_code == 200
         assert (await home.ask(messages=text, fake={"text": "a"})).status_code == 200
 
@@ -145,9 +146,10 @@ async def test_bodies_that_grow_when_they_are_read_are_bounded_too() -> None:
     limits = Limits(bodies_bytes=3_000_000, grace_seconds=0.2)
     fields = {f"{number:x}": 1 for number in range(12_000)}  # 110 kB, 2 MB once they are read
     async with house(limits=limits) as home, asyncio.TaskGroup() as group:
-        first = group.create_task(home.ask(metadata=fields, fake={"text": "a", "chunks": 30, "rate": 100}, stream=True))
+        first = group.create_task(home.ask(metadata=fields, fake=HELD | {"text": "a"}, stream=True))
         await until(lambda: home.fake.running == 1)
         refused = await home.ask(metadata=fields)
+        home.fake.go_on()
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
         assert (await first).status_code == 200
         assert home.gateway._bodies.held == 0
@@ -281,9 +283,10 @@ async def test_more_connections_than_allowed_push_out_idle_ones() -> None:
 
 async def test_when_all_are_busy_a_new_connection_is_told_so() -> None:
     async with house(limits=Limits(connections=1, grace_seconds=0.2)) as home:
-        body = {"messages": HELLO, "stream": True, "fake": {"chunks": 30, "rate": 100}}
+        body = {"messages": HELLO, "stream": True, "fake": HELD}
         async with home.client.stream("POST", CHAT, json=body) as reply:
             assert statuses(await home.raw(b"")) == [503]
+            home.fake.go_on()
             assert b"[DONE]" in await reply.aread()
 
 
