@@ -28,6 +28,7 @@ from agentopt.evaluation._statistics import (
     smallest_detectable_difference,
     wilcoxon,
 )
+from agentopt.evaluation._verdict import Verdict, detectable_difference, p_text, verdict, verdict_text
 
 __all__ = [
     "MIN_TEST_ROWS",
@@ -48,16 +49,19 @@ __all__ = [
     "Score",
     "Source",
     "TestResult",
+    "Verdict",
     "Work",
     "binomial_lower_bound",
     "bootstrap_interval",
     "check_executor",
     "content_hash",
+    "detectable_difference",
     "load_dataset",
     "load_program",
     "mcnemar_exact",
     "open_executor",
     "overlap",
+    "p_text",
     "paired_test",
     "resolve_metric",
     "seed_number",
@@ -65,5 +69,7 @@ __all__ = [
     "sign_flip_test",
     "smallest_detectable_difference",
     "split_dataset",
+    "verdict",
+    "verdict_text",
     "wilcoxon",
 ]

@@ -1,8 +1,4 @@
-"""The one statement that a run makes about the test set.
-
-`improved` needs both: p < .05 two-sided on the paired test (exact McNemar for 0/1 scores, sign-flip permutation
-otherwise) and a BCa interval that lies above zero. Below 30 test rows nothing is claimed.
-"""
+"""The one statement that a run makes about the test set; `agentopt.evaluation.verdict` is the rule."""
 
 from __future__ import annotations
 
@@ -10,12 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
-from agentopt.evaluation import TestResult, paired_test, smallest_detectable_difference
+from agentopt.evaluation import (
+    Verdict,
+    detectable_difference,
+    paired_test,
+    smallest_detectable_difference,
+    verdict,
+    verdict_text,
+)
 
-ClaimStatus = Literal["improved", "not_improved", "worse", "no_claim", "kept_baseline"]
-
-MIN_ROWS = 30
-ALPHA = 0.05
+ClaimStatus = Verdict | Literal["kept_baseline"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,48 +48,20 @@ class Claim:
         return cls(**values)
 
 
-def decide(result: TestResult) -> ClaimStatus:
-    """The status that a paired test supports."""
-    if result.n < MIN_ROWS:
-        return "no_claim"
-    if result.p_value < ALPHA and result.interval[0] > 0:
-        return "improved"
-    if result.p_value < ALPHA and result.interval[1] < 0:
-        return "worse"
-    return "not_improved"
-
-
 def make_claim(baseline: Sequence[float], tuned: Sequence[float], *, seed: int = 0) -> Claim:
     """Compare per-example test scores (mean over repeats), paired in the same order."""
     result = paired_test(baseline, tuned, seed=seed)
-    status = decide(result)
-    discordant = (result.wins + result.losses) / result.n
-    detectable = smallest_detectable_difference(result.n, discordant or 0.2)
-    low, high = result.interval
-    figures = (
-        f"{_score(result.mean_a)} → {_score(result.mean_b)} on {result.n} untouched test rows "
-        f"(difference {result.difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}, p = {_p(result.p_value)}, "
-        f"{result.test})"
-    )
-    text = {
-        "improved": f"Improved: {figures}.",
-        "worse": f"Worse on the test set: {figures}; do not use the tuned candidate.",
-        "not_improved": (
-            f"No improvement shown: {figures}; with {result.n} rows a difference of about {detectable:.3f} would show."
-        ),
-        "no_claim": f"No claim: {result.n} test rows are too few (at least {MIN_ROWS} are needed); seen {figures}.",
-    }[status]
     return Claim(
-        status=status,
+        status=verdict(result),
         n=result.n,
-        text=text,
+        text=verdict_text(result, tuned="candidate"),
         baseline_mean=result.mean_a,
         tuned_mean=result.mean_b,
         difference=result.difference,
         interval=result.interval,
         p_value=result.p_value,
         test=result.test,
-        smallest_detectable=detectable,
+        smallest_detectable=detectable_difference(result),
     )
 
 
@@ -97,7 +69,7 @@ def baseline_claim(scores: Sequence[float]) -> Claim:
     """Nothing beat the baseline: it is kept, and its own test mean is all there is to say."""
     n = len(scores)
     mean = sum(scores) / n if n else None
-    seen = f" It scores {_score(mean)} on {n} test rows." if mean is not None else ""
+    seen = f" It scores {mean:.3f} on {n} test rows." if mean is not None else ""
     return Claim(
         status="kept_baseline",
         n=n,
@@ -111,11 +83,3 @@ def baseline_claim(scores: Sequence[float]) -> Claim:
 def no_claim(reason: str, n: int = 0) -> Claim:
     """The test set was not (wholly) used, so nothing can be said."""
     return Claim(status="no_claim", n=n, text=f"No claim: {reason}.")
-
-
-def _score(value: float) -> str:
-    return f"{value:.3f}"
-
-
-def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.1e}"
