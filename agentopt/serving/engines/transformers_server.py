@@ -35,6 +35,11 @@ def main() -> int:
     parser.add_argument("--device", help="cpu or cuda; the GPU when there is one")
     parser.add_argument("--max-model-len", type=int, help="longest prompt and reply together, tokens")
     parser.add_argument("--max-num-seqs", type=int, default=8, help="replies that are written at a time")
+    parser.add_argument(
+        "--chunked-prefill-size",
+        type=int,
+        help="tokens of a prompt that are read at a time; 128 on a CPU, 512 elsewhere",
+    )
     parser.add_argument("--enable-lora", action="store_true", help="adapters can be loaded while it runs")
     parser.add_argument("--max-loras", type=int, default=8, help="adapters at a time")
     parser.add_argument("--max-lora-rank", type=int, default=64)
@@ -115,8 +120,10 @@ def _load(asked: argparse.Namespace) -> Any:
         raise UserError(f"--max-model-len: found {context}, expected 2 to the model's {window}.")
     if asked.max_num_seqs < 1:
         raise UserError(f"--max-num-seqs: found {asked.max_num_seqs}, expected at least 1.")
+    if asked.chunked_prefill_size is not None and asked.chunked_prefill_size < 1:
+        raise UserError(f"--chunked-prefill-size: found {asked.chunked_prefill_size}, expected at least 1.")
     slots = Slots(model, most=asked.max_loras, rank=asked.max_lora_rank)
-    return Worker(model, tokenizer, slots, most=asked.max_num_seqs, context=context)
+    return Worker(model, tokenizer, slots, most=asked.max_num_seqs, context=context, part=asked.chunked_prefill_size)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(place: Path, *, most: int = 4, context: int = 64) -> Generator[Running]:
+def running(place: Path, *, most: int = 4, context: int = 64, part: int | None = None) -> Generator[Running]:
     """The server, stopped afterwards."""
     import uvicorn
 
@@ -52,7 +52,7 @@ def running(place: Path, *, most: int = 4, context: int = 64) -> Generator[Runni
 
     model, tokenizer = tiny()
     tokenizer.chat_template = TEMPLATE
-    worker = Worker(model, tokenizer, Slots(model, most=2, rank=8), most=most, context=context)
+    worker = Worker(model, tokenizer, Slots(model, most=2, rank=8), most=most, context=context, part=part)
     app: Any = EngineApp(worker, "tiny", token=TOKEN, adapters=True)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(place / "e.sock"))

@@ -15,8 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_PART = 512
-"""Tokens of a prompt that are read at a time."""
+
+class Reading:
+    """A prompt on its way into a cache of its own, some tokens at a time."""
+
+    def __init__(self, tokens: Sequence[int], cache: Any) -> None:
+        self.tokens, self.cache = tokens, cache
+        self.done = 0
+        """Tokens that were read."""
+        self.logits: Any = None
+        """(vocabulary,) after the last token that was read."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether all was read."""
+        return self.done >= len(self.tokens)
 
 
 class Rows:
@@ -33,39 +46,40 @@ class Rows:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def read(self, tokens: Sequence[int]) -> tuple[Any, Tensor]:
-        """A prompt in a cache of its own, and the logits (vocabulary,) after its last token."""
+    def begin(self, tokens: Sequence[int]) -> Reading:
+        """A prompt that is to be read."""
         from transformers import DynamicCache
 
-        cache: Any = DynamicCache(config=self.model.config)
-        device = self.model.device
-        logits: Any = None
-        for start in range(0, len(tokens), _PART):
-            part = torch.tensor([tokens[start : start + _PART]], device=device)
-            extra: dict[str, Any] = {}
-            if self._positions:
-                extra["position_ids"] = torch.arange(start, start + part.shape[1], device=device)[None]
-            out = self.model(
-                input_ids=part,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-                attention_mask=torch.ones((1, start + part.shape[1]), dtype=torch.long, device=device),
-                **extra,
-            )
-            cache, logits = out.past_key_values, out.logits[0, -1]
-        if self.joins and any(type(layer).__name__ != "DynamicLayer" for layer in cache.layers):
-            self.joins = False
-        return cache, logits
+        return Reading(tokens, DynamicCache(config=self.model.config))
 
-    def join(self, cache: Any, length: int) -> None:
+    def read(self, reading: Reading, most: int) -> None:
+        """Read the next tokens of a prompt, at most so many. The batch is not touched."""
+        device, start = self.model.device, reading.done
+        part = torch.tensor([reading.tokens[start : start + most]], device=device)
+        extra: dict[str, Any] = {}
+        if self._positions:
+            extra["position_ids"] = torch.arange(start, start + part.shape[1], device=device)[None]
+        out = self.model(
+            input_ids=part,
+            past_key_values=reading.cache,
+            use_cache=True,
+            logits_to_keep=1,
+            attention_mask=torch.ones((1, start + part.shape[1]), dtype=torch.long, device=device),
+            **extra,
+        )
+        reading.cache, reading.logits = out.past_key_values, out.logits[0, -1]
+        reading.done += int(part.shape[1])
+        if self.joins and any(type(layer).__name__ != "DynamicLayer" for layer in reading.cache.layers):
+            self.joins = False
+
+    def join(self, reading: Reading) -> None:
         """Add a prompt that was read as the last row."""
-        self.lengths.append(length)
+        self.lengths.append(reading.done)
         if len(self.lengths) == 1:
-            self._cache = cache
+            self._cache = reading.cache
             return
         longest = max(self.lengths)
-        for own, other in zip(self._cache.layers, cache.layers, strict=True):
+        for own, other in zip(self._cache.layers, reading.cache.layers, strict=True):
             own.keys = torch.cat([_padded(own.keys, longest), _padded(other.keys, longest)])
             own.values = torch.cat([_padded(own.values, longest), _padded(other.values, longest)])
 

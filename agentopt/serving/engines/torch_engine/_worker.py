@@ -1,8 +1,8 @@
 """The thread that owns the model: it reads prompts, makes steps of the whole batch, loads adapters in between.
 
-Fair: requests start in the order in which they came, at most one prompt is read between two steps of the batch, and
-nobody who runs is put aside. Everything that touches the model happens in this thread, so an adapter is never changed
-under a running step.
+Fair: requests start in the order in which they came, and nobody who runs is put aside. A prompt is read in parts, one
+between two steps of the batch, so a long one delays those who are written to by a part at a time, not by all of it.
+Everything that touches the model happens in this thread, so an adapter is never changed under a running step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from agentopt.serving.engines.torch_engine._rows import Rows
+from agentopt.serving.engines.torch_engine._rows import Reading, Rows
 from agentopt.serving.engines.torch_engine._sampling import Picked, Sampler, Sampling
 from agentopt.serving.engines.torch_engine._slots import Slots
 from agentopt.serving.engines.torch_engine._structured import Grammar, Grammars
@@ -70,6 +70,12 @@ class Job:
     cancelled: bool = False
 
 
+PARTS = {"cpu": 128}
+"""Tokens of a prompt that are read at a time, where nobody said: more would hardly be quicker, and others wait."""
+_PART = 512
+"""On other devices."""
+
+
 @dataclass(slots=True, eq=False)
 class _Running:
     job: Job
@@ -91,9 +97,12 @@ class Worker:
         slots: its adapters.
         most: rows at a time.
         context: longest prompt and reply together.
+        part: tokens of a prompt that are read between two steps of the batch; None for what suits the device.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, slots: Slots, *, most: int, context: int) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, slots: Slots, *, most: int, context: int, part: int | None = None
+    ) -> None:
         self.model, self.tokenizer, self.slots, self.context = model, tokenizer, slots, context
         # Reading a text changes a tokenizer for a moment: the thread has one of its own to write with.
         self._writer = copy.deepcopy(tokenizer)
@@ -103,12 +112,14 @@ class Worker:
         """Tokens of prompts so far."""
         self._rows = Rows(model)
         self._most = most
+        self._part = part or PARTS.get(model.device.type, _PART)
         width = int(model.get_output_embeddings().weight.shape[0])
         self._grammars = Grammars(tokenizer, width)
         self._ends = _ends(model, tokenizer)
         self._queue: deque[Job] = deque()
         self._calls: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._running: list[_Running] = []
+        self._reading: tuple[Job, Reading] | None = None
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="agentopt-engine", daemon=True)
@@ -116,8 +127,8 @@ class Worker:
 
     @property
     def running(self) -> int:
-        """Replies that are being written."""
-        return len(self._running)
+        """Requests whose prompt is being read or whose reply is being written."""
+        return len(self._running) + (self._reading is not None)
 
     @property
     def waiting(self) -> int:
@@ -145,9 +156,8 @@ class Worker:
 
     def uses(self, adapter: str) -> bool:
         """Whether a request of this adapter runs or waits."""
-        return any(one.job.adapter == adapter for one in self._running) or any(
-            job.adapter == adapter for job in self._queue
-        )
+        with self._changed:
+            return any(job.adapter == adapter for job in self._jobs())
 
     def close(self) -> None:
         """End the thread after the step it is in; what runs is told that it broke off."""
@@ -164,14 +174,20 @@ class Worker:
                 self._answer_calls()
                 self._drop_cancelled()
                 self._admit()
+                self._read()
                 if self._running:
                     self._step()
-        for job in [*(one.job for one in self._running), *self._queue]:
+        for job in self._jobs():
             job.tell(Failed("the engine stops"))
+
+    def _jobs(self) -> list[Job]:
+        """All that are not done. In this order none is missed that moves on meanwhile."""
+        waiting, reading = [*self._queue], self._reading
+        return [*waiting, *([] if reading is None else [reading[0]]), *(one.job for one in self._running)]
 
     def _wait(self) -> bool:
         with self._changed:
-            while not (self._running or self._queue or self._calls or self._closing):
+            while not (self._running or self._reading or self._queue or self._calls or self._closing):
                 self._changed.wait()
             return not self._closing
 
@@ -184,31 +200,53 @@ class Worker:
                 future.set_exception(error)
             else:
                 future.set_result(None)
-            self.slots.use([one.job.adapter for one in self._running])
+            self._use_rows()
+
+    def _use_rows(self) -> None:
+        self.slots.use([one.job.adapter for one in self._running])
 
     def _admit(self) -> None:
-        """At most one prompt."""
-        if not self._queue or len(self._running) >= (self._most if self._rows.joins else 1):
+        """The next request's prompt is the one that is read, where there is a row for it."""
+        if self._reading is not None or len(self._running) >= (self._most if self._rows.joins else 1):
             return
-        job = self._queue.popleft()
-        if job.cancelled:
-            job.tell(Failed("nobody waits for it"))
+        with self._changed:
+            if not self._queue:
+                return
+            job = self._queue.popleft()
+            self._reading = (job, self._rows.begin(job.prompt))
+        if job.adapter is not None and job.adapter not in self.slots.folders:  # unloaded since it was asked for
+            self._fail_reading(f"the adapter {job.adapter!r:.160} is not loaded any more")
+
+    def _read(self) -> None:
+        """One part of the prompt that is read; when it was the last, the request gets its row."""
+        if self._reading is None:
             return
+        job, reading = self._reading
         self.slots.use([job.adapter])
         try:
-            cache, logits = self._rows.read(job.prompt)
-            grammar = None if job.grammar is None else self._grammars.start(job.grammar)
+            self._rows.read(reading, self._part)
+            grammar = self._grammars.start(job.grammar) if reading.complete and job.grammar is not None else None
         except Exception as error:  # noqa: BLE001  # out of memory, say: this request alone fails
-            job.tell(Failed(f"{type(error).__name__}: {error}"))
-            self.slots.use([one.job.adapter for one in self._running])
-            return
+            self._fail_reading(f"{type(error).__name__}: {error}")
+        else:
+            if reading.complete:
+                self._start(job, reading, grammar)
+        self._use_rows()
+
+    def _start(self, job: Job, reading: Reading, grammar: Grammar | None) -> None:
+        """The first token of a reply, and a row for the others."""
         self.read += len(job.prompt)
         text = Text(self._writer, job.stops, before=job.prompt if job.continues else ())
         one = _Running(job, Sampler(job.sampling, job.prompt), text, grammar)
-        if self._take(one, logits):
+        if self._take(one, reading.logits):
             self._running.append(one)
-            self._rows.join(cache, len(job.prompt))
-        self.slots.use([one.job.adapter for one in self._running])
+            self._rows.join(reading)
+        self._reading = None
+
+    def _fail_reading(self, why: str) -> None:
+        assert self._reading is not None
+        job, self._reading = self._reading[0], None
+        job.tell(Failed(why))
 
     def _step(self) -> None:
         try:
@@ -222,16 +260,24 @@ class Worker:
         self._drop([row for row, one in enumerate(self._running) if not self._take(one, logits[row])])
 
     def _drop_cancelled(self) -> None:
-        cancelled = [row for row, one in enumerate(self._running) if one.job.cancelled]
-        for row in cancelled:
-            self._running[row].job.tell(Failed("nobody waits for it"))
-        self._drop(cancelled)
+        """Who went away gets no further part, no further token, and no place in the queue."""
+        gone = "nobody waits for it"
+        if self._reading is not None and self._reading[0].cancelled:
+            self._fail_reading(gone)
+        with self._changed:
+            left = [job for job in self._queue if job.cancelled]
+            if left:
+                self._queue = deque(job for job in self._queue if job not in left)
+        rows = [row for row, one in enumerate(self._running) if one.job.cancelled]
+        for job in [*left, *(self._running[row].job for row in rows)]:
+            job.tell(Failed(gone))
+        self._drop(rows)
 
     def _drop(self, rows: list[int]) -> None:
         if rows:
             self._running = [one for row, one in enumerate(self._running) if row not in set(rows)]
             self._rows.leave(rows)
-            self.slots.use([one.job.adapter for one in self._running])
+            self._use_rows()
 
     def _take(self, one: _Running, logits: Any) -> bool:
         """Choose the next token of a row and tell of it; whether the row goes on."""
