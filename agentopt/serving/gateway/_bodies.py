@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from agentopt.serving._types import Refusal
 from agentopt.serving.gateway._limits import Limits
 from agentopt.serving.gateway._own import Receive
+from agentopt.serving.gateway._patience import within
 
 _VALUE, _READ = 80, 20
 """Bytes that a value takes once it is read, at most so many times what was sent: 8 MB of short fields become 150 MB."""
@@ -55,7 +55,7 @@ class Bodies:
             raise self._too_long()
         pieces: list[bytes] = []
         try:
-            async with asyncio.timeout(self._limits.body_seconds):
+            async with within(self._limits.body_seconds):
                 while await self._piece(share, pieces, receive):
                     pass
         except TimeoutError as error:

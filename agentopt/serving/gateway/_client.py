@@ -14,12 +14,14 @@ from collections.abc import AsyncIterator, Iterable
 from functools import cache
 
 from agentopt.serving._types import Address
+from agentopt.serving.gateway._patience import Clock, within
 from agentopt.serving.gateway._wire import UpstreamError, Wire
 
 _IDLE_SECONDS = (
     4.0  # uvicorn, in front of most engines, closes idle connections after 5 s; being earlier avoids the race
 )
 _KEPT = 256
+_LOOK_SECONDS = 0.5
 
 
 class _Stale(Exception):
@@ -115,8 +117,9 @@ class Upstream:
         self._wires: set[Wire] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
-        self.now = 0.0
-        """The loop's time, as of the last look; half a second coarse."""
+        self.clock = Clock(_LOOK_SECONDS)
+        """For waiting times; it stands still with this process."""
+        self._now = 0.0  # the loop's time, as of the last look: of connections that the engine closes by its own clock
 
     async def request(
         self,
@@ -168,17 +171,17 @@ class Upstream:
     async def _connection(self, address: Address) -> tuple[Wire, bool]:
         """An open connection, and whether it was used before."""
         loop = asyncio.get_running_loop()
-        self.now = loop.time()
+        self._now = loop.time()
         self._watch()
         kept = self._idle.get(address)
         while kept:
             wire = kept.pop()
-            if wire.open and self.now - wire.idle_since < _IDLE_SECONDS:
+            if wire.open and self._now - wire.idle_since < _IDLE_SECONDS:
                 return wire, True
             wire.close()
         wire = Wire(self, address)
         try:
-            async with asyncio.timeout(self._connect_seconds):
+            async with within(self._connect_seconds):
                 if address.socket is not None:
                     await loop.create_unix_connection(lambda: wire, address.socket)
                 else:
@@ -190,7 +193,7 @@ class Upstream:
         except OSError as error:
             raise UpstreamError("engine_died", f"the engine cannot be reached ({error})") from error
         self._wires.add(wire)
-        self.now = loop.time()
+        self._now = loop.time()
         self._watch()  # connecting may have taken longer than the timer lives without connections
         return wire, False
 
@@ -202,7 +205,7 @@ class Upstream:
         kept = self._idle.setdefault(wire.key, deque(maxlen=_KEPT))
         if len(kept) == _KEPT:
             kept.popleft().close()
-        wire.idle_since = self.now
+        wire.idle_since = self._now
         kept.append(wire)
 
     def forget(self, wire: Wire) -> None:
@@ -216,15 +219,16 @@ class Upstream:
 
     def _watch(self) -> None:
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(0.5, self._look)
+            self.clock.begin()
+            self._timer = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
 
     def _look(self) -> None:
         """Twice a second while there are connections: which waited too long, which were idle too long."""
         self._timer = None
-        loop = asyncio.get_running_loop()
-        now = self.now = loop.time()
+        waited = self.clock.look()
+        now = self._now = asyncio.get_running_loop().time()
         for wire in list(self._wires):
-            if wire.deadline < now:
+            if wire.deadline < waited:
                 wire.silent()
         for kept in list(self._idle.values()):
             while kept and now - kept[0].idle_since >= _IDLE_SECONDS:

@@ -16,6 +16,7 @@ from typing import Any
 from agentopt.errors import UserError
 from agentopt.serving.gateway._connection import Connection, Request
 from agentopt.serving.gateway._limits import Limits
+from agentopt.serving.gateway._patience import Clock
 
 Log = Callable[[str], None]
 
@@ -32,8 +33,6 @@ class Server:
     def __init__(self, app: Any, limits: Limits, log: Log | None = None) -> None:
         self.app = app
         self.limits = limits
-        self.now = asyncio.get_running_loop().time()
-        """The loop's time at the last look; deadlines are as coarse as `_period`."""
         self.date_line = b""
         self.stopping = False
         self.answered = 0
@@ -45,7 +44,7 @@ class Server:
         self._listener: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
         shortest = min(limits.head_seconds, limits.keep_alive_seconds, limits.stalled_seconds, limits.body_seconds)
-        self._period = min(0.5, max(0.02, shortest / 4))
+        self._clock = Clock(min(0.5, max(0.02, shortest / 4)))
 
     async def start(self, host: str, port: int) -> None:
         """Listen; `port` 0 takes a free one, see `self.port`.
@@ -88,6 +87,11 @@ class Server:
 
     # ---- what connections tell
 
+    @property
+    def now(self) -> float:
+        """For deadlines: as coarse as the looks, and not running while this process stands still."""
+        return self._clock.now
+
     def arrived(self, connection: Connection) -> None:
         """A client connected."""
         self._connections.add(connection)
@@ -118,12 +122,12 @@ class Server:
             self._log(line + where)
 
     def _look(self) -> None:
-        now = self.now = asyncio.get_running_loop().time()
+        now = self._clock.look()
         self.date_line = b"date: %b\r\n" % formatdate(usegmt=True).encode()
         for connection in list(self._connections):
             if connection.deadline < now or connection.stalled < now:
                 connection.overdue()
-        self._timer = asyncio.get_running_loop().call_later(self._period, self._look)
+        self._timer = asyncio.get_running_loop().call_later(self._clock.period, self._look)
 
 
 def _probing(listening: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from agentopt.errors import RunError
 from agentopt.serving._types import Address
+from agentopt.serving.gateway._patience import Clock
 
 _HIGH = 256 << 10
 _HEAD_BYTES = 64 << 10
@@ -27,8 +28,8 @@ class UpstreamError(RunError):
 class Owner(Protocol):
     """The pool a connection belongs to."""
 
-    now: float
-    """The loop's time, half a second coarse."""
+    clock: Clock
+    """For deadlines."""
 
     def forget(self, wire: Wire) -> None:
         """It is closed."""
@@ -142,6 +143,7 @@ class Wire(asyncio.Protocol):
     def _wake(self) -> None:
         waiter = self._waiter
         if waiter is not None and not waiter.done():
+            self.deadline = float("inf")  # the timer may run before the exchange does
             waiter.set_result(None)
 
     # ---- what an exchange does
@@ -158,7 +160,8 @@ class Wire(asyncio.Protocol):
         """Until something came, the message ended or the connection failed."""
         loop = asyncio.get_running_loop()
         self._waiter = loop.create_future()
-        self.deadline = self._upstream.now + seconds
+        clock = self._upstream.clock
+        self.deadline = clock.now + max(seconds, clock.period)  # the next look may come at once
         try:
             await self._waiter
         finally:
