@@ -48,7 +48,7 @@ class Endpoint:
         """One good request, with the good key."""
         return await self.client.post(CHAT, json=HELLO | more)
 
-    async def raw(self, data: bytes, *, seconds: float = 8.0) -> bytes:
+    async def raw(self, data: bytes, *, seconds: float = 60.0) -> bytes:
         """Send these bytes on a connection of their own; what comes until the server closes."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
@@ -89,7 +89,7 @@ async def endpoint(
             async with serving(gateway, limits=limits) as server:
                 good = {"Authorization": f"Bearer {secret}"}
                 where = f"http://127.0.0.1:{server.port}"
-                async with httpx.AsyncClient(base_url=where, headers=good, timeout=30) as client:
+                async with httpx.AsyncClient(base_url=where, headers=good, timeout=60) as client:
                     yield Endpoint(fake, engine, gateway, meter, store, keyring, secret, server.port, folder, client)
                 await gateway.drain(1.0)
         finally:
@@ -107,7 +107,7 @@ def run(folder: Path, test: Callable[[Endpoint], Awaitable[None]], **options: An
     asyncio.run(whole())
 
 
-async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait for it; the time is only there so that a test that fails ends."""
     async with asyncio.timeout(seconds):
         while not condition():

@@ -23,7 +23,7 @@ def with_fake(test: Callable[[FakeEngine, httpx.AsyncClient], Awaitable[Any]], *
     async def run() -> Any:
         async with FakeEngine(**options) as fake:
             where = f"http://127.0.0.1:{fake.address.port}"
-            async with httpx.AsyncClient(base_url=where, timeout=20) as client:
+            async with httpx.AsyncClient(base_url=where, timeout=60) as client:
                 return await test(fake, client)
 
     return asyncio.run(run())
@@ -127,7 +127,7 @@ def test_it_runs_as_a_process_on_a_unix_socket_and_ends_on_command(tmp_path: Pat
             assert client.get("/health").status_code == 503
             with pytest.raises(httpx.RemoteProtocolError):
                 client.post("/v1/chat/completions", json=body)
-        assert process.wait(20) == 9
+        assert process.wait(60) == 9
 
 
 def test_words_can_be_the_times_at_which_they_were_sent() -> None:

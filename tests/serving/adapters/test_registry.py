@@ -52,10 +52,10 @@ def run(tmp_path: Path, test: Callable[[AdapterRegistry, Held], Awaitable[None]]
 
     async def all_of_it() -> None:
         driver = Held()
-        asked: dict[str, Any] = {"resident": 2, "staging": tmp_path / "staging", "patience": 5.0, **options}
+        asked: dict[str, Any] = {"resident": 2, "staging": tmp_path / "staging", "patience": 30.0, **options}
         found = AdapterRegistry(base(tmp_path / "base"), driver, **asked)
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 await test(found, driver)
         finally:
             await found.aclose()
@@ -133,6 +133,7 @@ def test_who_waits_in_vain_is_told_to_come_again(tmp_path: Path) -> None:
                 await _use(registry, "b")
         assert (caught.value.status, caught.value.code) == (503, "no_place")
         assert caught.value.retry_after
+        registry.patience = 60.0
         await _use(registry, "b")
 
     run(tmp_path, test, resident=1, patience=0.05)

@@ -283,7 +283,11 @@ async def test_with_the_gateway_itself(tmp_path: Path) -> None:
         parts = control(
             engine=Ready(fake.address, fake.abilities), gateway=gateway, meter=meter, catalog=Known(), keyring=keyring
         )
-        async with serving(gateway) as server, client(parts, headers=OWNER) as admin, httpx.AsyncClient() as http:
+        async with (
+            serving(gateway) as server,
+            client(parts, headers=OWNER) as admin,
+            httpx.AsyncClient(timeout=60) as http,
+        ):
             url = f"http://127.0.0.1:{server.port}/v1/chat/completions"
             body = {"model": "fake", "messages": [{"role": "user", "content": "one two three"}]}
             owner = {"authorization": f"Bearer {secret}"}

@@ -15,12 +15,12 @@ from agentopt.serving.engines import Event, Launch, Supervisor, SupervisorOption
 from agentopt.serving.engines._launch import common_hint, engine_environment, listen
 
 TINY = Path(__file__).with_name("tiny_engine.py")
-PATIENCE = 30.0
+PATIENCE = 60.0
 QUICK: dict[str, Any] = {
-    "start_timeout": 25.0,
+    "start_timeout": 60.0,
     "health_interval": 0.05,
-    "health_timeout": 5.0,
-    "hung_after": 5.0,
+    "health_timeout": 20.0,
+    "hung_after": 20.0,
     "stop_grace": 5.0,
     "first_delay": 0.02,
     "longest_delay": 0.05,

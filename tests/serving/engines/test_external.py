@@ -13,7 +13,7 @@ from agentopt.serving.engines._external import parse_upstream
 from agentopt.serving.fake_engine import FakeEngine
 from tests.serving.engines.running import kinds
 
-TIMES = SupervisorOptions(health_interval=0.02, health_timeout=5.0, hung_after=5.0)
+TIMES = SupervisorOptions(health_interval=0.02, health_timeout=20.0, hung_after=20.0)
 
 
 @pytest.mark.anyio

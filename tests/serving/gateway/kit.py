@@ -16,6 +16,8 @@ from agentopt.serving.fake_engine import FakeEngine, Ready
 from agentopt.serving.gateway import Gateway, Limits, serving
 
 HELLO = [{"role": "user", "content": "hello wide world"}]
+PATIENCE = 60.0
+"""Seconds until what has to happen is given up; no test depends on how long it takes."""
 
 
 class Names:
@@ -128,7 +130,7 @@ class House:
             body.setdefault("messages", HELLO)
         return await self.client.post(route, json=body, headers=headers)
 
-    async def raw(self, data: bytes, *, seconds: float = 20, end: bytes | None = None) -> bytes:
+    async def raw(self, data: bytes, *, seconds: float = PATIENCE, end: bytes | None = None) -> bytes:
         """Send bytes, read until the server closes or `end` came."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
@@ -140,7 +142,7 @@ class House:
                 await writer.wait_closed()
 
 
-async def read_all(reader: asyncio.StreamReader, seconds: float = 20, end: bytes | None = None) -> bytes:
+async def read_all(reader: asyncio.StreamReader, seconds: float = PATIENCE, end: bytes | None = None) -> bytes:
     got = b""
     async with asyncio.timeout(seconds):
         with suppress(ConnectionResetError):
@@ -151,7 +153,7 @@ async def read_all(reader: asyncio.StreamReader, seconds: float = 20, end: bytes
     return got
 
 
-async def until(true: Callable[[], bool], seconds: float = 20) -> None:
+async def until(true: Callable[[], bool], seconds: float = PATIENCE) -> None:
     """Wait for something that another task does."""
     async with asyncio.timeout(seconds):
         while not true():
@@ -180,7 +182,7 @@ async def house(
         gateway = Gateway(ready, names, keyring=keyring, observers=[notes], feedback=feedback, limits=limits)
         async with (
             serving(gateway, limits=limits, log=trouble.append) as server,
-            httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=20, verify=False) as client,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=PATIENCE, verify=False) as client,
         ):
             yield House(engine, ready, gateway, server, client, notes, names, trouble)
         gateway.close()

@@ -65,8 +65,10 @@ async def test_peers_that_vanished_are_found_out() -> None:
 
 async def test_too_many_requests_ahead_are_not_taken() -> None:
     async with house() as home:
-        slow = request({"messages": HELLO, "fake": {"wait": 0.2}})
-        replies = statuses(await home.raw(slow + GET * 500))
+        reading = asyncio.create_task(home.raw(request({"messages": HELLO, "fake": HELD}) + GET * 500))
+        await until(lambda: home.fake.running == 1 and any(one._deaf for one in home.server._connections))
+        home.fake.go_on()
+        replies = statuses(await reading)
         assert 1 < len(replies) < 15
         assert set(replies) == {200}
 

@@ -52,7 +52,7 @@ async def home(specs: Sequence[str], shortening: Shortening | None = None, name:
         try:
             async with serving(gateway) as server:
                 url = f"http://127.0.0.1:{server.port}"
-                async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+                async with httpx.AsyncClient(base_url=url, timeout=60) as client:
                     yield Home(fake, client, scores)
         finally:
             gateway.close()
