@@ -24,7 +24,9 @@ from agentopt.store import Store, StoreError
 _BATCH = 64
 _POLL = 0.2
 _BREATH = 0.0001
-"""Seconds between two exchanges: the event loop shares the interpreter with this thread, and goes first."""
+"""Least seconds between two exchanges: the event loop shares the interpreter with this thread, and goes first."""
+_ROWS = 8
+"""Traces that are made ready for the store in one go."""
 _LONGEST_WAIT = 60.0
 _SUMMARY = 10.0
 """Seconds between two writings of the run's summary."""
@@ -54,6 +56,8 @@ class Keeper:
         self._redaction = redaction
         self._tell = {"warning": warn, "news": news}
         self._sessions = Sessions(limits)
+        self._pressing = limits.queue // 2
+        """Exchanges that wait, from which on they are not kept waiting for the event loop's sake."""
         self._queue: deque[tuple[Exchange, bytes | None, int]] = deque()
         self._ended: list[OpenSession] = []
         self._single: list[Call] = []
@@ -147,8 +151,9 @@ class Keeper:
             store = self.store or self._open()
             if not self._single:
                 for _ in range(min(_BATCH, len(self._queue))):
+                    began = time.thread_time()
                     self._take(*self._queue.popleft())
-                    time.sleep(_BREATH)
+                    self._breathe(time.thread_time() - began)
             self._write(store, everything=closing and not self._queue)
             if self._failures:
                 self._sum_up(store, time.monotonic(), force=True)  # a file may open and still take no writes
@@ -158,6 +163,11 @@ class Keeper:
             self._failed(error)
         except Exception:  # noqa: BLE001 - a batch without a stored form must not end the capture of all others
             self._discard()
+
+    def _breathe(self, worked: float) -> None:
+        """Leave the interpreter to the event loop for as long as this thread has had it, unless too many wait."""
+        hurry = self._closing.is_set() or len(self._queue) > self._pressing
+        time.sleep(_BREATH if hurry else max(_BREATH, worked))
 
     def _take(self, exchange: Exchange, reply: bytes | None, size: int) -> None:
         self.taken_bytes += size
@@ -177,9 +187,11 @@ class Keeper:
         now = time.monotonic()
         self._ended += self._sessions.idle(now)
         sessions = [*self._ended, *self._sessions.due(now, everything=everything)]
-        for call in self._single:
+        for place, call in enumerate(self._single, start=1):
             store.put_trace(self._run_id, call.id, Trace([call.op(0, {}, None)], name=call.id).to_dict())
             store.put_exchange(self._run_id, call.id, call.id, call.index)
+            if place % _ROWS == 0:
+                time.sleep(_BREATH)
         costs: list[tuple[OpenSession, int, float, float]] = []
         for session in sessions:
             began = time.monotonic()

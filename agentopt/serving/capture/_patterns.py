@@ -28,6 +28,9 @@ _GROUPED = re.compile(
     r")(?!\d))"
 )
 """As cards show it. What stands before or after it, an expiry date say, is none of it, so each place is looked at."""
+_DIGIT = re.compile(r"\d")
+_DOUBLED = bytes.maketrans(b"0123456789", b"0246813579")
+"""Of a digit: that of the sum of the digits of its double."""
 _KEYS = re.compile(
     r"(?<![A-Za-z0-9])(?:"
     r"(?:sk|ak|pk|rk|hf|gsk|xai|r8|nvapi|glpat|npm|pypi|dop_v1|shpat|whsec)[-_](?=[A-Za-z_-]{0,64}\d)[A-Za-z0-9_-]{16,}"
@@ -58,18 +61,24 @@ def emails(text: str) -> Iterator[Span]:
 
 def phones(text: str) -> Iterator[Span]:
     """Numbers that are written as phone numbers: with a plus, parentheses or separators. Bare digits are not."""
+    if _DIGIT.search(text) is None:
+        return
     for match in _PHONE.finditer(text):
-        if 7 <= sum(letter.isdigit() for letter in match[0]) <= 15:
+        if 7 <= sum(map(str.isdigit, match[0])) <= 15:
             yield match.span()
 
 
 def cards(text: str) -> Iterator[Span]:
     """13 to 19 digits, also in groups, whose check digit (Luhn) is right."""
+    if _DIGIT.search(text) is None:
+        return
+    seen: set[Span] = set()
     for match in _CARD.finditer(text):
+        seen.add(match.span())
         if _luhn(match[0]):
             yield match.span()
     for match in _GROUPED.finditer(text):
-        if _luhn(match[1]):
+        if match.span(1) not in seen and _luhn(match[1]):
             yield match.span(1)
 
 
@@ -94,9 +103,12 @@ def credentials(text: str) -> Iterator[Span]:
 
 
 def _luhn(text: str) -> bool:
-    digits = [int(letter) for letter in reversed(text) if letter.isdigit()]
-    doubled = (2 * digit - 9 if digit > 4 else 2 * digit for digit in digits[1::2])
-    return (sum(digits[::2]) + sum(doubled)) % 10 == 0 and len(set(digits)) > 1
+    digits = "".join(filter(str.isdigit, text))
+    if not digits.isascii():
+        digits = "".join(str(int(digit)) for digit in digits)
+    codes = digits.encode()
+    total = sum(codes[::-2]) + sum(codes[-2::-2].translate(_DOUBLED)) - len(codes) * ord("0")
+    return total % 10 == 0 and len(set(codes)) > 1
 
 
 DEFAULTS: dict[str, Finder] = {

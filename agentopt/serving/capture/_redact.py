@@ -23,6 +23,9 @@ _PLAIN = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _DATA = re.compile(r"data:[\w.+-]{1,60}/[\w.+-]{1,60}(?:;[\w.=-]{1,60}){0,4};base64,[A-Za-z0-9+/=_-]+")
 _BASE64 = re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{512,}={0,2}")
 _MAX_DEPTH = 200
+_SHORT = 32
+"""Longest text that is remembered as it is; of a longer one it is a hash of 128 bits."""
+_REMEMBERED = 8192
 
 
 class Redaction:
@@ -31,6 +34,7 @@ class Redaction:
     def __init__(self, finders: Sequence[tuple[str, Finder]] | None = None) -> None:
         """`finders`: name and finder; None for the defaults."""
         self._finders = tuple(DEFAULTS.items() if finders is None else finders)
+        self._clean: set[str | bytes] = set()
 
     @classmethod
     def of(cls, given: Sequence[str] = (), *, defaults: bool = True) -> Self:
@@ -49,10 +53,20 @@ class Redaction:
 
     def text(self, text: str) -> str:
         """The text without what must not be stored."""
+        mark = (
+            text
+            if len(text) <= _SHORT
+            else hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        )
+        if mark in self._clean:
+            return text
+        given = text
         if len(text) >= 512:
             text = _BASE64.sub(_elided, _DATA.sub(_elided, text))
         spans = sorted(self._spans(text))
         if not spans:
+            if text is given:
+                self._remember(mark)
             return text
         parts: list[str] = []
         at = 0
@@ -60,6 +74,12 @@ class Redaction:
             parts += (text[at:start], f"[{name}]")
             at = end
         return "".join([*parts, text[at:]])
+
+    def _remember(self, mark: str | bytes) -> None:
+        """Nothing is found in this text: system prompts, earlier turns and names come again and again."""
+        if len(self._clean) >= _REMEMBERED:
+            self._clean.clear()
+        self._clean.add(mark)
 
     def value(self, value: Any, depth: int = 0) -> Any:
         """A JSON value with every text, number and key in it redacted; a new one, the given one stays."""

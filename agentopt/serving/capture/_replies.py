@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from agentopt.serving._types import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from agentopt.serving.capture._stencil import Stencil
 
 JSONDict = dict[str, Any]
 _MAX_CHOICES = 128
@@ -67,8 +68,18 @@ def read_reply(route: str, body: bytes) -> Answer:
         else:
             answer.error = "the reply is not a JSON object" if head else "there was no reply"
         return answer
+    _stream(route, body.decode("utf-8", "replace"), answer)
+    return answer
+
+
+def _stream(route: str, text: str, answer: Answer) -> None:
+    stencil = Stencil(lambda event: _alone(route, event))
     seen = False
-    for data in _events(body):
+    for data in _events(text):
+        said = stencil.says(data)
+        if said is not None:
+            _add(answer.choice(stencil.choice).texts, said)
+            continue
         if data == "[DONE]":
             answer.complete, seen = True, True
             continue
@@ -76,21 +87,40 @@ def read_reply(route: str, body: bytes) -> Answer:
         if isinstance(value, dict):
             seen = True
             _event(route, cast("JSONDict", value), answer)
+            stencil.learn(data)
     if not seen:
         answer.error = "the reply is neither JSON nor server-sent events"
-    return answer
 
 
-def _events(body: bytes) -> Iterator[str]:
+def _alone(route: str, data: str) -> tuple[int, str] | None:
+    """The number of the choice and the text of an event that changes nothing but them."""
+    value = _json(data)
+    if not isinstance(value, dict):
+        return None
+    found = Answer()
+    _event(route, cast("JSONDict", value), found)
+    if not found.choices:
+        return None
+    *others, last = found.choices
+    text = last.text
+    found.model = ""
+    silent = found == Answer(choices=[*(Spoken() for _ in others), Spoken(texts=[text])])
+    return (len(others), text) if silent else None
+
+
+def _events(text: str) -> Iterator[str]:
     """The data of each server-sent event; several data lines of one event are joined."""
-    data: list[str] = []
-    for line in body.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n").split("\n"):
-        if line.startswith("data:"):
-            data.append(line[5:].removeprefix(" "))
-        elif not line and data:
-            yield "\n".join(data)
-            data = []
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    *blocks, _ = text.split("\n\n")
     # An event without the empty line after it was cut off; what it said is not sure, so it is left out.
+    for block in blocks:
+        if block.startswith("data:") and "\n" not in block:
+            yield block[6 if block.startswith(" ", 5) else 5 :]
+            continue
+        lines = [line[5:].removeprefix(" ") for line in block.split("\n") if line.startswith("data:")]
+        if lines:
+            yield "\n".join(lines)
 
 
 def _json(text: str | bytes) -> Any:

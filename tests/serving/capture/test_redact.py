@@ -156,3 +156,19 @@ def test_a_bad_pattern_is_one_sentence(pattern: str, said: str, tmp_path: Path) 
     (tmp_path / "p").write_text(f"fine\n{pattern}\n", encoding="utf-8")
     with pytest.raises(UserError, match="line 2"):
         Redaction.of([str(tmp_path / "p")])
+
+
+def test_a_text_that_comes_again_is_treated_as_it_was() -> None:
+    redaction = Redaction()
+    dirty = [
+        "someone@example.com",
+        "x" * 100 + " someone@example.com",
+        "A1b2" * 200,
+        "mail \\u0040 to a\\u0040b.example",
+    ]
+    for _ in range(3):
+        for text in dirty:
+            assert redaction.text(text) == Redaction().text(text)
+    for number in range(20_000):  # more than are remembered
+        assert redaction.text(f"line {number}") == f"line {number}"
+    assert redaction.text(dirty[0]) == "[email]"

@@ -169,3 +169,58 @@ def test_no_reply_whatever_its_shape_raises(route: str, values: list[Any], as_st
 def test_an_absurd_choice_number_does_not_fill_the_memory() -> None:
     answer = read_reply(CHAT, stream(chat({"content": "x"}, 10**9)))
     assert len(answer.choices) <= 128
+
+
+WORDS = st.text(max_size=4) | st.sampled_from(['"', "\\", "\n", "\u2028", "\ud83d", 'a", "content": "b', "[DONE]", ""])
+DELTAS = st.one_of(
+    WORDS.map(lambda text: {"content": text}),
+    WORDS.map(lambda text: {"role": "assistant", "content": text}),
+    WORDS.map(lambda text: {"content": text, "reasoning_content": "hm"}),
+    WORDS.map(lambda text: {"refusal": text}),
+    st.lists(WORDS, max_size=2).map(lambda texts: {"content": [{"type": "text", "text": text} for text in texts]}),
+)
+EVENTS = st.one_of(
+    st.tuples(DELTAS, st.sampled_from([0, 0, 0, 1, -1]), st.sampled_from([None, None, None, "stop"])).map(
+        lambda given: chat(*given)
+    ),
+    st.tuples(WORDS, WORDS).map(
+        lambda two: {"choices": [{"index": place, "delta": {"content": text}} for place, text in enumerate(two)]}
+    ),
+    WORDS.map(lambda text: {"error": {"message": text}}),
+    WORDS.map(lambda text: {"choices": [{"index": 0, "text": text}], "model": "m"}),
+    WORDS.map(lambda text: {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}}),
+    WORDS.map(lambda text: {"type": "content_block_start", "content_block": {"type": "text", "text": text}}),
+)
+
+
+@given(
+    route=st.sampled_from([CHAT, COMPLETIONS, RESPONSES, MESSAGES]),
+    kinds=st.lists(st.tuples(EVENTS, st.integers(1, 3)), max_size=6),
+    ascii_only=st.booleans(),
+)
+def test_events_that_repeat_each_other_say_what_they_say_one_by_one(
+    route: str, kinds: list[tuple[dict[str, Any], int]], ascii_only: bool
+) -> None:
+    events = [event for event, times in kinds for _ in range(times)]
+    # With a number of its own in front, no event has the beginning of another: each is read as a whole.
+    numbered = [{"number": place} | event for place, event in enumerate(events)]
+
+    def read(given: list[dict[str, Any]]) -> Answer:
+        texts = [json.dumps(event, ensure_ascii=ascii_only) for event in given]
+        return read_reply(route, "".join(f"data: {text}\n\n" for text in texts).encode("utf-8", "replace"))
+
+    assert read(events) == read(numbered)
+
+
+def test_a_second_text_of_the_same_name_is_not_taken_for_the_first() -> None:
+    twice = '{"choices": [{"index": 0, "delta": {"content": "first", "content": "second"}}]}'
+    beside = '{"content": "no", "choices": [{"index": 0, "delta": {"content": "yes"}}]}'
+    for event, expected in ((twice, "second"), (beside, "yes")):
+        assert said(read_reply(CHAT, stream(*[event] * 12))) == [expected * 12]
+
+
+def test_an_event_that_begins_like_the_others_and_ends_otherwise_is_read_whole() -> None:
+    answer = read_reply(
+        CHAT, stream(*[chat({"content": "a"})] * 9, chat({"content": "b", "refusal": "c"}, 0, "length"))
+    )
+    assert (said(answer), answer.choices[0].finish) == (["a" * 9 + "bc"], "length")
