@@ -33,6 +33,7 @@ app.add_typer(fold_app, name="fold")
 app.add_typer(serve_app, name="serve")
 
 Target = Annotated[str | None, typer.Argument(help="file.py:function or package.module:function", metavar="TARGET")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="its id, or a unique beginning of it")]
 Data = Annotated[str | None, typer.Option(help="JSONL, CSV or Parquet file")]
 Train = Annotated[
     str | None, typer.Option(help="JSONL, CSV or Parquet; x.trace.jsonl; captured[:MODEL] for what was served")
@@ -40,7 +41,7 @@ Train = Annotated[
 Metric = Annotated[str | None, typer.Option("--metric", "-m", help="exact_match, contains, f1, ... or module:function")]
 Columns = Annotated[str | None, typer.Option(help="columns passed to the target, comma-separated")]
 Models = Annotated[
-    list[str] | None, typer.Option("--model", help="role=model, e.g. agent=openai/gpt-4.1-mini; repeatable")
+    list[str] | None, typer.Option("--model", metavar="ROLE=MODEL", help="e.g. agent=openai/gpt-4.1-mini; repeatable")
 ]
 
 # typer carries its own copy of click since 0.20 or so; the base of its errors is found from an error it exports.
@@ -91,14 +92,14 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _pairs(items: list[str] | None, option: str) -> dict[str, str]:
-    """`role=model` items; several may stand in one value, separated by spaces or commas."""
+def _pairs(items: list[str] | None, option: str, example: str) -> dict[str, str]:
+    """`name=value` items; several may stand in one value, separated by spaces or commas."""
     pairs: dict[str, str] = {}
     for item in items or []:
         for part in item.replace(",", " ").split():
             key, sign, value = part.partition("=")
             if not sign or not key or not value:
-                raise UserError(f"{option} {part!r}: expected name=value, for example agent=openai/gpt-4.1-mini.")
+                raise UserError(f"{option} {part!r}: expected name=value, for example {example}.")
             pairs[key] = value
     return pairs
 
@@ -119,7 +120,7 @@ def tune(
     output_field: Annotated[str | None, typer.Option(help="field of the output that the metric reads")] = None,
     config: Config = None,
     model: Models = None,
-    budget: Annotated[str | None, typer.Option(help="rollouts=600,usd=2,tokens=...,proposals=...,minutes=...")] = None,
+    budget: Annotated[str | None, typer.Option(help="rollouts=600,usd=2; also tokens, proposals, minutes")] = None,
     optimizer: Annotated[
         str | None, typer.Option(help="auto, reflection, optoprime, symbolic, ... (docs/optimizers.md); a+b take turns")
     ] = None,
@@ -130,9 +131,12 @@ def tune(
         str | None, typer.Option(help="score,cost,tokens,latency: what counts besides the score")
     ] = None,
     tune: Annotated[
-        list[str] | None, typer.Option("--tune", help="tune only what matches this glob, frozen or not")
+        list[str] | None,
+        typer.Option("--tune", metavar="GLOB", help="tune only what matches, frozen or not; repeatable"),
     ] = None,
-    freeze: Annotated[list[str] | None, typer.Option(help="leave parameters that match this glob alone")] = None,
+    freeze: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="leave parameters that match alone; repeatable")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="every random draw follows from it  [default: 0]")] = None,
     concurrency: Annotated[int | None, typer.Option(help="examples run at the same time  [default: 8]")] = None,
     timeout: Annotated[float | None, typer.Option(help="seconds one example may take  [default: 120]")] = None,
@@ -153,7 +157,7 @@ def tune(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Tune TARGET on your data; keep only edits that are measured to help; report one honest held-out figure."""
+    """Tune TARGET on your data; keep what is measured to help. Ends with one honest held-out figure."""
     from agentopt.cli._tune import tune_command
 
     overrides: dict[str, Any] = {
@@ -165,8 +169,8 @@ def tune(
         "inputs": _commas(inputs),
         "label": label,
         "output_field": output_field,
-        "models": _pairs(model, "--model"),
-        "budget": _pairs([budget], "--budget") if budget else None,
+        "models": _pairs(model, "--model", "agent=openai/gpt-4.1-mini"),
+        "budget": _pairs([budget], "--budget", "rollouts=600") if budget else None,
         "optimizer": optimizer,
         "driver": driver,
         "objectives": _commas(objectives),
@@ -215,7 +219,7 @@ def evaluate(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run TARGET over a data set and print the score with its interval, the errors and the cost."""
+    """Score TARGET on a data set, with interval, errors and cost."""
     from agentopt.cli._evaluate import evaluate_command
 
     overrides: dict[str, Any] = {
@@ -225,7 +229,7 @@ def evaluate(
         "inputs": _commas(inputs),
         "label": label,
         "output_field": output_field,
-        "models": _pairs(model, "--model"),
+        "models": _pairs(model, "--model", "agent=openai/gpt-4.1-mini"),
         "concurrency": concurrency,
         "timeout": timeout,
         "repeats": repeats,
@@ -246,7 +250,7 @@ def capsule(
     ] = "o200k_base",
     query: Annotated[str | None, typer.Option(help="what the reader will be asked")] = None,
     keep: Annotated[
-        list[str] | None, typer.Option("--keep", help="regular expression that is never dropped; repeatable")
+        list[str] | None, typer.Option("--keep", metavar="REGEX", help="what matches is never dropped; repeatable")
     ] = None,
     mode: Annotated[str, typer.Option(help="auto, extract, rewrite or trained")] = "auto",
     model: Annotated[str | None, typer.Option("--model", help="the model that rewrites, e.g. openai/gpt-4.1")] = None,
@@ -264,19 +268,19 @@ def capsule(
         str | None,
         typer.Option(help="static, query or tail  [default: query with --query, else static]"),
     ] = None,
-    output_tokens: Annotated[float, typer.Option(min=0, help="tokens of one answer, for the cost")] = 0.0,
+    output_tokens: Annotated[float, typer.Option(min=0, metavar="N", help="tokens of one answer, for the cost")] = 0.0,
     cluster: Annotated[str | None, typer.Option(help="column of --task whose equal rows count as one")] = None,
     sequential: Annotated[bool, typer.Option("--sequential", help="let the gate stop early, without bias")] = False,
     scorer: Annotated[str, typer.Option(help="auto, bm25, coverage or embedding")] = "auto",
     seed: Annotated[int, typer.Option(help="every random draw follows from it")] = 0,
     out: Annotated[str | None, typer.Option("--out", "-o", help="write here; needed for many files")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="files made at the same time")] = 4,
+    concurrency: Annotated[int, typer.Option(min=1, metavar="N", help="files made at the same time")] = 4,
     store: Annotated[str | None, typer.Option("--store", help="SQLite file that keeps capsules and originals")] = None,
     as_json: AsJson = False,
     diff: Annotated[bool, typer.Option("--diff", help="show what left, what is new, what stayed")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a prompt, a request or many files shorter: hard token budget, protected spans, measured harm and cost."""
+    """Make prompts, requests or files shorter: a hard token budget. Protected spans stay; harm and cost are told."""
     from agentopt.cli._capsule import CapsuleArguments, capsule_command
 
     arguments = CapsuleArguments(
@@ -360,7 +364,7 @@ def finetune(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fine-tune MODEL on rows without gradients (or with): inference memory, a resumable log, one honest claim."""
+    """Fine-tune MODEL on rows, without gradients or with. Inference memory, a resumable log, one honest claim."""
     from agentopt.cli._finetune import finetune_command
 
     values: dict[str, Any] = {
@@ -421,7 +425,8 @@ def quantize(
     calibrate_tokens: Annotated[int | None, typer.Option(help="tokens of it that are read  [default: 16384]")] = None,
     report: Annotated[str | None, typer.Option(help="an HTML page: every layer, histograms, depth, books")] = None,
     skip: Annotated[
-        list[str] | None, typer.Option("--skip", help="leave these layers: a name or parts of one; repeatable")
+        list[str] | None,
+        typer.Option("--skip", metavar="NAME", help="leave these layers: a name or parts of one; repeatable"),
     ] = None,
     head: Annotated[bool, typer.Option("--head", help="also the output head (and the embedding tied to it)")] = False,
     scale: Annotated[
@@ -444,7 +449,7 @@ def quantize(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write MODEL with a byte per weight, for transformers, peft and vLLM alike; or an archive of it.
+    """Write MODEL with a byte per weight, or as an archive. For transformers, peft and vLLM alike.
 
     Ctrl-C keeps every complete file; the same command goes on. A folder that is done is shown again without --out.
     """
@@ -483,8 +488,8 @@ def runs_ls(store: Store = None, as_json: AsJson = False) -> None:
 
 
 @runs_app.command("show")
-def runs_show(run: str, store: Store = None, as_json: AsJson = False) -> None:
-    """Show one run: claim, candidates, spend. A unique prefix of the id is enough."""
+def runs_show(run: Run, store: Store = None, as_json: AsJson = False) -> None:
+    """Show one run: claim, candidates, spend."""
     from agentopt.cli._runs import show_run
 
     show_run(run, store, as_json=as_json)
@@ -492,19 +497,21 @@ def runs_show(run: str, store: Store = None, as_json: AsJson = False) -> None:
 
 @runs_app.command("diff")
 def runs_diff(
-    run: str,
-    other: Annotated[str | None, typer.Argument(help="another run; default: this run's baseline")] = None,
+    run: Run,
+    other: Annotated[
+        str | None, typer.Argument(metavar="OTHER", help="another run; default: this run's baseline")
+    ] = None,
     store: Store = None,
 ) -> None:
-    """Show what a run changed, or how the best candidates of two runs differ."""
+    """Show what a run changed, or how the best of two runs differ."""
     from agentopt.cli._runs import diff_runs
 
     diff_runs(run, other, store)
 
 
 @runs_app.command("resume")
-def runs_resume(run: str, store: Store = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """Continue an interrupted run with the configuration it was started with."""
+def runs_resume(run: Run, store: Store = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Continue an interrupted run as it was started."""
     from agentopt.cli._tune import resume_command
 
     raise typer.Exit(resume_command(run, store, as_json=as_json, quiet=quiet))
@@ -512,13 +519,13 @@ def runs_resume(run: str, store: Store = None, as_json: AsJson = False, quiet: Q
 
 @trace_app.command("show")
 def trace_show(
-    trace: Annotated[str, typer.Argument(help="a *.trace.jsonl file, or a trace id from the store")],
+    trace: Annotated[str, typer.Argument(metavar="TRACE", help="a *.trace.jsonl file, or a trace id from the store")],
     store: Store = None,
     op: Annotated[int | None, typer.Option(help="show this op in full")] = None,
     limit: Annotated[int, typer.Option(help="ops printed at most")] = 200,
     as_json: AsJson = False,
 ) -> None:
-    """Print a trace as a tree of calls with inputs, outputs, errors, time and cost."""
+    """Print a trace as a tree of calls. With inputs, outputs, errors, time and cost."""
     from agentopt.cli._trace import show_trace
 
     show_trace(trace, store, op=op, limit=limit, as_json=as_json)
@@ -526,12 +533,12 @@ def trace_show(
 
 @app.command()
 def export(
-    run: str,
+    run: Run,
     out: Annotated[str, typer.Option("--out", "-o", help="file to write; .json or .toml")] = "best.json",
     candidate: Annotated[str, typer.Option(help="best, baseline, or a candidate hash")] = "best",
     store: Store = None,
 ) -> None:
-    """Write a candidate as a plain file that the program loads without a store: ao.load(FILE).install()."""
+    """Write a candidate as a plain file. A program loads it without a store: ao.load(FILE).install()."""
     from agentopt.cli._runs import export_candidate
 
     export_candidate(run, out, candidate, store)
@@ -543,7 +550,7 @@ def doctor(
     no_engine: Annotated[bool, typer.Option("--no-engine", help="do not time the embedded engine")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what is installed, what is missing, the command that fixes it, and time the embedded engine."""
+    """Tell what is installed and what is missing. Names the command that fixes it; times the embedded engine."""
     from agentopt.cli._doctor import doctor_command
 
     raise typer.Exit(doctor_command(fix=fix, engine=not no_engine, as_json=as_json))

@@ -41,6 +41,11 @@ def usd(amount: float | None) -> str:
     return f"${amount:.2f}" if amount >= 1 else f"${amount:.4f}"
 
 
+def spent(amount: float | None) -> str:
+    """Dollars where no heading says that they are; unknown is said of what."""
+    return "cost unknown" if amount is None else usd(amount)
+
+
 def seconds(duration: float | None) -> str:
     """A duration in the unit a person would use."""
     if duration is None:

@@ -170,7 +170,7 @@ def doctor_command(*, fix: bool, engine: bool, as_json: bool) -> int:
     if fix:
         for check, code in repair(found):
             if code:
-                Console(stderr=True).print(
+                Console(stderr=True, highlight=False).print(
                     f"pip could not install {check.name} (exit code {code}); see its output above."
                 )
         importlib.invalidate_caches()
@@ -180,7 +180,7 @@ def doctor_command(*, fix: bool, engine: bool, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"checks": [check.to_dict() for check in found], "engine": timing}, indent=2))
         return int(bool(broken))
-    console = Console()
+    console = Console(highlight=False)
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)

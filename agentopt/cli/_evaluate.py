@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from agentopt.cli._console import count, err, out, short, usd
+from agentopt.cli._console import count, err, out, short, spent
 from agentopt.cli._settings import load_settings
 from agentopt.errors import UserError
 
@@ -110,7 +110,7 @@ def _print(result: EvaluationResult) -> None:
     latencies = sorted(row.latency for row in result.rows)
     middle = latencies[len(latencies) // 2] if latencies else 0.0
     console.print(
-        f"{usd(result.cost)}, {usage.calls} LM calls ({usage.cached_calls} cached), {count(tokens)} tokens, "
+        f"{spent(result.cost)}, {usage.calls} LM calls ({usage.cached_calls} cached), {count(tokens)} tokens, "
         f"median {middle:.2f} s a row"
     )
     errors = Counter((row.error or "").splitlines()[0] for row in result.rows if row.error)

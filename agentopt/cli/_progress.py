@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from agentopt.cli._console import err, seconds, short, usd
+from agentopt.cli._console import err, seconds, short, spent
 
 
 def _knowledge_lines(names: Sequence[str]) -> list[str]:
@@ -168,6 +168,9 @@ class LiveRun(LiveView):
         if not event.cached:
             self.rollouts += 1
             self.spent = None if event.cost is None or self.spent is None else self.spent + event.cost
+        if self.total is not None and self.rollouts > self.total:
+            self.total = None  # what the search may use is used; these rows are the test's
+            self.show("final test")
         if self.task is not None:
             self.progress.update(self.task, completed=self.rollouts, total=self.total, note=self.note())
 
@@ -190,7 +193,7 @@ class LiveRun(LiveView):
         """Rollouts done, score so far, spend so far, time left."""
         parts = [f"{self.rollouts}" if self.total is None else f"{self.rollouts}/{self.total}"]
         parts.append("" if self.best is None else f"best {self.best:.3f}")
-        parts.append(usd(self.spent))
+        parts.append(spent(self.spent))
         if self.total and self.rollouts >= 20:
             pace = self.elapsed / self.rollouts
             parts.append(f"~{seconds(pace * max(0, self.total - self.rollouts))} left")

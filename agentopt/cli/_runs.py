@@ -176,8 +176,9 @@ def show_run(reference: str, store_path: str | None, *, as_json: bool) -> None:
         print_diff(console, baseline["values"], best["values"])
     cost: dict[str, Any] = run.summary.get("cost") or {}
     if cost:
+        money = "cost unknown" if cost.get("usd") is None else f"spent {usd(cost['usd'])}"
         console.print(
-            f"spent {usd(cost.get('usd'))}, {int(cost.get('rollouts', 0))} rollouts, "
+            f"{money}, {int(cost.get('rollouts', 0))} rollouts, "
             f"{seconds(run.updated - run.created)} between first and last write"
         )
     if traces:

@@ -11,7 +11,7 @@ from agentopt.cli._serve_group import ENGINE_OPTIONS, START, ServeCommand, Serve
 
 serve_app = typer.Typer(
     cls=ServeGroup,
-    help="Serve a model; OpenAI-compatible.",
+    help="Serve a model to OpenAI clients: keys, adapters, tuned prompts.",
     rich_markup_mode=None,
 )
 keys_app = typer.Typer(help="API keys: who may ask, and how much.", no_args_is_help=True, rich_markup_mode=None)
@@ -269,7 +269,7 @@ def keys_create(
     expires: Annotated[float | None, typer.Option(metavar="DAYS", help="[default: never]")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key and show it, once; the file is made where there is none."""
+    """Make a key and show it, once. The file is made where there is none."""
     from agentopt.cli._serve_keys import create_command
 
     code = create_command(
@@ -292,7 +292,7 @@ def keys_list(
     everything: Annotated[bool, typer.Option("--all", help="revoked ones too")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the keys with their limits and what they used; never the keys themselves."""
+    """List the keys, their limits and what they used. Never shows a key itself."""
     from agentopt.cli._serve_keys import list_command
 
     raise typer.Exit(list_command(keys, everything=everything, as_json=as_json))
@@ -304,7 +304,7 @@ def keys_revoke(
     keys: Keys = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key invalid within a second, also for replies that are being streamed."""
+    """Make a key invalid, within a second. Replies that are being streamed end too."""
     from agentopt.cli._serve_keys import revoke_command
 
     raise typer.Exit(revoke_command(key, keys, as_json=as_json))

@@ -209,13 +209,16 @@ class LiveServer(LiveView):
         else:
             which = "" if port == "8000" else f" --port {port}"
         key = '"none"' if event.keys is None else f'os.environ["{KEY_VARIABLE}"]'
-        notes = [f'python: OpenAI(base_url="{event.base_url}", api_key={key})']
+        client = "python: OpenAI("
+        notes = [f'{client}base_url="{event.base_url}",', f"api_key={key})"]
+        fits = len(" ".join(notes)) <= LINE
+        notes = [" ".join(notes)] if fits else [notes[0], " " * len(client) + notes[1]]
         if event.keys == 0:
             notes.append(
                 "no key is valid yet: agentopt serve keys create NAME --keys FILE, then export " + KEY_VARIABLE
             )
         elif event.keys is not None:
-            notes.append(f"{KEY_VARIABLE} holds one of the {event.keys} keys: agentopt serve keys list --keys FILE")
+            notes.append(f"{KEY_VARIABLE}: a key that agentopt serve keys create showed ({event.keys} valid)")
         else:
             who = "anybody on this machine" if loopback(event.host) else f"anybody who reaches {event.host}:{port}"
             notes.append(f"{who} may ask; --keys FILE changes that")

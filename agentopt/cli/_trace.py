@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 from rich.tree import Tree
 
-from agentopt.cli._console import err, out, seconds, short, usd
+from agentopt.cli._console import err, out, seconds, short, spent, usd
 from agentopt.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def show_trace(reference: str, store: str | None, *, op: int | None, limit: int,
     console = out()
     total = trace.usage
     tokens = total.input_tokens + total.output_tokens
-    head = f"{len(trace.ops)} ops, {total.calls} LM calls, {tokens} tokens, {usd(trace.cost)}"
+    head = f"{_number(len(trace.ops), 'op')}, {_number(total.calls, 'LM call')}, {tokens} tokens, {spent(trace.cost)}"
     root = Tree(Text(head, style="bold"))
     shown = [record for record in trace.ops if record.kind not in HIDDEN]
     _grow(root, shown, limit, console.width)
@@ -68,6 +68,10 @@ def show_trace(reference: str, store: str | None, *, op: int | None, limit: int,
             console.print(Text.assemble(("  " + name, "blue"), f" = {short(_readable(parameter.value), room)}"))
     if len(shown) > limit:
         err().print(f"{len(shown) - limit} more ops; --limit {len(shown)} prints all.")
+
+
+def _number(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _readable(value: Any) -> Any:
@@ -118,7 +122,7 @@ def _show_op(trace: Trace, op: int) -> None:
     console = out()
     console.print(
         Text.assemble(
-            (f"#{found.id} {found.op}", "bold"), f"  ({found.kind}, {seconds(found.duration)}, {usd(found.cost)})"
+            (f"#{found.id} {found.op}", "bold"), f"  ({found.kind}, {seconds(found.duration)}, {spent(found.cost)})"
         )
     )
     sections: list[tuple[str, Any]] = [("inputs", dict(found.inputs)), ("output", found.output), ("meta", found.meta)]

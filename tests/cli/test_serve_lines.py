@@ -33,6 +33,8 @@ def test_a_line_with_a_key_fits() -> None:
     lines = printed(".agentopt/serve/9001", 2)
     assert '    -H "Authorization: Bearer $AGENTOPT_KEY" \\' in lines
     assert max(map(len, lines)) <= 80
+    place = lines.index('python: OpenAI(base_url="http://127.0.0.1:9001/v1",')
+    assert lines[place + 1].strip() == 'api_key=os.environ["AGENTOPT_KEY"])'
 
 
 @pytest.mark.parametrize(
