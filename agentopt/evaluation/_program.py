@@ -16,13 +16,12 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import anyio
-
 from agentopt.errors import UserError
 from agentopt.evaluation._data import Example
 from agentopt.evaluation._loading import absolute_reference, import_target
 from agentopt.evaluation._threads import Threads, is_async
 from agentopt.graph import Handle, Module, Node, Parameter, ParameterSpec, declared_parameters
+from agentopt.models._patience import patient
 
 
 @dataclass
@@ -91,13 +90,14 @@ class Program:
         Raises:
             TimeoutError: `timeout` is over.
         """
-        with anyio.fail_after(timeout):
+        with patient(timeout):
             args, kwargs = self._arguments(example)
             if self.is_async:
                 result = self.target(*args, **kwargs)
             else:
                 result = await self.threads.run(lambda: _consumed(self.target(*args, **kwargs)))
             return _plain(await _awaited(result))
+        raise TimeoutError
 
     def _arguments(self, example: Example) -> tuple[list[Any], dict[str, Any]]:
         kwargs = dict(example.inputs)

@@ -15,8 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-import anyio
-
 from agentopt import graph
 from agentopt.errors import RunError, UserError
 from agentopt.evaluation._data import Example
@@ -26,6 +24,7 @@ from agentopt.evaluation._program import Program
 from agentopt.evaluation._rows import EvaluationOptions, EvaluationRow, KeepTraces, Score
 from agentopt.graph import Candidate, EffectsRefused, LostContextError, Meter, Recording, RolloutScope, Trace
 from agentopt.models import BudgetExhausted, UnknownModel, capture_session
+from agentopt.models._patience import patient
 from agentopt.sandbox import SandboxUnavailable
 from agentopt.store import StoreError
 
@@ -112,7 +111,7 @@ class Runner:
         options, program = self.options, self.program
         started = time.perf_counter()
         outcome = _Outcome(Score(options.min_score))
-        with anyio.move_on_after(options.timeout) as limit:
+        with patient(options.timeout) as limit:
             try:
                 with recording, capture_session():
                     outcome.output = await program.run(example)

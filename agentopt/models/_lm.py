@@ -14,8 +14,6 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-import anyio
-
 from agentopt import graph
 from agentopt.errors import UserError
 from agentopt.graph import Usage
@@ -25,6 +23,7 @@ from agentopt.models._call import Attempts, Call, LMSettings, reply_watch
 from agentopt.models._errors import LMBadReply, LMError, LMRateLimit, LMTimeout
 from agentopt.models._knowledge import adapter_version, check_adapter
 from agentopt.models._messages import build, tools_of
+from agentopt.models._patience import patient
 from agentopt.models._protocol import Client, LMOptions, Reply, ReplyCache, Request
 from agentopt.models._structured import match_choice, output_of, repair_turn
 from agentopt.models._throttle import shared_throttles
@@ -331,7 +330,7 @@ class LM:
         if not self._timed:
             return await send(request)
         seconds = request.options.timeout
-        with anyio.move_on_after(seconds):
+        with patient(seconds):
             return await send(request)
         raise LMTimeout(f"{request.model} gave no reply within {seconds:g} s", retryable=True)
 

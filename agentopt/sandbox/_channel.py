@@ -72,17 +72,17 @@ class Worker:
             EOFError: the worker ended.
             ValueError: what came is no reply to this request.
         """
-        deadline = time.monotonic() + seconds
+        patience = _Patience(seconds)
         # Changed code may write to the pipe itself; without the number of this request nothing it writes is a reply.
         number = secrets.token_hex(8)
         try:
-            self._send(f"{number} {json.dumps(request)}\n".encode("ascii"), deadline)
+            self._send(f"{number} {json.dumps(request)}\n".encode("ascii"), patience)
         except ConnectionError:
             raise EOFError from None
         chunks = [self.rest]
         size = len(self.rest)
         while b"\n" not in chunks[-1]:
-            self._wait(self.replies, select.POLLIN, deadline)
+            patience.wait(self.replies, select.POLLIN)
             chunk = os.read(self.replies, 1 << 16)
             size += len(chunk)
             if not chunk:
@@ -96,22 +96,38 @@ class Worker:
             raise ValueError("not the number of the request")
         return _checked(body)
 
-    def _send(self, data: bytes, deadline: float) -> None:
+    def _send(self, data: bytes, patience: _Patience) -> None:
         view = memoryview(data)
         while view:
-            self._wait(self.requests, select.POLLOUT, deadline)
+            patience.wait(self.requests, select.POLLOUT)
             try:
                 view = view[os.write(self.requests, view) :]
             except BlockingIOError:
                 continue
 
-    @staticmethod
-    def _wait(descriptor: int, event: int, deadline: float) -> None:
-        left = deadline - time.monotonic()
+
+class _Patience:
+    """How long the other side is still waited for.
+
+    It is counted in pieces, of which a stop of this process (a machine that sleeps, or is busy elsewhere) takes one at
+    most: the worker has stood still as well, or its reply has come meanwhile.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._left = seconds
+        self._piece = seconds / 8
+
+    def wait(self, descriptor: int, event: int) -> None:
         poll = select.poll()
         poll.register(descriptor, event)
-        if left <= 0 or not poll.poll(left * 1000):
-            raise TimeoutError
+        while self._left > 0:
+            piece = min(self._piece, self._left)
+            before = time.monotonic()
+            ready = poll.poll(piece * 1000)
+            self._left -= min(piece, time.monotonic() - before)
+            if ready:
+                return
+        raise TimeoutError
 
 
 def _settings(limits: Limits, started: Started) -> dict[str, Any]:

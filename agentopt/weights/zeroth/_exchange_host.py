@@ -53,14 +53,15 @@ class HostExchange(SocketExchange):
         """
         self._listener.setblocking(False)
         strangers: dict[Line, float] = {}
-        deadline = time.monotonic() + self._timeout
+        left, piece = self._timeout, self._timeout / 8
         with selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ)
             while len(self._lines) < self.world - 1:
-                if time.monotonic() > deadline:
+                if left <= 0:
                     raise self._never_came()
-                soonest = min([deadline, *strangers.values()])
-                for key, _ in selector.select(max(0.0, soonest - time.monotonic())):
+                began = time.monotonic()
+                soonest = min([left, piece, *(until - began for until in strangers.values())])
+                for key, _ in selector.select(max(0.0, soonest)):
                     if key.data is None:
                         self._accept(selector, strangers)
                     elif not self._greet(key.data):
@@ -71,6 +72,7 @@ class HostExchange(SocketExchange):
                     if strangers.pop(line, None) is not None:
                         selector.unregister(line.link)
                         self._turn_away(line, "no greeting came")
+                left -= min(piece, time.monotonic() - began)  # a stop of this process is nobody's delay
             for line in strangers:
                 self._turn_away(line, "the run is complete")
         self._listener.close()
