@@ -239,7 +239,7 @@ def test_a_hanging_sync_function_is_abandoned_and_counted_and_its_end_too() -> N
     go = threading.Event()
 
     def hang(x: str) -> str:
-        go.wait(20)
+        go.wait(60)
         return x
 
     program = load_program(hang)
@@ -247,7 +247,7 @@ def test_a_hanging_sync_function_is_abandoned_and_counted_and_its_end_too() -> N
         run(program, timeout=0.05, x="a")
     counts = [program.threads.abandoned]
     go.set()
-    for _ in range(200):
+    for _ in range(3000):
         counts.append(program.threads.abandoned)
         if counts[-1] == 0:
             break

@@ -319,7 +319,7 @@ from agentopt import graph
 ao.evaluate({f"{PROGRAM}:shout"!r}, [{{"text": "a", "expected": "a"}}], "exact_match", store=":memory:",
             executor="ray://127.0.0.1:1")
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
     assert "UserError: executor: no Ray cluster answers at ray://127.0.0.1:1" in done.stderr
 
 
@@ -333,7 +333,7 @@ def test_the_command_line_starts_and_stops_a_quiet_cluster_of_its_own(tmp_path: 
         [sys.executable, "-m", "agentopt", "evaluate", *arguments, "--executor", "ray", "--workers", "2"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["n"] == 4

@@ -26,7 +26,7 @@ class SlowRay(ModuleType):
 
     def init(self, **options: Any) -> None:
         self.begun.set()
-        assert self.go.wait(10)
+        assert self.go.wait(60)
 
     def shutdown(self) -> None:
         self.stopped.set()
@@ -47,11 +47,11 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> SlowRay:
 async def test_a_start_that_is_interrupted_is_undone_when_it_is_through(ray: SlowRay) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(_ray_cluster.join, "ray", 1)
-        await anyio.to_thread.run_sync(ray.begun.wait, 10)
+        await anyio.to_thread.run_sync(ray.begun.wait, 60)
         group.cancel_scope.cancel()
     assert not ray.stopped.is_set()
     ray.go.set()
-    assert await anyio.to_thread.run_sync(ray.stopped.wait, 10)
+    assert await anyio.to_thread.run_sync(ray.stopped.wait, 60)
 
 
 @pytest.mark.anyio

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -252,11 +253,12 @@ def test_key_of_the_user_is_never_replaced_and_placeholder_only_fills_a_gap(capt
 
 @pytest.mark.anyio
 async def test_client_that_goes_away_cancels_the_call(capture: Capture) -> None:
-    cancelled = threading.Event()
+    begun, cancelled = threading.Event(), threading.Event()
 
     async def slow(request: Request) -> str:
+        begun.set()
         try:
-            await anyio.sleep(30)
+            await anyio.sleep(600)
         except BaseException:
             cancelled.set()
             raise
@@ -264,9 +266,12 @@ async def test_client_that_goes_away_cancels_the_call(capture: Capture) -> None:
 
     with models.use(ModelsConfig({"agent": FunctionLM(slow)})):
         async with openai.AsyncOpenAI(max_retries=0) as client:
-            with anyio.move_on_after(0.3):
-                await client.chat.completions.create(model="x", messages=_messages("slow"))
-        assert await anyio.to_thread.run_sync(cancelled.wait, 10)
+            call = asyncio.create_task(client.chat.completions.create(model="x", messages=_messages("slow")))
+            assert await anyio.to_thread.run_sync(begun.wait, 60)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+        assert await anyio.to_thread.run_sync(cancelled.wait, 60)
 
 
 @pytest.mark.embedded

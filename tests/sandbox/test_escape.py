@@ -53,9 +53,9 @@ class Cell:
 
     def settle(self) -> None:
         """Wait for the end of a worker that ends itself."""
-        for _ in range(200):
-            if self.runner.pid is None or not _alive(self.runner.pid):
-                return
+        pid = self.runner.pid
+        end = time.monotonic() + 60
+        while pid is not None and _alive(pid) and time.monotonic() < end:
             time.sleep(0.01)
 
     def works(self) -> None:

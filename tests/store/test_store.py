@@ -192,7 +192,7 @@ for number in range(100000):
             if last >= 25:
                 break
         os.kill(process.pid, signal.SIGKILL)
-        process.wait(10)
+        process.wait(60)
     with Store.open(path) as store:
         assert [store.get_reply(str(number)) for number in range(last + 1)] == [{"n": n} for n in range(last + 1)]
         assert store.trace("0") == {"x": "y" * 2000}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import select
 import signal
 import socket
 import struct
@@ -67,7 +68,7 @@ def at_once(calls: Sequence[Callable[[], Any]]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     return found
 
 
@@ -149,15 +150,23 @@ def test_a_worker_that_comes_late_to_the_failure_is_still_told_who_it_was(stack:
 
 
 def test_a_worker_that_hangs_is_named_after_the_timeout(stack: ExitStack) -> None:
-    members = star(stack, 3, SECONDS)
-    for error in at_once([gathering(one, 1.0) for one in members if one.rank != 1]):
+    members = star(stack, 3)
+    members[0]._timeout = SECONDS
+    before = members[2].sent_bytes
+
+    def last() -> Any:
+        until(lambda: members[2].sent_bytes > before)
+        return members[0].gather([1.0])
+
+    for error in at_once([last, gathering(members[2], 1.0)]):
         assert isinstance(error, WorkerLost)
         assert error.rank == 1
         assert f"worker 1 gave no answer within {SECONDS:g} s in exchange 1" in str(error)
 
 
 def test_a_rank_0_that_hangs_is_named_too(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    members = star(stack, 2, SECONDS)
+    members = star(stack, 2)
+    members[1]._timeout = SECONDS
     monkeypatch.setattr("agentopt.weights.zeroth._exchange_member._GRACE_SECONDS", 0.1)
     with pytest.raises(WorkerLost, match=r"worker 0 gave no answer within 0.7 s in exchange 1"):
         members[1].gather([1.0])
@@ -201,6 +210,12 @@ def test_strangers_and_half_open_connections_do_not_keep_a_run_from_starting(
     call(b"").close()
     waiting = threading.Thread(target=host.wait)
     waiting.start()
+    for link in (silent, noise, half, long, odd):
+        link.settimeout(60)
+        kind, length = _frames.HEAD.unpack(link.recv(_frames.HEAD.size))
+        assert kind == _frames.REFUSED
+        assert link.recv(length).decode() in ("no greeting came", "that was no greeting")
+    monkeypatch.setattr("agentopt.weights.zeroth._exchange_host._GREETING_SECONDS", 60)
     ours = SocketExchange.join(host.address, 1, "right", world=3)
     stack.callback(ours.close)
     for rank, token, world, message in (
@@ -210,14 +225,9 @@ def test_strangers_and_half_open_connections_do_not_keep_a_run_from_starting(
     ):
         with pytest.raises(UserError, match=f"refused worker {rank}: {message}"):
             SocketExchange.join(host.address, rank, token, world=world)
-    for link in (silent, noise, half, long, odd):
-        link.settimeout(30)
-        kind, length = _frames.HEAD.unpack(link.recv(_frames.HEAD.size))
-        assert kind == _frames.REFUSED
-        assert link.recv(length).decode() in ("no greeting came", "that was no greeting")
     last = SocketExchange.join(host.address, 2, "right", world=3)
     stack.callback(last.close)
-    waiting.join(30)
+    waiting.join(60)
     assert host.refused >= 8
     assert at_once([gathering(one, float(one.rank)) for one in (host, ours, last)]) == [[[0.0], [1.0], [2.0]]] * 3
     with pytest.raises(RunError, match="does not answer"):  # nobody is taken in any more
@@ -228,7 +238,12 @@ def test_a_worker_that_never_comes_is_named(stack: ExitStack) -> None:
     host = SocketExchange.host(3, timeout=SECONDS)
     stack.callback(host.close)
     join = lambda: SocketExchange.join(host.address, 1, host.token, world=3)  # noqa: E731
-    missing, joined = at_once([gathering(host, 1.0), join])
+
+    def first() -> Any:
+        until(lambda: bool(select.select([host._listener], [], [], 0)[0]))
+        return host.gather([1.0])
+
+    missing, joined = at_once([first, join])
     assert isinstance(missing, WorkerLost)
     assert f"worker 2 did not join at {host.address} within {SECONDS:g} s" in str(missing)
     stack.callback(joined.close)
@@ -309,7 +324,7 @@ def test_the_worker_that_failed_is_named_and_none_is_left(
     monkeypatch.setattr("agentopt.weights.zeroth._executor.GRACE_SECONDS", 0.5)
     spec = {"folder": str(tmp_path), "who": who, "how": how}
     with pytest.raises(kind, match=message) as found:
-        run_local("zeroth_workers:fail", spec, 2, timeout=0.5 if how == "hang" else 60)
+        run_local("zeroth_workers:fail", spec, 2, timeout=120)
     assert type(found.value) is kind
     assert not alive(tmp_path)
 

@@ -25,6 +25,8 @@ def fail(spec: dict[str, Any], exchange: Any) -> None:
     """The worker `who` fails in some way at its second round."""
     Path(spec["folder"], f"pid-{exchange.rank}").write_text(str(os.getpid()), encoding="utf-8")
     exchange.gather([1.0])
+    if spec["how"] == "hang":  # all have come: now nobody is waited for any longer
+        exchange._timeout = 0.5
     if exchange.rank == spec["who"]:
         how = spec["how"]
         if how == "kill":
