@@ -22,6 +22,7 @@ from agentopt.serving.metrics import Meter
 CHAT = "/v1/chat/completions"
 INSIDE = "engine-token-that-no-client-may-see"
 HELLO: dict[str, Any] = {"model": "fake", "messages": [{"role": "user", "content": "hello wide world"}]}
+BODY = json.dumps(HELLO).encode()
 
 
 @dataclass

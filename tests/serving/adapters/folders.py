@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
-from agentopt.serving.adapters import BaseFacts
+from agentopt.errors import UserError
+from agentopt.serving.adapters import BaseFacts, BaseHashes, check_adapter
 
 WIDTH, WIDE = 8, 16
 LAYERS = {
@@ -88,3 +90,13 @@ def adapter(
     if card is not None:
         (folder / "fold.json").write_text(json.dumps(card), encoding="utf-8")
     return folder
+
+
+def assert_refused(folder: Path, known: BaseFacts, says: str, *, hashes: BaseHashes | None = None) -> None:
+    """It is refused with one sentence that says this."""
+    with pytest.raises(UserError) as caught:
+        check_adapter(folder, known, hashes=hashes)
+    text = str(caught.value)
+    assert says in text, text
+    assert "\n" not in text, text
+    assert len(text) < 500, text
