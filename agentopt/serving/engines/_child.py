@@ -34,7 +34,7 @@ class Child:
         """Exit code when it has ended; negative: the signal. None also when nobody can say."""
         self._begun, self._ended = asyncio.Event(), asyncio.Event()
         self._reader = asyncio.create_task(self._read_log(), name="engine log")
-        self._waiter = asyncio.create_task(self._wait(), name="engine end")
+        self._waiter = asyncio.create_task(self._waited(), name="engine end")
 
     @classmethod
     async def start(
@@ -103,6 +103,14 @@ class Child:
             await self.ended()
         await self._waiter
 
+    async def _waited(self) -> None:
+        """As `_wait`; when its loop is ended before it is closed, those who close it then must not wait for ever."""
+        try:
+            await self._wait()
+        finally:
+            self._begun.set()
+            self._ended.set()
+
     async def _wait(self) -> None:
         """Until the watchdog says how the engine ended, or has ended itself."""
         assert self._watchdog.stdout is not None
@@ -125,8 +133,6 @@ class Child:
         self._reader.cancel()
         self._transport.close()
         self._log.end()
-        self._begun.set()
-        self._ended.set()
 
     async def _read_log(self) -> None:
         assert self._watchdog.stderr is not None

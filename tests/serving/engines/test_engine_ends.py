@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -183,3 +184,25 @@ async def test_engine_ends_when_its_server_and_its_watchdog_are_killed_at_once(t
     engine, _ = watched(tiny(), tmp_path / "run")
     async with engine:
         await engine.ready()
+
+
+CARELESS = """
+import asyncio, sys
+from pathlib import Path
+from tests.serving.engines.running import tiny, watched
+
+async def main():
+    engine, _ = watched(tiny(), Path(sys.argv[1]))
+    await engine.start()
+    await engine.ready()
+    print(engine.pid)
+
+asyncio.run(main())
+"""
+
+
+def test_a_loop_that_ends_before_its_engine_is_closed_does_not_wait_for_ever(tmp_path: Path) -> None:
+    root = Path(__file__).parents[3]
+    command = [sys.executable, "-c", CARELESS, str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=True)
+    assert gone([int(done.stdout)])
