@@ -43,7 +43,7 @@ def settings_of(values: Mapping[str, Any], config: str | None) -> ServeOptions:
     table = table_of(config, "serve", paths=ServeOptions.PATHS)
     if table:
         table = relative_to(table, Path(config or DEFAULT_FILE).parent)
-    return ServeOptions.of({**table, **given}, "[serve]" if table else "command line")
+    return ServeOptions.of({**table, **given}, f"{config or DEFAULT_FILE} [serve]" if table else "command line")
 
 
 def _check_word(model: str | None) -> None:

@@ -158,12 +158,17 @@ def table_of(config: str | None, name: str, *, paths: Sequence[str]) -> dict[str
     """The table of agentopt.toml with this name, empty without a file; values at `paths` are relative to the file.
 
     Raises:
-        UserError: the file is missing or is not TOML, or what stands there is no table.
+        UserError: the file is missing or is not TOML, or what stands there is no table; or it has a key that no
+            command knows, which would leave out a misspelt table unsaid.
     """
     path = Path(config or DEFAULT_FILE)
     if config is None and not path.exists():
         return {}
-    found: Any = read_file(path).get(name, {})
+    data = read_file(path)
+    for key in data:
+        if key not in Settings.model_fields:
+            raise UserError(_unknown(str(path), key, list(Settings.model_fields)))
+    found: Any = data.get(name, {})
     if not isinstance(found, dict):
         raise UserError(f"{path}: {name} is {found!r}, expected a table [{name}].")
     table = dict(cast("dict[str, Any]", found))
@@ -204,9 +209,12 @@ def _one_sentence(error: ValidationError, origin: str, given: dict[str, Any]) ->
     where = "command line" if str(first["loc"][0]) in given else origin
     if first["type"] == "extra_forbidden":
         inner = len(first["loc"]) > 1 and first["loc"][0] == "budget"
-        known = list((BudgetSettings if inner else Settings).model_fields)
-        close = difflib.get_close_matches(field.rpartition(".")[2], known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}."
-        return f"{where}: unknown key {field!r}; {hint}"
+        return _unknown(where, field, list((BudgetSettings if inner else Settings).model_fields))
     expected = first["msg"].removeprefix("Input should be ")
     return f"{where}: {field} is {first['input']!r}; expected: {expected[0].lower()}{expected[1:]}."
+
+
+def _unknown(where: str, field: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(field.rpartition(".")[2], known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}."
+    return f"{where}: unknown key {field!r}; {hint}"

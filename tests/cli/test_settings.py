@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agentopt.cli._settings import load_settings
+from agentopt.cli._settings import load_settings, table_of
 from agentopt.errors import UserError
 
 
@@ -73,3 +73,9 @@ def test_a_bad_option_names_the_command_line() -> None:
 def test_a_named_file_must_exist() -> None:
     with pytest.raises(UserError, match=r"nowhere\.toml: configuration file not found"):
         load_settings("nowhere.toml", {})
+
+
+def test_a_misspelt_table_is_not_left_out_unsaid(tmp_path: Path) -> None:
+    path = write(tmp_path, '[serv]\nkeys = "keys.db"\n')
+    with pytest.raises(UserError, match=r"agentopt\.toml: unknown key 'serv'; did you mean 'serve'\?"):
+        table_of(str(path), "serve", paths=())
