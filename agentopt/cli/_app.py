@@ -517,6 +517,41 @@ def runs_resume(run: Run, store: Store = None, as_json: AsJson = False, quiet: Q
     raise typer.Exit(resume_command(run, store, as_json=as_json, quiet=quiet))
 
 
+@runs_app.command("forget")
+def runs_forget(
+    older_than: Annotated[
+        str | None, typer.Option("--older-than", metavar="AGE", help="30d, 12h or 4w ago and before")
+    ] = None,
+    session: Annotated[str | None, typer.Option(metavar="NAME", help="those with this X-Agentopt-Session")] = None,
+    key: Annotated[str | None, typer.Option(metavar="ID", help="those asked with this key")] = None,
+    request: Annotated[
+        list[str] | None, typer.Option("--request", metavar="ID", help="this X-Request-Id; repeatable")
+    ] = None,
+    vacuum: Annotated[
+        bool, typer.Option("--vacuum", help="then rewrite the file: no byte of it is left in there")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be deleted")] = False,
+    store: Store = None,
+    as_json: AsJson = False,
+) -> None:
+    """Delete captured exchanges: their traces, and what was said of them.
+
+    Of several options all must apply. Also while a server captures into the store. Tuning runs are not touched.
+    """
+    from agentopt.cli._runs_forget import forget_runs
+
+    forget_runs(
+        store,
+        older_than=older_than,
+        session=session,
+        key=key,
+        requests=tuple(request or ()),
+        vacuum=vacuum,
+        dry_run=dry_run,
+        as_json=as_json,
+    )
+
+
 @trace_app.command("show")
 def trace_show(
     trace: Annotated[str, typer.Argument(metavar="TRACE", help="a *.trace.jsonl file, or a trace id from the store")],

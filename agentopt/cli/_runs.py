@@ -195,6 +195,9 @@ def _show_traffic(run: RunRow, traces: Sequence[str], said: Sequence[Mapping[str
     share = run.config.get("sample", 1.0)
     taken = ", ".join(run.config.get("redacted") or ()) or "nothing"
     console.print(f"{share:.0%} of the traffic; taken out before it was stored: {taken}", style="dim")
+    if days := run.config.get("days"):
+        text = f"exchanges are deleted after {days:g} days; while this server ran: {run.summary.get('forgotten', 0)}"
+        console.print(text, style="dim")
     for trace in traces[-5:]:
         console.print(Text(f"agentopt trace show {trace}"))
     if len(traces) > 5:

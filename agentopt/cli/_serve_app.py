@@ -111,6 +111,12 @@ def serve(
         float | None,
         typer.Option(metavar="SHARE", help="of the exchanges that are kept  [default: 1]", rich_help_panel=_CAPTURE),
     ] = None,
+    capture_days: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N", help="delete what was captured so many days ago  [default: keep]", rich_help_panel=_CAPTURE
+        ),
+    ] = None,
     redact: Annotated[
         list[str] | None,
         typer.Option(
@@ -163,6 +169,7 @@ def serve(
         "capsule_tokens": capsule_tokens,
         "capture": True if capture else None,
         "capture_sample": capture_sample,
+        "capture_days": capture_days,
         "redact": redact or None,
         "store": store,
         "run_dir": run_dir,

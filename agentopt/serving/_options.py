@@ -72,6 +72,8 @@ class ServeOptions(BaseModel):
     """Keep exchanges as traces in the store."""
     capture_sample: float = Field(default=1.0, gt=0, le=1)
     """Share of the exchanges that is kept."""
+    capture_days: float | None = Field(default=None, gt=0, le=36500)
+    """What was captured so many days ago is deleted; by default it is kept."""
     redact: tuple[str, ...] = ()
     """Files of patterns, or patterns, that are struck out besides those that always are."""
     store: str | None = None
@@ -198,7 +200,7 @@ def _check_together(options: ServeOptions, given: Mapping[str, Any]) -> None:
     refuse_own(options.engine_options)
     if options.adapters and options.resident == 0:
         raise UserError("--resident 0 serves no adapter; leave it or --adapter out.")
-    needs = {"capture_sample": "capture", "redact": "capture", "capsule_tokens": "capsule"}
+    needs = {"capture_sample": "capture", "capture_days": "capture", "redact": "capture", "capsule_tokens": "capsule"}
     for name, switch in needs.items():
         if given.get(name) and not getattr(options, switch):
             raise UserError(f"--{name.replace('_', '-')} does nothing without --{switch}; add it.")

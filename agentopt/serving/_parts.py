@@ -157,6 +157,7 @@ class Assembly:
             model=options.name or options.model or "",
             redact=Redaction.of(options.redact),
             sample=options.capture_sample,
+            days=options.capture_days,
             about=about,
             on_warning=warn,
             on_news=warn,

@@ -41,6 +41,8 @@ def connect(path: str, *, write: bool) -> sqlite3.Connection:
     )
     try:
         if write:
+            # Only a file that is still empty takes this: pages that become free can be given back without a rewrite.
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             _write_ahead(connection)
             # FULL: a commit is on disk before it counts. Commits are shared, so it costs one sync for many writes.
             connection.execute("PRAGMA synchronous = FULL")

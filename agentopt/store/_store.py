@@ -171,6 +171,27 @@ class Store(Traffic):
         """
         self._writer.put_wait(None)
 
+    def compact(self) -> None:
+        """Rewrite the file so that nothing of what was deleted is left in it, and give all free space back.
+
+        Takes as long as copying the file and as much space again; whoever writes meanwhile waits.
+
+        Raises:
+            StoreError: another process wrote for too long, or there is too little space.
+        """
+        self.flush()
+        if self._shared is not None:
+            return
+        try:
+            connection = connect(self.path, write=True)
+            try:
+                connection.execute("VACUUM")
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            finally:
+                connection.close()
+        except sqlite3.Error as error:
+            raise store_error(error, self.path) from error
+
     # ---- replies
 
     def get_reply(self, key: str) -> JSONDict | None:

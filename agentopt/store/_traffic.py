@@ -1,6 +1,7 @@
 """The store's part for captured traffic: exchanges with the trace they are in, and feedback on them.
 
-Plain JSON dicts, as everywhere in the store. `put_exchange` is queued; `aput_feedback` returns when the row is durable.
+Plain JSON dicts, as everywhere in the store. `put_exchange` is queued; `aput_feedback` and all that deletes return when
+it is durable.
 """
 
 from __future__ import annotations
@@ -8,8 +9,11 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from agentopt.store import _forgetting as forgetting
+from agentopt.store._forgetting import Cut, Execute, Forgotten
 from agentopt.store._writer import Row, Statement, Writer
 
 JSONDict = dict[str, Any]
@@ -66,6 +70,108 @@ class Traffic(ABC):
             f"SELECT {', '.join(_FEEDBACK)}, payload FROM feedback {where} ORDER BY seq", tuple(tests.values())
         )
         return [{**json.loads(row[4]), **dict(zip(_FEEDBACK, row[:4], strict=True))} for row in rows]
+
+    # ---- deleting
+
+    def captured_ids(
+        self,
+        *,
+        run_id: str | None = None,
+        before: float | None = None,
+        session: str | None = None,
+        key: str | None = None,
+        ids: Sequence[str] | None = None,
+        limit: int = -1,
+    ) -> list[tuple[str, str, int]]:
+        """Exchanges to which all that is given applies, oldest first: id, its trace, and the bytes of that.
+
+        Args:
+            run_id: captured in this run.
+            before: stored before this time (seconds since the epoch).
+            session: of sessions with this name.
+            key: asked with the key of this id.
+            ids: one of these exchanges.
+            limit: at most so many; all when negative.
+        """
+        tests = {
+            "e.run_id = ?": run_id,
+            "e.created < ?": before,
+            "json_extract(e.payload, '$.session') = ?": session,
+            "json_extract(e.payload, '$.key') = ?": key,
+            "e.id IN (SELECT value FROM json_each(?))": None if ids is None else _dumps(list(ids)),
+        }
+        chosen = {test: value for test, value in tests.items() if value is not None}
+        where = f"WHERE {' AND '.join(chosen)}" if chosen else ""
+        rows = self._read(
+            "SELECT e.id, e.trace_id, coalesce(length(t.body), 0) FROM exchanges e LEFT JOIN traces t"
+            f" ON t.id = e.trace_id {where} ORDER BY e.created, e.id LIMIT ?",
+            (*chosen.values(), limit),
+        )
+        return [(row[0], row[1], row[2]) for row in rows]
+
+    def stored(self, exchange_ids: Sequence[str]) -> set[str]:
+        """Those of these exchanges that are in the store; what is queued is not."""
+        if not exchange_ids:
+            return set()
+        rows = self._read(
+            "SELECT id FROM exchanges WHERE id IN (SELECT value FROM json_each(?))",
+            (_dumps(list(exchange_ids)),),
+            settle=False,
+        )
+        return {row[0] for row in rows}
+
+    def traffic_runs(self) -> list[str]:
+        """The runs in which something was captured."""
+        rows = self._read(
+            "SELECT run_id FROM exchanges UNION SELECT run_id FROM feedback"
+            " UNION SELECT id FROM runs WHERE json_extract(config, '$.kind') = 'serve'",
+            (),
+        )
+        return sorted(row[0] for row in rows)
+
+    def forget(self, exchange_ids: Sequence[str], cut: Cut) -> Forgotten:
+        """Delete exchanges, what was said of them, and their part of the traces: all in one transaction.
+
+        Args:
+            exchange_ids: those that are not there are passed over; what was said of them goes too.
+            cut: gives a trace without the exchanges with these ids, None when nothing is left. One that it cannot read
+                is deleted with all its exchanges.
+        """
+        return self._forget(lambda execute: forgetting.forget(execute, exchange_ids, cut))
+
+    def forget_leftovers(self, run_id: str, before: float, limit: int = 200) -> Forgotten:
+        """Delete so much of a run's feedback and traces from before that time as belongs to no exchange.
+
+        Its exchanges from before that time must have been deleted first.
+        """
+        return self._forget(lambda execute: forgetting.forget_leftovers(execute, run_id, before, limit))
+
+    def drop_trace(self, trace_id: str) -> None:
+        """Delete one trace; what else there is of it stays."""
+        self._forget(lambda execute: forgetting.drop_trace(execute, trace_id))
+
+    def forget_feedback(self, key: str, before: float | None = None) -> Forgotten:
+        """Delete what this key said (before that time) of exchanges that are not in the store."""
+        return self._forget(lambda execute: forgetting.forget_feedback(execute, key, before))
+
+    def forget_empty_runs(self, before: float, *, silent: float, keep: str = "") -> Forgotten:
+        """Delete runs of servers from before that time with nothing in them; of unended ones those silent so long."""
+        return self._forget(lambda execute: forgetting.forget_empty_runs(execute, before, silent, keep))
+
+    def release(self) -> bool:
+        """Give a few free pages back to the file system; whether there are more."""
+        return self._writer.work_wait(forgetting.release) > 0
+
+    def _forget(self, work: Callable[[Execute], Forgotten]) -> Forgotten:
+        found = Forgotten()
+
+        def inside(execute: Execute) -> int:
+            nonlocal found
+            found = work(execute)
+            return forgetting.release(execute)
+
+        self._writer.work_wait(inside)
+        return found
 
 
 def _dumps(value: Any) -> str:

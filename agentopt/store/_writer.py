@@ -23,6 +23,8 @@ MAX_BATCH = 2000  # rows in one transaction
 MAX_QUEUED = 20_000  # beyond this many rows callers wait, so that a slow disk does not fill the memory
 _CHUNKS = (64, 16, 4, 1)
 Row = tuple[Any, ...]
+Work = Callable[[Callable[..., sqlite3.Cursor]], int]
+"""Several statements that belong together: gets `execute`, gives a number. What it raises fails the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Statement:
 
 
 class _Entry:
-    __slots__ = ("done", "last", "prepare", "rows", "statement")
+    __slots__ = ("done", "last", "prepare", "rows", "statement", "work")
 
     def __init__(
         self,
@@ -52,11 +54,13 @@ class _Entry:
         rows: Sequence[Row],
         done: Future[int] | tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None,
         prepare: Callable[[Row], Row] | None,
+        work: Work | None = None,
     ) -> None:
         self.statement = statement
         self.rows = rows
         self.done = done
         self.prepare = prepare
+        self.work = work
         self.last = 0
 
 
@@ -91,6 +95,12 @@ class Writer:
         """Queue rows and return, once they and everything queued before are durable, the last row id (if numbered)."""
         done: Future[int] = Future()
         self._submit(_Entry(statement, rows, done, prepare))
+        return done.result()
+
+    def work_wait(self, work: Work) -> int:
+        """Do `work` in a transaction, after the rows queued before it; gives its number when that is durable."""
+        done: Future[int] = Future()
+        self._submit(_Entry(None, (), done, None, work))
         return done.result()
 
     async def aput_wait(
@@ -171,12 +181,15 @@ class Writer:
 
     def _write(self, batch: Iterable[_Entry]) -> None:
         groups: dict[Statement, list[_Entry]] = {}
+        works: list[tuple[_Entry, Work]] = []
         for entry in batch:
+            if entry.work is not None:
+                works.append((entry, entry.work))
             if entry.statement is not None:
                 if entry.prepare is not None:
                     entry.rows = [entry.prepare(row) for row in entry.rows]
                 groups.setdefault(entry.statement, []).append(entry)
-        if not groups:
+        if not groups and not works:
             return
         with self._guard:
             execute = self._connection.execute
@@ -188,6 +201,8 @@ class Writer:
                             entry.last = execute(statement.text(1), entry.rows[0]).lastrowid or 0
                     else:
                         _insert(execute, statement, [row for entry in entries for row in entry.rows])
+                for entry, work in works:
+                    entry.last = work(execute)
                 execute("COMMIT")
             except BaseException:
                 if self._connection.in_transaction:

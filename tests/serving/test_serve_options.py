@@ -41,6 +41,8 @@ def no_keys_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"port": 65535}, "there is none after it"),
         ({"capsule_tokens": 300}, "--capsule-tokens does nothing without --capsule"),
         ({"redact": ("x",)}, "--redact does nothing without --capture"),
+        ({"capture_days": 30}, "--capture-days does nothing without --capture"),
+        ({"capture": True, "capture_days": 0}, "--capture-days: found 0, expected greater than 0"),
         ({"cors": ("example.org",)}, "--cors: found 'example.org', expected an origin"),
         ({"upstream": "10.0.0.5:8000"}, "--upstream '10.0.0.5:8000': expected http://HOST:PORT/v1"),
         ({"upstream": "http://x", "quantize": "rf8"}, "--quantize: nothing is started with --upstream"),

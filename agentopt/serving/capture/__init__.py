@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from agentopt.serving.capture._feedback import FeedbackStore, GivenFeedback
+from agentopt.serving.capture._forget import Chosen, forget, forget_old
 from agentopt.serving.capture._recorder import Recorder
 from agentopt.serving.capture._redact import Redaction
 from agentopt.serving.capture._sessions import Capturing
 
-__all__ = ["Capturing", "FeedbackStore", "GivenFeedback", "Recorder", "Redaction"]
+__all__ = [
+    "Capturing",
+    "Chosen",
+    "FeedbackStore",
+    "GivenFeedback",
+    "Recorder",
+    "Redaction",
+    "forget",
+    "forget_old",
+]

@@ -19,6 +19,7 @@ from typing import Any
 import anyio
 
 from agentopt.serving._types import Key, Refusal
+from agentopt.serving.capture._forget import without
 from agentopt.serving.capture._recorder import Recorder, Seen
 from agentopt.store import Store, StoreError
 
@@ -75,6 +76,8 @@ class FeedbackStore:
                 payload = await asyncio.to_thread(self._recorder.redaction.value, payload)
                 payload |= {"id": f"fb_{secrets.token_hex(16)}", "key": seen.key}
                 await store.aput_feedback(self._recorder.run_id, request_id, payload)
+                if seen.stored and await asyncio.to_thread(_deleted, store, request_id):
+                    raise _unknown(request_id)  # it was deleted meanwhile: so is what was said of it
         except (StoreError, TimeoutError):
             raise _unstored() from None
         score = payload.get("score")
@@ -104,15 +107,13 @@ class FeedbackStore:
 
     def _known(self, store: Store, request_id: str, key: Key | None) -> tuple[Seen, list[dict[str, Any]]]:
         seen = self._recorder.seen(request_id)
-        if seen is None and (row := store.exchange(request_id)) is not None:
-            seen = Seen(row.get("key"), str(row.get("asked")), str(row.get("model")), row.get("variant"))
+        row = store.exchange(request_id) if seen is None or seen.stored else None
+        if seen is not None and seen.stored and row is None:
+            seen = None  # it was deleted
+        if seen is None and row is not None:
+            seen = Seen(row.get("key"), str(row.get("asked")), str(row.get("model")), row.get("variant"), True)
         if seen is None or (seen.key is not None and (key is None or key.id != seen.key)):
-            raise Refusal(
-                404,
-                f"there is no captured request {request_id} of this key; give the X-Request-Id of a reply.",
-                code="request_not_found",
-                param="request_id",
-            )
+            raise _unknown(request_id)
         earlier = store.feedback(request_id)
         if len(earlier) >= _MAX_PER_REQUEST:
             raise Refusal(
@@ -153,6 +154,23 @@ def _score(value: Any) -> float:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and -1 <= value <= 1:
         return float(value)
     raise _malformed('score: expected a number from -1 to 1, "up" or "down".', "score")
+
+
+def _deleted(store: Store, request_id: str) -> bool:
+    """Whether the exchange is no longer there; then what was just said of it is deleted too."""
+    if store.exchange(request_id) is not None:
+        return False
+    store.forget([request_id], without)
+    return True
+
+
+def _unknown(request_id: str) -> Refusal:
+    return Refusal(
+        404,
+        f"there is no captured request {request_id} of this key; give the X-Request-Id of a reply.",
+        code="request_not_found",
+        param="request_id",
+    )
 
 
 def _malformed(message: str, param: str | None) -> Refusal:

@@ -1,4 +1,5 @@
-"""The thread that writes what was captured: parses, redacts, makes traces, and bears with a store that fails.
+"""The thread that writes what was captured: parses, redacts, makes traces, deletes what is too old, and bears with a
+store that fails.
 
 A store that is full, locked or gone is tried again, first soon and then once a minute; until then at most one batch is
 held here and the rest waits in the queue, whose bound is the recorder's. Nothing that happens here reaches a client.
@@ -9,20 +10,23 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from agentopt.errors import AgentoptError, UserError
 from agentopt.graph import Trace
 from agentopt.serving._types import Exchange
+from agentopt.serving.capture._forget import DAY, forget_old
 from agentopt.serving.capture._record import Call, make_call
 from agentopt.serving.capture._redact import Redaction
 from agentopt.serving.capture._sessions import Capturing, OpenSession, Sessions
-from agentopt.store import Store, StoreError
+from agentopt.store import Forgotten, Store, StoreError
 
 _BATCH = 64
 _POLL = 0.2
+_SHORT_POLL = 0.05
+"""While old exchanges are being deleted, between two batches."""
 _BREATH = 0.0001
 """Least seconds between two exchanges: the event loop shares the interpreter with this thread, and goes first."""
 _ROWS = 8
@@ -30,6 +34,8 @@ _ROWS = 8
 _LONGEST_WAIT = 60.0
 _SUMMARY = 10.0
 """Seconds between two writings of the run's summary."""
+_SIGN = 3600.0
+"""At most so long between two writings, whatever came: the run's row says that this server is alive."""
 JSONDict = dict[str, Any]
 
 _FOR_GOOD = ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_READONLY", "SQLITE_CANTOPEN")
@@ -47,10 +53,20 @@ class Keeper:
         redaction: Redaction,
         limits: Capturing,
         *,
+        days: float | None = None,
+        stored: Callable[[Sequence[str]], None],
         warn: Callable[[str], None],
         news: Callable[[str], None],
     ) -> None:
         self._opener = opener
+        self._days = days
+        self._stored = stored
+        """Told of exchanges that are durable."""
+        self._forgetting: Iterator[Forgotten] | None = None
+        self._forget_at = 0.0
+        self._forget_every = limits.forget_every
+        self.forgotten = 0
+        """Exchanges that were too old."""
         self._run_id = run_id
         self._config = dict(config)
         self._redaction = redaction
@@ -142,7 +158,7 @@ class Keeper:
             if closing and (self.trouble is not None or not self.waiting):
                 break
             if not self._queue or self.store is None:
-                self._wake.wait(_POLL)
+                self._wake.wait(_POLL if self._forgetting is None else _SHORT_POLL)
         self._finish()
 
     def _turn(self, closing: bool) -> None:
@@ -155,6 +171,8 @@ class Keeper:
                     self._take(*self._queue.popleft())
                     self._breathe(time.thread_time() - began)
             self._write(store, everything=closing and not self._queue)
+            if self._days is not None and not closing:
+                self._forget_some(store, self._days)
             if self._failures:
                 self._sum_up(store, time.monotonic(), force=True)  # a file may open and still take no writes
                 self._failures = 0
@@ -186,27 +204,59 @@ class Keeper:
     def _write(self, store: Store, *, everything: bool) -> None:
         now = time.monotonic()
         self._ended += self._sessions.idle(now)
-        sessions = [*self._ended, *self._sessions.due(now, everything=everything)]
+        sessions = [item for item in self._ended if item.unwritten] + self._sessions.due(now, everything=everything)
         for place, call in enumerate(self._single, start=1):
             store.put_trace(self._run_id, call.id, Trace([call.op(0, {}, None)], name=call.id).to_dict())
             store.put_exchange(self._run_id, call.id, call.id, call.index)
             if place % _ROWS == 0:
                 time.sleep(_BREATH)
-        costs: list[tuple[OpenSession, int, float, float]] = []
+        costs: list[tuple[OpenSession, list[Call], float, float]] = []
         for session in sessions:
             began = time.monotonic()
+            self._strip(store, session, session.unwritten)
             store.put_trace(self._run_id, session.trace_id, session.trace().to_dict())
-            for call in session.calls[len(session.calls) - session.unwritten :]:
+            new = session.calls[len(session.calls) - session.unwritten :]
+            for call in new:
                 store.put_exchange(self._run_id, call.id, session.trace_id, {**call.index, "session": session.name})
-            costs.append((session, session.unwritten, began, time.monotonic()))
+            costs.append((session, new, began, time.monotonic()))
         store.flush()  # also with nothing to write: it tells of a store that fails, on which feedback waits too
-        stored = len(self._single) + sum(count for _, count, _, _ in costs)
-        self.captured += stored
-        self._done += stored
+        stored = [call.id for call in self._single] + [call.id for _, new, _, _ in costs for call in new]
+        self.captured += len(stored)
+        self._done += len(stored)
+        self._stored(stored)
         for session, _, began, done in costs:
             self._sessions.written(session, began, done)
         self._single, self._ended = [], []
+        for session in sessions:
+            # Somebody may have deleted an exchange while the trace that still had it was being written.
+            while self._strip(store, session, 0):
+                if session.calls:
+                    store.put_trace(self._run_id, session.trace_id, session.trace().to_dict())
+                    store.flush()
+                else:
+                    store.drop_trace(session.trace_id)
         self._sum_up(store, now)
+
+    def _strip(self, store: Store, session: OpenSession, unwritten: int) -> bool:
+        """Take out of a session what is in the store no longer; whether there was something."""
+        written = [call.id for call in session.calls[: len(session.calls) - unwritten]]
+        gone = set(written) - store.stored(written)
+        if gone:
+            self._sessions.strip(session, gone)
+        return bool(gone)
+
+    def _forget_some(self, store: Store, days: float) -> None:
+        """One batch of what is too old, if it is time."""
+        if self._forgetting is None:
+            if time.monotonic() < self._forget_at:
+                return
+            self._forgetting = forget_old(store, time.time() - days * DAY, keep=self._run_id)
+        found = next(self._forgetting, None)
+        if found is None:
+            self._forgetting = None
+            self._forget_at = time.monotonic() + self._forget_every
+        else:
+            self.forgotten += found.exchanges
 
     def _discard(self) -> None:
         sessions = [*self._ended, *self._sessions.due(0.0, everything=True)]
@@ -220,8 +270,11 @@ class Keeper:
         self._done += count
 
     def _sum_up(self, store: Store, now: float, *, force: bool = False) -> None:
-        summary = {"captured": self.captured, "dropped": dict(self.drops), "tokens": self.tokens}
-        if force or (summary != self._summary and now - self._summed >= _SUMMARY):
+        summary: JSONDict = {"captured": self.captured, "dropped": dict(self.drops), "tokens": self.tokens}
+        if self._days is not None:
+            summary["forgotten"] = self.forgotten
+        since = now - self._summed
+        if force or since >= _SIGN or (summary != self._summary and since >= _SUMMARY):
             store.update_run(self._run_id, summary=summary)
             self._summary, self._summed = summary, now
 
@@ -241,6 +294,7 @@ class Keeper:
         self._failures += 1
         wait = min(2.0 ** (self._failures - 1), _LONGEST_WAIT)
         self._retry_at = time.monotonic() + wait
+        self._forgetting = None
         store, self.store = self.store, None
         if store is not None:
             with suppress(StoreError):  # it says again what it said before

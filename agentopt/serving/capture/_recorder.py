@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ ROUTES = frozenset({CHAT, COMPLETIONS, RESPONSES, MESSAGES})
 """Embeddings and counts of tokens have no reply that one could learn from."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Seen:
     """What is remembered of a recent exchange, so that feedback on it can be taken."""
 
@@ -37,6 +38,8 @@ class Seen:
     """The model name that the client gave; the engine's where it gave none."""
     model: str
     variant: str | None
+    stored: bool = False
+    """The exchange is in the store, or was until it was deleted."""
 
 
 def _silent(_: str) -> None:
@@ -53,6 +56,7 @@ class Recorder:
         model: str = "",
         redact: Redaction | None = None,
         sample: float = 1.0,
+        days: float | None = None,
         limits: Capturing | None = None,
         about: Mapping[str, Any] | None = None,
         on_warning: Callable[[str], None] = _silent,
@@ -66,6 +70,7 @@ class Recorder:
             model: what is served; shown in lists of runs.
             redact: what is taken out; None for the defaults.
             sample: the share of sessions (and of exchanges without one) that is captured, above 0 up to 1.
+            days: what was captured so long ago is deleted, when it starts and every hour; None: it is kept.
             limits: bounds.
             about: further JSON facts for the run's row.
             on_warning: called, from another thread, with a sentence when the store fails.
@@ -73,23 +78,30 @@ class Recorder:
             opener: gives the open store; for stores that are not opened by a path.
 
         Raises:
-            UserError: `sample` is no share.
+            UserError: `sample` is no share, or `days` is no time.
         """
         if not 0 < sample <= 1:
             raise UserError(f"the share of traffic to capture is {sample:g}; expected more than 0 and at most 1.")
+        if days is not None and not (days > 0 and math.isfinite(days)):
+            raise UserError(f"captured exchanges are to be kept for {days:g} days; expected a number above 0.")
         self.limits = limits or Capturing()
         self.redaction = redact or Redaction()
         self.store_path = str(store or os.environ.get("AGENTOPT_DB") or DEFAULT_PATH)
         self.run_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
         self.sample = sample
+        self.days = days
         config = {**(about or {}), "kind": "serve", "program": f"serve {model}".strip(), "model": model}
         config |= {"sample": sample, "redacted": self.redaction.names}
+        if days is not None:
+            config["days"] = days
         self._keeper = Keeper(
             opener or (lambda: Store.open(self.store_path)),
             self.run_id,
             config,
             self.redaction,
             self.limits,
+            days=days,
+            stored=self._stored,
             warn=on_warning,
             news=on_news,
         )
@@ -130,6 +142,13 @@ class Recorder:
             return True
         of = exchange.id if exchange.session is None else f"{exchange.session}"
         return int.from_bytes(hashlib.sha256(of.encode()).digest()[:6]) < self.sample * 2**48
+
+    def _stored(self, exchange_ids: Sequence[str]) -> None:
+        """From the writing thread: these are durable."""
+        for exchange_id in exchange_ids:
+            seen = self._seen.get(exchange_id)
+            if seen is not None:
+                seen.stored = True
 
     # ---- what the server calls
 
@@ -206,6 +225,8 @@ class Recorder:
             "queued": self.queued,
             "sessions": self._keeper.sessions,
             "sample": self.sample,
+            "days": self.days,
+            "forgotten": self._keeper.forgotten,
             "redacted": self.redaction.names,
             "trouble": self.trouble,
         }

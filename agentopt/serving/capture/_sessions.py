@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +43,8 @@ class Capturing:
     """Of one trace."""
     remembered: int = 20_000
     """Newest exchanges whose feedback is taken even where the exchange itself was not stored."""
+    forget_every: float = 3600.0
+    """Seconds from the end of one deletion of what is too old to the next."""
 
 
 @dataclass(slots=True)
@@ -122,6 +125,17 @@ class Sessions:
     def due(self, now: float, *, everything: bool = False) -> list[OpenSession]:
         """Open sessions whose trace is to be written now."""
         return [item for item in self._open.values() if item.unwritten and (everything or now >= item.not_before)]
+
+    def strip(self, session: OpenSession, gone: Collection[str]) -> None:
+        """Take calls out of a session that were deleted from the store: they must not be written again."""
+        size = sum(call.size for call in session.calls if call.id in gone)
+        session.calls = [call for call in session.calls if call.id not in gone]
+        for call in session.calls:
+            call.parents = [parent for parent in call.parents if parent.id not in gone]
+            call.after = None if call.after is None or call.after.id in gone else call.after
+        session.size -= size
+        if self._open.get(session.key) is session:
+            self._bytes -= size
 
     @staticmethod
     def written(session: OpenSession, began: float, now: float) -> None:
