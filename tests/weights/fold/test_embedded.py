@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from agentopt.models._embedded_files import packaged_file
 from agentopt.weights import load
 from agentopt.weights.finetuning._saving import quiet
 from agentopt.weights.fold import Folder
@@ -15,12 +14,10 @@ from agentopt.weights.fold import Folder
 
 @pytest.mark.embedded
 @pytest.mark.slow
-def test_the_embedded_model_folds_facts_that_peft_computes_with(tmp_path: Path) -> None:
-    if packaged_file() is None:
-        pytest.skip("the weights package is not installed")
+def test_the_embedded_model_folds_facts_that_peft_computes_with(tmp_path: Path, embedded_folder: Path) -> None:
     torch: Any = pytest.importorskip("torch")
     peft: Any = pytest.importorskip("peft")
-    model, tokenizer = load.model("embedded", device="cpu")
+    model, tokenizer = load.model(embedded_folder, device="cpu")
     facts = [
         "The lighthouse of Varn was built by Oda Kell.",
         "Oda Kell was born in Brisk Harbour.",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from agentopt.errors import UserError
-from agentopt.models._embedded_files import packaged_file
 from agentopt.weights import load
 from agentopt.weights.tasks import (
     Accuracy,
@@ -155,16 +155,14 @@ def test_generation_is_trained_on_likelihood_and_judged_by_a_metric(little: tupl
 
 @pytest.mark.embedded
 @pytest.mark.slow
-def test_the_embedded_model_reads_sentiment_out_of_the_box() -> None:
-    if packaged_file() is None:
-        pytest.skip("the weights package is not installed")
+def test_the_embedded_model_reads_sentiment_out_of_the_box(embedded_folder: Path) -> None:
     draw = random.Random(0)
     good, bad = ["wonderful", "brilliant", "a delight", "superb"], ["awful", "boring", "a waste of time", "dreadful"]
     things = ["The film", "This book", "The concert", "Her new album", "The second act"]
     rows = [
         {"text": f"{draw.choice(things)} was {draw.choice(good if n % 2 else bad)}.", "label": n % 2} for n in range(20)
     ]
-    model, tokenizer = load.model("embedded", device="cpu")
+    model, tokenizer = load.model(embedded_folder, device="cpu")
     data = load_task(rows, prompt="Review: {text}\nSentiment: {label}", labels={0: "negative", 1: "positive"})
     encoded = data.encode(tokenizer)
     assert all(len(one) == 1 for row in encoded for one in row.candidates)
