@@ -63,7 +63,7 @@ def captured_rows(source: CapturedSource, store: Store | str | os.PathLike[str] 
     """
     with _opened(store) as opened:
         known = opened.exchanges(rated=not source.everything)
-        chosen = [row for row in known if source.model is None or source.model in _names(row)]
+        chosen = known if source.model is None else _asked(known, source.model)
         if not chosen:
             raise UserError(_none(source, opened, known))
         verdicts = _verdicts(opened.feedback())
@@ -132,16 +132,25 @@ def _path(store: Store | str | os.PathLike[str] | None) -> str:
     return os.fspath(store) if store is not None else os.environ.get("AGENTOPT_DB") or DEFAULT_PATH
 
 
-def _names(row: JSONDict) -> set[str]:
-    """The names by which an exchange's model may be asked for: as the client did, with the variant, as the engine."""
-    asked, model = str(row.get("asked") or ""), str(row.get("model") or "")
-    return {asked, model, f"{asked}/{row.get('variant')}"} - {""}
+def _asked(rows: Sequence[JSONDict], name: str) -> list[JSONDict]:
+    """The exchanges whose client asked for this name; where none did, those that this variant (`model/label`) answered.
+
+    What a tuned model's prompts answered is not the base's, although the base wrote it: to learn from it as the base's
+    would be to learn from another prompt's replies.
+    """
+    named = [row for row in rows if _public(row) == name]
+    return named or [row for row in rows if row.get("variant") and f"{_public(row)}/{row['variant']}" == name]
+
+
+def _public(row: JSONDict) -> str:
+    """What the client called the model; the engine's name where it called it nothing."""
+    return str(row.get("asked") or row.get("model") or "")
 
 
 def _none(source: CapturedSource, store: Store, known: list[JSONDict]) -> str:
-    models = sorted({str(row.get("asked") or row.get("model")) for row in known})
+    models = sorted({_public(row) for row in known})
     if models:
-        return f"{source}: no captured exchange of that model in {store.path}; there are some of {', '.join(models)}."
+        return f"{source}: nobody asked for that model in {store.path}; there are exchanges of {', '.join(models)}."
     rated = "" if source.everything else " with feedback"
     more = "" if source.everything else " (captured-all takes those without feedback too)"
     return f"{source}: {store.path} holds no captured exchange{rated}; serve with --capture first{more}."

@@ -40,7 +40,12 @@ class Traffic:
         return self.session([(messages, answer, said)], asked=asked, **meta)[0]
 
     def session(
-        self, calls: list[tuple[Turns, Any, dict[str, Any] | None]], *, asked: str = "m", **meta: Any
+        self,
+        calls: list[tuple[Turns, Any, dict[str, Any] | None]],
+        *,
+        asked: str = "m",
+        variant: str | None = "a",
+        **meta: Any,
     ) -> list[str]:
         ids: list[str] = []
         ops: list[OpRecord] = []
@@ -50,7 +55,7 @@ class Traffic:
             facts = {"request_id": request, "asked": asked, "model": "base", **meta}
             ops.append(OpRecord(len(ops), "lm", "lm", inputs={"messages": messages}, output=reply, meta=facts))
             ids.append(request)
-            self.store.put_exchange("run", request, ids[0], {"asked": asked, "model": "base", "variant": "a"})
+            self.store.put_exchange("run", request, ids[0], {"asked": asked, "model": "base", "variant": variant})
             if said is not None:
                 self.store._writer.put_wait(*_feedback(request, said))  # what aput_feedback does, without a loop
         self.store.put_trace("run", ids[0], Trace(ops).to_dict())
@@ -132,14 +137,27 @@ def test_tool_calls_are_compared_as_text_and_images_give_no_row(traffic: Traffic
     assert json.loads(row.expected) == [{"name": "f", "arguments": {"a": 2, "b": 1}}]
 
 
-def test_the_model_is_chosen_by_the_name_asked_for_the_variant_or_the_engines(traffic: Traffic) -> None:
+def test_the_model_is_the_one_that_was_asked_for_exactly(traffic: Traffic) -> None:
     traffic.add([user("one")], "a", asked="org/triage:v2", said={"score": 1})
     traffic.add([user("two")], "b", asked="other", said={"score": 1})
-    for source, count in (("captured:org/triage:v2", 1), ("captured:other/a", 1), ("captured:base", 2)):
-        assert len(load_dataset(source, store=traffic.store)) == count
+    traffic.add([user("three")], "c", asked="other", variant="b", said={"score": 1})
+    traffic.add([user("four")], "d", asked="base", variant=None, said={"score": 1})
+    for source, expected in (
+        ("captured:org/triage:v2", ["a"]),
+        ("captured:other", ["b", "c"]),
+        ("captured:other/a", ["b"]),
+        ("captured:base", ["d"]),  # it wrote all four, and three of them with a tuned prompt
+        ("captured-all:base", ["d"]),
+    ):
+        rows = load_dataset(source, store=traffic.store)
+        assert [row.meta["reply"] for row in rows] == expected
     assert len(load_dataset("/some/folder/captured:org/triage:v2", store=traffic.store)) == 1, "a path was made of it"
-    with pytest.raises(UserError, match="there are some of org/triage:v2, other"):
-        load_dataset("captured:nobody", store=traffic.store)
+    for nobody in ("captured:nobody", "captured:base/None", "captured:other/c"):
+        with pytest.raises(UserError, match="there are exchanges of base, org/triage:v2, other"):
+            load_dataset(nobody, store=traffic.store)
+    traffic.add([user("five")], "e", asked="other/a", variant=None, said={"score": 1})
+    (row,) = load_dataset("captured:other/a", store=traffic.store)
+    assert row.meta["reply"] == "e", "a model of that name goes before a variant"
 
 
 def test_without_a_store_traffic_or_feedback_the_sentence_says_what_to_do(tmp_path: Path, traffic: Traffic) -> None:
