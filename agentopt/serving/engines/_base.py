@@ -137,7 +137,10 @@ class EngineBase(ABC):
             return f"it gave no answer within {seconds:g} s", b""
         except OSError as error:
             return f"it cannot be reached ({error.strerror or error})", b""
-        return (None if 200 <= status < 300 else f"its health is answered with {status}"), body
+        return (None if 200 <= status < 300 else self._refused(path, status)), body
+
+    def _refused(self, path: str, status: int) -> str:
+        return f"its {path} is answered with {status}"
 
     async def _look(self, known: Abilities) -> Abilities:
         """What an engine that answers says of itself; `known` where it says nothing."""

@@ -86,6 +86,13 @@ class ExternalEngine(EngineBase):
                     since = now
             await self._pause(self.options.health_interval if misses == 0 else _AGAIN)
 
+    def _refused(self, path: str, status: int) -> str:
+        hints = {
+            401: "; its key belongs into AGENTOPT_UPSTREAM_TOKEN",
+            404: "; is --upstream an OpenAI-compatible server?",
+        }
+        return f"{super()._refused(path, status)}{hints.get(status, '')}"
+
     def _read(self, models: bytes) -> None:
         """Learn from its list what it serves; an empty list takes nothing back."""
         listed = {one.name: one for one in listed_models(models)}

@@ -94,7 +94,8 @@ async def test_wrong_token_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         async with ExternalEngine(url, "wrong", options=TIMES, on_event=told.append) as engine:
             while not told:
                 await fetch(fake.address, "/health")
-            assert engine.phase is Phase.STARTING and "401" in (engine.reason or "")
+            assert engine.phase is Phase.STARTING
+            assert "401; its key belongs into AGENTOPT_UPSTREAM_TOKEN" in (engine.reason or "")
 
 
 @pytest.mark.parametrize(

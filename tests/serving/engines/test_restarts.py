@@ -93,7 +93,7 @@ async def test_engine_that_is_not_well_is_killed_without_being_asked(tmp_path: P
         sick.touch()
         await engine.changed()
         sick.unlink()
-        assert "its health is answered with 503" in (engine.reason or "")
+        assert "its /health is answered with 503" in (engine.reason or "")
         await engine.ready()
         assert "ended in order" not in (tmp_path / "run" / "engine.log").read_text(encoding="utf-8")
     assert kinds(told).count("hung") == 1 and kinds(told).count("died") == 0
