@@ -285,7 +285,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     (project / "text.db").write_text("no database", encoding="utf-8")
     ao.Candidate({"desk.instruction": "Answer as a pirate."}).save(project / "pirate.json")
     port = () if "--port" in arguments else ("--port", "0")
-    done = agentopt("serve", *port, *arguments, timeout=60)
+    done = agentopt("serve", *port, *arguments, timeout=240)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr

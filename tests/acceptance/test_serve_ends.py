@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.acceptance.conftest import Shell
-from tests.acceptance.served import ENVIRONMENT, FAKE, HELLO, asked, client, gone, server
+from tests.acceptance.served import ENVIRONMENT, FAKE, HELLO, PATIENCE, asked, client, gone, server
 from tests.acceptance.warm import WarmCommands
 
 
@@ -23,22 +23,35 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def slow(serving: dict[str, Any], words: int, rate: float) -> Any:
-    """A stream of so many words, so many a second."""
-    fake = {"fake": {"text": " ".join(["word"] * words), "rate": rate}}
-    return client(serving).chat.completions.create(model="double", messages=HELLO, stream=True, extra_body=fake)
+LONG = {"chunks": 100_000, "rate": 10}
+"""A reply that does not end while a test runs."""
+
+
+def stream_of(serving: dict[str, Any], **fake: Any) -> Any:
+    """A stream that goes as the fake engine is told."""
+    body = {"fake": fake}
+    return client(serving).chat.completions.create(model="double", messages=HELLO, stream=True, extra_body=body)
+
+
+def go_on(folder: Path, serving: dict[str, Any]) -> None:
+    """Tell the fake engine to go on with the replies that it holds."""
+    (place,) = (folder / serving["run_dir"]).glob("engine-*.sock")
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(place)), timeout=PATIENCE) as engine:
+        assert engine.post("http://engine/control", json={"go_on": True}).status_code == 200
 
 
 def test_ctrl_c_lets_a_stream_end(folder: Path) -> None:
-    with server(folder, *FAKE) as running:
+    with server(folder, *FAKE, "--", "--control") as running:
         serving = running.serving()
-        stream = slow(serving, 20, 40)
-        words = [next(stream)]
+        stream = stream_of(serving, hold_after=2)
+        parts = [next(stream)]
         running.process.send_signal(signal.SIGINT)
         assert running.until("draining")["in_flight"] == 1
-        words += list(stream)
+        go_on(folder, serving)
+        parts += list(stream)
         assert running.end() == 0
-    assert sum("word" in (part.choices[0].delta.content or "") for part in words if part.choices) == 20
+    said = "".join(part.choices[0].delta.content or "" for part in parts if part.choices)
+    assert said == "one two three four"
     assert running.told[-1] == {"kind": "ended", "cut_off": 0}
     assert not (folder / serving["run_dir"] / "server.json").exists()
     assert gone(running.engine_pid)
@@ -48,7 +61,7 @@ def test_a_second_ctrl_c_stops_at_once(folder: Path) -> None:
     import openai
 
     with server(folder, *FAKE) as running:
-        stream = slow(running.serving(), 100, 1)
+        stream = stream_of(running.serving(), **LONG)
         next(stream)
         running.process.send_signal(signal.SIGINT)
         running.until("draining")
@@ -73,7 +86,7 @@ def test_an_engine_killed_in_a_stream_is_started_again(folder: Path) -> None:
 
     with server(folder, *FAKE) as running:
         serving = running.serving()
-        stream = slow(serving, 100, 10)
+        stream = stream_of(serving, **LONG)
         next(stream)
         os.kill(running.engine_pid, signal.SIGKILL)
         with pytest.raises(openai.APIError) as raised:
@@ -107,8 +120,8 @@ def test_an_engine_elsewhere_is_served_with_its_own_token(folder: Path) -> None:
     try:
         with server(folder, "--upstream", f"unix://{place}", environment=variables) as running:
             url = running.until("listening")["base_url"]  # though nobody knows yet what the engine's model is called
-            assert httpx.get(url.removesuffix("v1") + "health").status_code == 200
-            assert httpx.get(url.removesuffix("v1") + "ready").status_code == 503
+            assert httpx.get(url.removesuffix("v1") + "health", timeout=PATIENCE).status_code == 200
+            assert httpx.get(url.removesuffix("v1") + "ready", timeout=PATIENCE).status_code == 503
             elsewhere = subprocess.Popen(
                 [*command, "--token", "secret of the engine"], stdout=subprocess.PIPE, env={**os.environ, **ENVIRONMENT}
             )
@@ -128,7 +141,7 @@ def test_an_engine_elsewhere_is_served_with_its_own_token(folder: Path) -> None:
 
 
 def test_an_engine_that_cannot_start_is_a_failed_run(agentopt: Shell) -> None:
-    done = agentopt("serve", *FAKE, "--port", "0", "--", "--no-such-option", timeout=60)
+    done = agentopt("serve", *FAKE, "--port", "0", "--", "--no-such-option", timeout=240)
     assert done.returncode == 1
     assert "--no-such-option" in done.stderr
     assert "Traceback" not in done.stderr
