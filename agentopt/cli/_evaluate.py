@@ -103,7 +103,8 @@ def _payload(result: EvaluationResult) -> dict[str, Any]:
 def _print(result: EvaluationResult) -> None:
     console = out()
     low, high = result.interval
-    head = f"  95 % interval {low:.3f} to {high:.3f}, {len(result.scores)} rows"
+    number = len(result.scores)
+    head = f"  95 % interval {low:.3f} to {high:.3f}, {number} {'row' if number == 1 else 'rows'}"
     console.print(Text.assemble((f"{result.mean:.3f}", "bold"), head))
     usage = result.usage
     tokens = usage.input_tokens + usage.output_tokens

@@ -173,8 +173,8 @@ def split_dataset(
         groups.setdefault(str(example.meta.get(GROUP) or content_hash(example.inputs)), []).append(index)
     if len(groups) < 4:
         raise UserError(
-            f"dataset {dataset.name!r} has {len(groups)} rows with different inputs or conversations, too few to split "
-            "into train, validation and test; add rows, or give each part its own file."
+            f"dataset {dataset.name!r}: found {len(groups)}, expected at least 4 rows with different inputs or "
+            "conversations: too few to split into train, validation and test; add rows, or give each part its own file."
         )
     order = sorted(groups, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
     total = sum(shares)
