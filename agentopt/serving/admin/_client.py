@@ -100,9 +100,8 @@ class AdminClient:
         except TimeoutError as error:
             raise RunError(f"the server at {self.url} did not answer within {seconds:.0f} s; see its log.") from error
         except (OSError, http.client.HTTPException) as error:
-            raise RunError(
-                f"the server at {self.url} does not answer ({error or type(error).__name__}); is it still running?"
-            ) from error
+            why = getattr(error, "strerror", None) or error or type(error).__name__
+            raise RunError(f"the server at {self.url} does not answer ({why}); is it still running?") from error
         finally:
             connection.close()
 
@@ -117,8 +116,11 @@ def _content(status: int, data: bytes, url: str) -> dict[str, Any]:
     found = cast("dict[str, Any]", content)
     if status < 400:
         return found
-    error: Any = found.get("error")
-    text = str(cast("dict[str, Any]", error).get("message") if isinstance(error, dict) else found)
+    problem: Any = found.get("error")
+    error = cast("dict[str, Any]", problem) if isinstance(problem, dict) else {"message": found}
+    text = str(error.get("message"))
+    if status == 404 and text.startswith("there is nothing at"):  # an admin side has all that is asked of it
+        raise UserError(f"{url}: {text}; is it the admin address of `agentopt serve`, or the public one?")
     if status == 401:
         raise UserError(f"{url}: the admin token is wrong; {TOKEN} must be that server's token.")
     raise (UserError if status < 500 or status == 501 else RunError)(text)

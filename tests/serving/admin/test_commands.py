@@ -227,6 +227,11 @@ def test_what_answers_but_is_no_admin_side() -> None:
         with pytest.raises(RunError, match="did not answer within"):
             AdminClient(url, TOKEN).ask("GET", "/status", seconds=0.05)
 
+    async def public(scope: Any, receive: Any, send: Any) -> None:
+        body = b'{"error": {"message": "there is nothing at \'/status\'", "code": "not_found"}}'
+        await send({"type": "http.response.start", "status": 404, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
     async def hello(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
         await send({"type": "http.response.body", "body": b"hello"})
@@ -235,6 +240,10 @@ def test_what_answers_but_is_no_admin_side() -> None:
         async with serving(hello) as server:
             client = AdminClient(f"http://127.0.0.1:{server.port}", TOKEN)
             with pytest.raises(RunError, match="answered 200 and no JSON object"):
+                await asyncio.to_thread(client.get, "/status")
+        async with serving(public) as server:
+            client = AdminClient(f"http://127.0.0.1:{server.port}", TOKEN)
+            with pytest.raises(UserError, match="or the public one"):
                 await asyncio.to_thread(client.get, "/status")
 
     asyncio.run(ask())
