@@ -527,6 +527,7 @@ def runs_forget(
     request: Annotated[
         list[str] | None, typer.Option("--request", metavar="ID", help="this X-Request-Id; repeatable")
     ] = None,
+    run: Annotated[str | None, typer.Option(metavar="RUN", help="those of one start of a server")] = None,
     vacuum: Annotated[
         bool, typer.Option("--vacuum", help="then rewrite the file: no byte of it is left in there")
     ] = False,
@@ -546,6 +547,7 @@ def runs_forget(
         session=session,
         key=key,
         requests=tuple(request or ()),
+        run=run,
         vacuum=vacuum,
         dry_run=dry_run,
         as_json=as_json,

@@ -1,4 +1,4 @@
-"""`agentopt runs forget`: captured exchanges are deleted from the store, by age, session, key or request."""
+"""`agentopt runs forget`: captured exchanges are deleted from the store, by age, session, key, request or run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import time
 
 from agentopt.cli._console import out
-from agentopt.cli._runs import open_store
+from agentopt.cli._runs import find_run, open_store
 from agentopt.errors import UserError
 from agentopt.store import Forgotten, Store
 
@@ -22,6 +22,7 @@ def forget_runs(
     session: str | None,
     key: str | None,
     requests: tuple[str, ...],
+    run: str | None,
     vacuum: bool,
     dry_run: bool,
     as_json: bool,
@@ -33,13 +34,13 @@ def forget_runs(
     """
     from agentopt.serving.capture import Chosen, forget, forget_old
 
-    if older_than is None and session is None and key is None and not requests:
-        raise UserError("which exchanges? give --older-than AGE, --session NAME, --key ID or --request ID.")
+    if older_than is None and session is None and key is None and run is None and not requests:
+        raise UserError("which exchanges? give --older-than AGE, --session NAME, --key ID, --request ID or --run RUN.")
     if dry_run and vacuum:
         raise UserError("--vacuum does nothing with --dry-run; leave one of them out.")
     before = None if older_than is None else time.time() - age_seconds(older_than)
-    chosen = Chosen(before, session, key, requests)
     with open_store(store_path) as store:
+        chosen = Chosen(before, session, key, requests, None if run is None else find_run(store, run).id)
         if dry_run:
             _print(_would(store, chosen.find(store)), as_json, done=False)
             return

@@ -46,6 +46,8 @@ def test_one_request_one_session_and_the_rest_by_age(store: str) -> None:
     said = json.loads(forget(store, "--session", "s1", "--key", "k", "--json", "--vacuum"))
     assert said == {"deleted": True, "exchanges": 1, "traces": 1, "feedback": 0, "runs": 0}
     assert "exchanges: 0" in forget(store, "--older-than", "1h")
+    assert "exchanges: 0" in forget(store, "--older-than", "1h", "--run", "last")
+    assert "exchanges: 1" in forget(store, "--run", "ru", "--dry-run")
     assert "exchanges: 1" in forget(store, "--older-than", "0h")
     assert left(store) == []
 
@@ -53,7 +55,7 @@ def test_one_request_one_session_and_the_rest_by_age(store: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "give --older-than AGE, --session NAME, --key ID or --request ID"),
+        ([], "give --older-than AGE, --session NAME, --key ID, --request ID or --run RUN"),
         (["--older-than", "soon"], "--older-than 'soon': expected a number and h, d or w"),
         (["--session", "s", "--dry-run", "--vacuum"], "--vacuum does nothing with --dry-run"),
     ],

@@ -35,11 +35,12 @@ class Chosen:
     session: str | None = None
     key: str | None = None
     requests: tuple[str, ...] = ()
+    run: str | None = None
 
     def find(self, store: Store) -> list[tuple[str, str, int]]:
         """Id, trace, and bytes of the trace; oldest first."""
         ids = self.requests or None
-        return store.captured_ids(before=self.before, session=self.session, key=self.key, ids=ids)
+        return store.captured_ids(run_id=self.run, before=self.before, session=self.session, key=self.key, ids=ids)
 
 
 def forget(store: Store, chosen: Chosen) -> Iterator[Forgotten]:
@@ -47,9 +48,9 @@ def forget(store: Store, chosen: Chosen) -> Iterator[Forgotten]:
     for batch in _batches(chosen.find(store)):
         yield store.forget(batch, without)
     # What was said of exchanges that were not kept themselves.
-    if chosen.requests and chosen.session is None and chosen.key is None and chosen.before is None:
+    if chosen.requests and chosen == Chosen(requests=chosen.requests):
         yield store.forget(chosen.requests, without)
-    if chosen.key is not None and not chosen.requests and chosen.session is None:
+    if chosen.key is not None and chosen == Chosen(chosen.before, key=chosen.key):
         yield store.forget_feedback(chosen.key, chosen.before)
 
 

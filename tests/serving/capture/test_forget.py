@@ -295,5 +295,8 @@ def test_nothing_of_it_is_left_in_the_file_and_its_space_is_given_back(tmp_path:
         with Store.open(path) as store:
             store.compact()
         sizes[path] = [full, left, path.stat().st_size]
+        with sqlite3.connect(path) as connection:
+            assert connection.execute("PRAGMA auto_vacuum").fetchone() == (2,), "from now on pages can be given back"
+        connection.close()
     assert sizes[new][1] < sizes[new][0] / 5, "given back as it was deleted"
     assert sizes[old][1] > sizes[old][0] / 2 and sizes[old][2] < sizes[old][0] / 5, "an older file when it is rewritten"
