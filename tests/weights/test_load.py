@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from agentopt.errors import UserError
-from agentopt.models._embedded_files import packaged_file
 from agentopt.weights import load
 from tests.hub import NOBODY, hub_of, use
 from tests.weights.tiny import tiny_folder
@@ -110,18 +109,12 @@ def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.slow
-def test_the_embedded_weights_write_text_and_are_saved_as_any_others(tmp_path: Path) -> None:
-    if packaged_file() is None:
-        pytest.skip("the weights package is not installed")
-    import torch
-
-    torch.set_num_threads(1)
-    model, tokenizer = load.model("embedded", device="cpu")
+def test_the_embedded_weights_are_saved_as_any_others_and_write_text(embedded_folder: Path) -> None:
+    assert "quantization_config" not in (embedded_folder / "config.json").read_text(encoding="utf-8")
+    assert (embedded_folder / "model.safetensors").stat().st_size > 4 * 134_515_008
+    model, tokenizer = load.model(embedded_folder, device="cpu")
     assert sum(weight.numel() for weight in model.parameters()) == 134_515_008
     turn = [{"role": "user", "content": "What is the capital of France?"}]
     ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     reply = model.generate(**ids, max_new_tokens=8, do_sample=False)
     assert "Paris" in tokenizer.decode(reply[0, ids["input_ids"].shape[1] :])
-    model.save_pretrained(tmp_path / "saved")
-    assert "quantization_config" not in (tmp_path / "saved" / "config.json").read_text(encoding="utf-8")
-    assert (tmp_path / "saved" / "model.safetensors").stat().st_size > 4 * 134_515_008
