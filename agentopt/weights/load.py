@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from agentopt.errors import UserError
+from agentopt.weights._gguf import read_once
 from agentopt.weights.gg._checkpoint import BOOK, CODES, METHOD, SCALE
 
 INSTALL = "pip install 'agentopt[weights]'"
@@ -42,7 +43,7 @@ def model(name_or_path: str | Path, *, dtype: Any = None, device: Any = None) ->
     torch, transformers = need("torch"), need("transformers")
     number = _dtype(torch, dtype)
     where = _device(torch, device)
-    with _quiet(transformers):
+    with _quiet(transformers), read_once() if "gguf_file" in arguments else contextlib.nullcontext():
         try:
             config = transformers.AutoConfig.from_pretrained(source, **arguments)
             _check_causal(transformers, config, str(name_or_path))

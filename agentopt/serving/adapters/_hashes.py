@@ -3,10 +3,11 @@
     hashes = BaseHashes(base, Path(".agentopt/serve/8000"))
     hashes.find("3f2a...")          # which model has this hash; None where none of the known ones
 
-The weights are hashed only when the first folded adapter comes, in a process of its own (it needs torch), and what was
-found is kept in a file: the weights are not read again while their files are the same. An adapter belongs to the base
-when its hash is that of the served weights in one of the number types in which they can be loaded, or that of a model
-which the served folder was made from. That it was, is checked: a quantized folder records what it was made from.
+A folder that was prepared here has its hashes written down beside it (`_prepared`). Other weights are hashed only when
+the first folded adapter comes, in a process of its own (it needs torch), and what was found is kept in a file: they are
+not read again while their files are the same. An adapter belongs to the base when its hash is that of the served
+weights in one of the number types in which they can be loaded, or that of a model which the served folder was made
+from. That it was, is checked: a quantized folder records what it was made from.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any, cast
 
-from agentopt.models._embedded_files import packaged_file
+from agentopt.serving.adapters import _prepared
 from agentopt.serving.adapters._base import BaseFacts
 
 RECORD = "base_hashes.json"
@@ -50,9 +51,9 @@ class BaseHashes:
         """Which model has this hash: the served folder's name or an origin's; None where none of the known ones."""
         with self._lock:
             self.reasons = []
-            if wanted in _recorded(self.base.folder):
+            if wanted in self._recorded():
                 return f"what {self.base.folder.name} was made from"
-            for model in (str(self.base.folder), *self.base.origins):
+            for model in self._models():
                 if wanted in self._known(model).values() or self._compute(model, wanted):
                     return model
         return None
@@ -73,6 +74,19 @@ class BaseHashes:
         if running is not None:
             running.kill()
 
+    def _models(self) -> list[str]:
+        """The served folder and what it may have been made from, each once whatever it is called."""
+        found: dict[str, str] = {}
+        for model in (str(self.base.folder), *self.base.origins):
+            about = _prepared.marks(model)
+            found.setdefault(json.dumps(about) if about else model, model)
+        return list(found.values())
+
+    def _recorded(self) -> list[str]:
+        """Hashes of the model that the folder was made from, as the one who made it or somebody else wrote there."""
+        kept = _prepared.read(self.base.folder)
+        return [*(kept.made_from.values() if kept is not None else ()), *_carried(self.base.folder)]
+
     # --- the file ----------------------------------------------------------------------------------------------------
 
     def _file(self, model: str) -> Path:
@@ -81,6 +95,11 @@ class BaseHashes:
         return self.cache / f"base-{key}.json"
 
     def _known(self, model: str) -> dict[str, str]:
+        kept = _prepared.read(self.base.folder)
+        if kept is not None and model == str(self.base.folder):
+            return dict(kept.own)
+        if kept is not None and kept.made_from and kept.files == _prepared.marks(model):
+            return dict(kept.made_from)
         try:
             found: Any = json.loads(self._file(model).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -141,8 +160,8 @@ class BaseHashes:
             yield {"why": (err.strip().splitlines() or ["the process that hashes the base failed"])[-1]}
 
 
-def _recorded(folder: Path) -> list[str]:
-    """Hashes of the model that the folder was made from, which somebody wrote there."""
+def _carried(folder: Path) -> list[str]:
+    """Hashes of the model that the folder was made from, which somebody wrote into it."""
     try:
         found: Any = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         return [str(one) for one in found["hashes"].values()]
@@ -152,13 +171,4 @@ def _recorded(folder: Path) -> list[str]:
 
 def _identity(model: str) -> str:
     """Changes when the weights may have changed; cheap."""
-    path = (packaged_file() if model.startswith("embedded") else None) or Path(model).expanduser()
-    files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), path / "config.json"])
-    marks = [model]
-    for file in files:
-        try:
-            about = file.stat()
-        except OSError:
-            continue
-        marks.append(f"{file.name} {about.st_size} {about.st_mtime_ns}")
-    return "\n".join(marks)
+    return "\n".join([model, *(f"{name} {size} {changed}" for name, size, changed in _prepared.marks(model))])

@@ -18,11 +18,12 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
 from agentopt.errors import AgentoptError
+from agentopt.serving.adapters import _prepared
 
 _DTYPES = ("float32", "bfloat16", "float16")
 RECORD = "base_hashes.json"
@@ -43,10 +44,11 @@ def main() -> None:
     held: dict[str, str] = {}
     began = time.perf_counter()
     try:
-        if asked.made and not _is_source(asked.model, Path(asked.made)):
+        source = _open(asked.model)
+        if asked.made and not _is_source(source, Path(asked.made)):
             _say({"why": f"{asked.made} was not made from what {asked.model} holds now"})
             return
-        for dtype, found in _hashes(asked.model):
+        for dtype, found in _hashes(_parameters(source)):
             _say({"dtype": dtype, "hash": found})
             held[dtype] = found
             # Of a small model all are computed at once: the next start of this process would take longer.
@@ -64,37 +66,58 @@ def _say(line: dict[str, str]) -> None:
     sys.stdout.flush()
 
 
-def _hashes(model: str) -> Generator[tuple[str, str]]:
+def record_prepared(folder: Path, model: str, files: _prepared.Marks, made_from: Any = None) -> None:
+    """Write down the hashes of a folder that has just been made, beside it.
+
+    Args:
+        folder: that was made.
+        model: what it was made from, as the server calls it.
+        files: `_prepared.marks` of that, from before it was read.
+        made_from: that, opened or loaded, in the number type in which it is kept; None: its hashes are not known.
+
+    Raises:
+        AgentoptError, OSError, MemoryError, ValueError, RuntimeError, KeyError: it cannot be done.
+    """
+    own = _prepared.marks(str(folder))
+    known = _prepared.Prepared(
+        dict(_hashes(_parameters(_open(str(folder))))),
+        model,
+        {} if made_from is None else dict(_hashes(_parameters(made_from))),
+        files,
+    )
+    _prepared.write(folder, own, known)
+
+
+def _open(model: str) -> Any:
+    """Opened once for all that is done with it: to load a GGUF file takes longer than to hash it."""
+    from agentopt.weights.gg._source import FolderSource, open_source
+
+    path = Path(model).expanduser()
+    return FolderSource(path, model, quantized=True) if path.is_dir() else open_source(model, quantized=True)
+
+
+def _hashes(parameters: Callable[[], Iterable[tuple[str, Any]]]) -> Generator[tuple[str, str]]:
     from agentopt.weights.load import need
     from agentopt.weights.zeroth import fingerprint
 
     torch = need("torch")
     for dtype in _DTYPES:
-        yield dtype, fingerprint(_cast(_parameters(model), getattr(torch, dtype)))
+        yield dtype, fingerprint(_cast(parameters(), getattr(torch, dtype)))
 
 
-def _parameters(model: str) -> Iterable[tuple[str, Any]]:
-    """Names and values in the order of `model.named_parameters()`, which a fold hashes."""
+def _parameters(source: Any) -> Callable[[], Iterable[tuple[str, Any]]]:
+    """Names and values in the order of `model.named_parameters()`, which a fold hashes; of a source or a model."""
+    from agentopt.weights import load
     from agentopt.weights.gg._source import FolderSource
 
-    if not Path(model).expanduser().is_dir():
-        return _loaded(model).named_parameters()
-    source = FolderSource(Path(model).expanduser(), model, quantized=True)
-    names = _ordered(model, frozenset(source.names))
-    if names is None:
-        return _loaded(model).named_parameters()
-    return ((name, source.read(stored)) for name, stored in names)
-
-
-def _loaded(model: str) -> Any:
-    if model not in _held:
-        from agentopt.weights import load
-
-        _held[model] = load.model(model, device="cpu")[0]
-    return _held[model]
-
-
-_held: dict[str, Any] = {}
+    if isinstance(source, FolderSource):
+        names = _ordered(str(source.path), frozenset(source.names))
+        if names is not None:
+            return lambda: ((name, source.read(stored)) for name, stored in names)
+    model: Any = source if hasattr(source, "named_parameters") else getattr(source, "model", None)
+    if model is None:
+        model = load.model(source.path if isinstance(source, FolderSource) else source.name, device="cpu")[0]
+    return model.named_parameters
 
 
 def _ordered(model: str, stored: frozenset[str]) -> list[tuple[str, str]] | None:
@@ -133,19 +156,18 @@ def _cast(parameters: Iterable[tuple[str, Any]], dtype: Any) -> Generator[tuple[
 # --- whether one was made from the other -----------------------------------------------------------------------------
 
 
-def _is_source(model: str, made: Path) -> bool:
+def _is_source(source: Any, made: Path) -> bool:
     """Whether the weights of a folder are those of the model: quantized, or in another number type.
 
     A quantized folder records the sha256 of what was quantized; others are compared number by number.
     """
-    from agentopt.weights.gg._source import FolderSource, open_source
+    from agentopt.weights.gg._source import FolderSource
     from agentopt.weights.load import need
 
     torch = need("torch")
     folder = FolderSource(made, str(made), quantized=True)
     about: Any = folder.config.get("quantization_config") or {}
     recorded: Any = about.get("source_sha256")
-    source = open_source(model)
     try:
         if recorded is None:
             return _same_numbers(source, folder)
@@ -155,7 +177,6 @@ def _is_source(model: str, made: Path) -> bool:
         kinds = [None, *(getattr(torch, dtype) for dtype in _DTYPES)]
         return any(_digest(source, sorted(names), kind) == recorded for kind in kinds)
     finally:
-        source.close()
         folder.close()
 
 

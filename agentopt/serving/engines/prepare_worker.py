@@ -13,11 +13,12 @@ import shutil
 import sys
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from agentopt.errors import AgentoptError, RunError, UserError
+from agentopt.serving.adapters._prepared import Marks, marks
 
 _MARK = "@prepare "
 
@@ -60,7 +61,7 @@ def _convert(job: dict[str, Any], out: Path) -> None:
     """A GGUF file into a folder of safetensors."""
     from agentopt.weights import load
 
-    partial = _fresh(out)
+    partial, files = _fresh(out), marks(job["source"])
     say(what="reading the GGUF file")
     model, tokenizer = load.model(job["source"], dtype=job["dtype"], device="cpu")
     say(what="writing the model folder")
@@ -72,22 +73,28 @@ def _convert(job: dict[str, Any], out: Path) -> None:
     about = {"source": job["model"], "sha256": job["digest"], "dtype": job["dtype"]}
     (partial / "prepared.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, out)
+    # A fold loads the file as float32: of a model that was loaded otherwise those hashes cannot be told.
+    _write_hashes(job, out, files, model if job["dtype"] == "float32" else None)
 
 
 def _quantize(job: dict[str, Any], out: Path) -> None:
     """Any model into a folder of a byte per weight; the work of a process that was killed is gone on with."""
     from agentopt.weights import gg
+    from agentopt.weights.gg._source import opened
 
     options = gg.QuantizeOptions(dynamic_activations=job["cpu"])  # of stock formats, vLLM on a CPU knows only these
     say(what="reading the model")
-    try:
-        gg.quantize(job["source"], out, job["format"], options=options, on_event=_tell)
-    except UserError:
-        left = out.with_name(f"{out.name}.partial")
-        if not left.exists():
-            raise
-        shutil.rmtree(left)  # begun with other files of the same content, or with older settings
-        gg.quantize(job["source"], out, job["format"], options=options, on_event=_tell)
+    files = marks(job["source"])
+    with opened(job["source"]) as source:
+        try:
+            gg.quantize(source, out, job["format"], options=options, on_event=_tell)
+        except UserError:
+            left = out.with_name(f"{out.name}.partial")
+            if not left.exists():
+                raise
+            shutil.rmtree(left)  # begun with other files of the same content, or with older settings
+            gg.quantize(source, out, job["format"], options=options, on_event=_tell)
+        _write_hashes(job, out, files, source)
 
 
 def _unpack(job: dict[str, Any], out: Path) -> None:
@@ -95,8 +102,19 @@ def _unpack(job: dict[str, Any], out: Path) -> None:
     from agentopt.weights.gg import archive
 
     shutil.rmtree(out.with_name(f"{out.name}.partial"), ignore_errors=True)
+    files = marks(job["source"])
     unpack: Any = archive.unpack
     unpack(job["source"], out, on_event=_tell)
+    _write_hashes(job, out, files, None)
+
+
+def _write_hashes(job: dict[str, Any], out: Path, files: Marks, made_from: Any) -> None:
+    """What folded adapters call this base, while all is at hand; what fails here is done when it is first needed."""
+    from agentopt.serving.adapters.base_hash import record_prepared
+
+    say(what="hashing the weights, for adapters")
+    with suppress(AgentoptError, OSError, MemoryError, ValueError, RuntimeError, KeyError):
+        record_prepared(out, job["model"], files, made_from)
 
 
 def _fetch(name: str) -> str:

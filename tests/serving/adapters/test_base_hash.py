@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import sys
 from collections.abc import Generator
@@ -15,6 +16,7 @@ import pytest
 
 from agentopt.errors import UserError
 from agentopt.serving.adapters import BaseFacts, BaseHashes, base_hash, check_adapter
+from agentopt.serving.engines import prepare_worker
 from tests.weights.tiny import tiny, tiny_folder
 
 
@@ -141,3 +143,92 @@ def test_the_process_is_the_same(models: dict[str, Path], tmp_path: Path) -> Non
     assert hashes.sure
     hashes.close()
     assert BaseHashes(BaseFacts.of(models["base"], 8), tmp_path).find("0" * 32) is None
+
+
+# --- what was prepared by us -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prepared(models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """A quantized folder as `agentopt serve` makes it, and what it was made from."""
+    base, out = shutil.copytree(models["base"], tmp_path / "base"), tmp_path / "cache" / "packed"
+    monkeypatch.setattr(prepare_worker, "say", lambda **told: None)
+    job = {"job": "quantize", "source": str(base), "model": str(base), "format": "rf8", "cpu": False, "out": str(out)}
+    prepare_worker.work(job)
+    return {"base": base, "packed": out}
+
+
+def test_what_was_prepared_is_known_without_reading_it_again(
+    prepared: dict[str, Path], tmp_path: Path, inside: list[list[str]]
+) -> None:
+    hashes = BaseHashes(BaseFacts.of(prepared["packed"], 8, origins=[str(prepared["base"])]), tmp_path / "kept")
+    for dtype in ("float32", "bfloat16", "float16"):
+        assert hashes.find(folded_on(prepared["packed"], dtype)) == str(prepared["packed"])
+        assert hashes.find(folded_on(prepared["base"], dtype)) == "what packed was made from"
+    assert hashes.find("0" * 32) is None
+    assert hashes.sure
+    assert not inside, "the weights were read"
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [
+        "packed",
+        "packed.hashes.json",
+        "packed.lock",
+    ]
+
+
+def test_hashes_of_the_origin_stay_when_the_origin_goes_or_changes(
+    prepared: dict[str, Path], models: dict[str, Path], tmp_path: Path, inside: list[list[str]]
+) -> None:
+    wanted = folded_on(prepared["base"], "float32")
+    shutil.copy(models["other"] / "model.safetensors", prepared["base"])
+    base = BaseFacts.of(prepared["packed"], 8)
+    hashes = BaseHashes(base, tmp_path / "kept")
+    assert hashes.find(wanted) == "what packed was made from"
+    assert hashes.find(folded_on(models["other"], "float32")) is None
+    assert len(inside) == 1, "what lies there now was not looked at"
+    assert "was not made from" in " ".join(hashes.reasons)
+
+
+@pytest.mark.parametrize("how", ["touched", "other weights", "another version", "no JSON", "no object"])
+def test_hashes_of_other_files_are_not_believed(
+    prepared: dict[str, Path], models: dict[str, Path], tmp_path: Path, inside: list[list[str]], how: str
+) -> None:
+    packed = prepared["packed"]
+    record = packed.with_name("packed.hashes.json")
+    wanted = folded_on(packed, "float32")
+    if how == "touched":
+        os.utime(packed / "model.safetensors", ns=(1, 1))
+    elif how == "other weights":
+        shutil.rmtree(packed)
+        shutil.copytree(models["packed"], packed)
+        wanted = folded_on(packed, "float32")
+    elif how == "another version":
+        record.write_text(record.read_text(encoding="utf-8").replace('"version": 1', '"version": 0'), encoding="utf-8")
+    else:
+        record.write_text("{" if how == "no JSON" else "[1]", encoding="utf-8")
+    assert BaseHashes(BaseFacts.of(packed, 8), tmp_path / "kept").find(wanted) == str(packed)
+    assert len(inside) == 1, "it was believed"
+
+
+def test_one_origin_under_two_names_is_looked_at_once(
+    prepared: dict[str, Path], tmp_path: Path, inside: list[list[str]]
+) -> None:
+    prepared["packed"].with_name("packed.hashes.json").unlink()
+    link = tmp_path / "link"
+    link.symlink_to(prepared["base"])
+    hashes = BaseHashes(BaseFacts.of(prepared["packed"], 8, origins=[link]), tmp_path / "kept")
+    assert hashes.find("0" * 32) is None
+    assert len(inside) == 2, "the folder, and what it was made from"
+
+
+def test_a_folder_is_prepared_also_where_its_hashes_cannot_be_written(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "packed"
+    out.with_name("packed.hashes.json").mkdir()
+    monkeypatch.setattr(prepare_worker, "say", lambda **told: None)
+    source = str(models["base"])
+    prepare_worker.work(
+        {"job": "quantize", "source": source, "model": source, "format": "rf8", "cpu": False, "out": str(out)}
+    )
+    assert (out / "config.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["packed", "packed.hashes.json", "packed.lock"]
