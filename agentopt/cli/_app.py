@@ -66,11 +66,7 @@ def run() -> None:
         sys.stderr.close()
         sys.exit(0)
     if code == 130:  # raised above, or caught by typer and given back as the exit code
-        serving = sys.argv[1:2] == ["serve"]  # there is no run to go on with
-        resume = (
-            "" if serving else "; nothing already paid for is lost: agentopt runs ls, then agentopt runs resume RUN"
-        )
-        _fail(f"interrupted{resume}", 130)
+        _fail("interrupted", 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 

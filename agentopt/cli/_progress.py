@@ -95,6 +95,7 @@ class LiveRun(LiveView):
         self.task: TaskID | None = None
         self.total: int | None = None
         self.told: set[str] = set()
+        self.run_id: str | None = None
         self.rollouts = 0
         self.spent: float | None = 0.0
 
@@ -109,6 +110,7 @@ class LiveRun(LiveView):
     # One method per event kind.
 
     def on_run_started(self, event: Any) -> None:
+        self.run_id = event.run_id
         self.say(("run ", "dim"), (event.run_id, "bold"), (f"  {event.program}", ""))
         self.say((f"  optimizer {event.optimizer}, driver {event.driver} ({event.driver_reason})", "dim"))
         self.show("baseline on validation")

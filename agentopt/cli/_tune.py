@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from agentopt.search import TuneResult
 
+USUAL_STORE = os.path.join(".agentopt", "agentopt.db")
 STYLES = {"improved": "bold green", "worse": "bold red"}
 
 
@@ -57,6 +60,12 @@ def resume_command(reference: str, store: str | None, *, as_json: bool, quiet: b
     return _run(settings, resume=run.id, as_json=as_json, quiet=quiet)
 
 
+def _say_how_to_go_on(run: str, store: str | None) -> None:
+    where = f" --store {shlex.quote(os.path.relpath(store))}" if store and os.path.relpath(store) != USUAL_STORE else ""
+    how = f"nothing already paid for is lost; go on with: agentopt runs resume {run}{where}"
+    err().print(Text(f"agentopt: interrupted; {how}"), soft_wrap=True)
+
+
 def _run(settings: Settings, *, resume: str | None, as_json: bool, quiet: bool) -> int:
     from agentopt._api import tune
     from agentopt.cli._runs import search_of_run
@@ -79,25 +88,32 @@ def _run(settings: Settings, *, resume: str | None, as_json: bool, quiet: bool) 
         for part in ("train", "val", "test")
         if (path := getattr(settings, part))
     }
-    with LiveRun(quiet=quiet or as_json) as live:
-        result = tune(
-            program,
-            train=data["train"],
-            val=data.get("val"),
-            test=data.get("test"),
-            metric=str(settings.metric),
-            optimizer=settings.optimizer,
-            driver=settings.driver,
-            budget=_budget(settings),
-            seed=settings.seed,
-            resume=resume,
-            on_event=live,
-            options=_options(settings),
-            models=settings.models or None,
-            store=settings.store,
-            output_field=settings.output_field,
-            origin={"settings": _portable(settings)},
-        )
+    live = LiveRun(quiet=quiet or as_json)
+    try:
+        with live:
+            result = tune(
+                program,
+                train=data["train"],
+                val=data.get("val"),
+                test=data.get("test"),
+                metric=str(settings.metric),
+                optimizer=settings.optimizer,
+                driver=settings.driver,
+                budget=_budget(settings),
+                seed=settings.seed,
+                resume=resume,
+                on_event=live,
+                options=_options(settings),
+                models=settings.models or None,
+                store=settings.store,
+                output_field=settings.output_field,
+                origin={"settings": _portable(settings)},
+            )
+    except KeyboardInterrupt:
+        if live.run_id is None:
+            raise
+        _say_how_to_go_on(live.run_id, settings.store)
+        sys.exit(130)
     if as_json:
         payload = {**result.to_dict(), **search_of_run(settings.store, result.run_id)}
         print(json.dumps(payload, ensure_ascii=False, indent=2, default=str))

@@ -256,8 +256,8 @@ def test_an_interrupt_says_how_to_go_on_and_the_run_can_be_resumed(agentopt: Run
         process.send_signal(signal.SIGINT)
         said += process.stderr.read()
     assert process.returncode == 130
-    assert "agentopt runs resume RUN" in said
     (run,) = json.loads(agentopt("runs", "ls", "--json").stdout)
+    assert said.endswith(f"go on with: agentopt runs resume {run['id']}\n")
     assert run["status"] == "interrupted"
     (project / "hurry").touch()
     assert agentopt("runs", "resume", run["id"]).returncode == 0
