@@ -17,8 +17,8 @@ JSONDict = dict[str, Any]
 Execute = Callable[..., sqlite3.Cursor]
 Cut = Callable[[JSONDict, set[str]], JSONDict | None]
 """(trace, ids of exchanges) -> the trace without them; None when nothing is left."""
-_PAGES = 512
-"""Given back at a time."""
+_PAGES = 256
+"""Given back at a time: more than one batch makes free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,5 +125,7 @@ def release(execute: Execute) -> int:
     """Give some free pages back to the file system; gives how many pages may still go that way."""
     if int(execute("PRAGMA auto_vacuum").fetchone()[0]) != 2:
         return 0
-    execute(f"PRAGMA incremental_vacuum({_PAGES})").fetchall()
-    return int(execute("PRAGMA freelist_count").fetchone()[0])
+    free = int(execute("PRAGMA freelist_count").fetchone()[0])
+    for _ in range(min(free, _PAGES)):
+        execute("PRAGMA incremental_vacuum(1)")  # with a larger number, Python's module still asks for one page only
+    return max(0, free - _PAGES)
