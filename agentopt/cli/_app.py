@@ -531,7 +531,7 @@ def runs_forget(
     store: Store = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete captured exchanges: their traces, and what was said of them.
+    """Delete captured exchanges, and what was said of them.
 
     Of several options all must apply. Also while a server captures into the store. Tuning runs are not touched.
     """
