@@ -63,7 +63,8 @@ class Use:
                 code="insufficient_quota",
             )
         if key.concurrency is not None and self.in_flight >= key.concurrency:
-            raise _too_many(f"This key may have {key.concurrency} requests at a time; wait for one to end.", 1.0)
+            at_once = f"{key.concurrency} request{'s'[: key.concurrency != 1]} at a time"
+            raise _too_many(f"This key may have {at_once}; wait for one to end.", 1.0)
         rate, tokens = key.requests_per_minute, key.tokens_per_minute
         if tokens is not None:
             self._tokens = self._tokens or Bucket(tokens, now)
