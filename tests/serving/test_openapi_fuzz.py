@@ -35,7 +35,7 @@ def test_no_request_of_the_document_ends_in_a_server_error(tmp_path: Path) -> No
             *("-m", "schemathesis.cli", "run", str(path), "--url", f"http://127.0.0.1:{at.port}"),
             *("--header", f"Authorization: Bearer {at.secret}", "--checks", CHECKS, "--phases", "coverage,fuzzing"),
             *("--seed", "1", "--max-examples", "10", "--generation-database", "none", "--warnings", "off"),
-            *("--no-color", "--request-timeout", "20"),
+            *("--no-color", "--request-timeout", "60"),
         ]
         child = await asyncio.create_subprocess_exec(
             sys.executable, *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, cwd=tmp_path
