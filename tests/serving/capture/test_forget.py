@@ -40,7 +40,7 @@ async def running(path: Path, **options: Any) -> AsyncGenerator[tuple[Recorder, 
     recorder.start()
     try:
         yield recorder, FeedbackStore(recorder)
-        assert await recorder.settled()
+        assert await recorder.settled(120)
     finally:
         assert await recorder.aclose() == 0
 
@@ -83,7 +83,7 @@ async def test_what_is_too_old_goes_at_the_start_and_again_later(tmp_path: Path)
         for place, turn in enumerate(turns):
             put(first, turn, reply=answer(f"reply {place}"))
         put(first, *singles)
-        assert await first.settled()
+        assert await first.settled(120)
         await sink.give({"request_id": singles[0].id, "text": "said of the old one"}, None)
         await sink.give({"request_id": singles[2].id, "text": "said of the new one"}, None)
         notkept = exchange("never stored")
@@ -145,13 +145,13 @@ async def test_what_is_deleted_from_an_open_session_does_not_come_back(tmp_path:
     async with running(path, opener=lambda: meddled[0]) as (recorder, sink):
         for turn in turns[:2]:
             put(recorder, turn)
-            assert await recorder.settled()
+            assert await recorder.settled(120)
         if at_once:
             meddled[0].armed = True
         else:
             delete(turns[0].id)
         put(recorder, turns[2])
-        assert await recorder.settled()
+        assert await recorder.settled(120)
         for _ in range(2):  # what was said of it is refused, and is not there
             with pytest.raises(Refusal) as refusal:
                 await sink.give({"request_id": turns[0].id, "expected": "x"}, None)
@@ -180,7 +180,7 @@ async def test_all_of_a_session_of_a_key_or_of_a_request_goes_and_nothing_else(t
     ids = {name: item.id for name, item in given.items()}
     async with running(path) as (recorder, sink):
         put(recorder, *given.values())
-        assert await recorder.settled()
+        assert await recorder.settled(120)
         for name in "de":
             await sink.give({"request_id": ids[name], "score": 1}, two if name == "e" else one)
         store = opened(recorder)
@@ -211,7 +211,7 @@ async def test_deleting_while_a_server_writes_leaves_both_in_agreement(tmp_path:
         try:
             for _ in range(8):
                 put(recorder, *[exchange("x", session=f"s{place}" if place else None) for place in range(4)])
-                assert await recorder.settled()
+                assert await recorder.settled(120)
             await until(lambda: gone > 0)
         finally:
             stop.set()
