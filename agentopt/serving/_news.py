@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -91,8 +92,9 @@ class News:
         self.log: AccessLog | None = None
 
     def __call__(self, event: Event) -> None:
-        """Tell an event."""
-        self._listener(event)
+        """Tell an event. A terminal that is gone, or a file on a full disk, is no reason to stop serving."""
+        with suppress(OSError, SystemExit):  # rich's consoles end the program where nobody reads any more
+            self._listener(event)
         if self.log is not None:
             about = event.to_dict()
             self.log.event(about.pop("kind"), **about)

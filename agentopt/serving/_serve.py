@@ -60,7 +60,7 @@ async def serve(options: ServeOptions, on_event: OnEvent) -> int:
         except asyncio.CancelledError:
             if not stop.signals:
                 raise
-    on_event(Ended(stop.cut_off))
+    news(Ended(stop.cut_off))
     return 0
 
 

@@ -266,11 +266,17 @@ def _with_card(
         facts,
         folded=True,
         accepted=accepted if isinstance(accepted, bool) else None,
-        recall=float(recall) if isinstance(recall, int | float) and not isinstance(recall, bool) else None,
+        recall=_share(recall),
         facts=len(cast("list[object]", known)) if isinstance(known, list) else 0,
         base=compared,
         notes=tuple(notes),
     )
+
+
+def _share(value: object) -> float | None:
+    """A number from 0 to 1; None for anything else, which no list of adapters may stumble over."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and 0 <= value <= 1 else None
 
 
 def _compare(folder: Path, wanted: str, base: BaseFacts, hashes: BaseHashes | None) -> str:

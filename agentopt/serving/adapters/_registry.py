@@ -18,7 +18,7 @@ from typing import Any
 
 import anyio
 
-from agentopt.errors import AgentoptError, UserError
+from agentopt.errors import AgentoptError, RunError, UserError
 from agentopt.serving._types import Refusal
 from agentopt.serving.adapters._base import BaseFacts
 from agentopt.serving.adapters._check import AdapterFacts, check_adapter, check_name, stamp
@@ -122,13 +122,22 @@ class AdapterRegistry:
 
         Raises:
             UserError: the name is taken or no name, or the folder cannot be served.
+            RunError: the file cannot be written.
         """
+        facts = await self._add(name, folder, keep)
+        if keep:
+            try:
+                self._write()
+            except RunError:  # who asked is told that it is not there: so it is not
+                del self._entries[name]
+                raise
+        return facts
+
+    async def _add(self, name: str, folder: str | Path, keep: bool) -> AdapterFacts:
         self._check_free(check_name(name))
         facts = await self._check(name, Path(folder).expanduser().absolute())
         self._check_free(name)
         self._entries[name] = Entry(facts, keep)
-        if keep:
-            self._write()
         return facts
 
     async def remove(self, name: str) -> None:
@@ -136,18 +145,19 @@ class AdapterRegistry:
 
         Raises:
             UserError: there is none of this name.
+            RunError: the file cannot be written: it is gone, and comes back with the next start.
         """
         entry = self._entries.pop(name, None)
         if entry is None:
             known = ", ".join(self._entries) or "none"
             raise UserError(f"adapter {name!r}: not known; expected one of: {known}.")
         entry.gone = True
-        if entry.keep:
-            self._write()
         if entry.users or entry.resident is not None:
             self._leaving[name] = entry
             if not entry.users:
                 await asyncio.shield(self._start(self._leave(name, entry)))
+        if entry.keep:
+            self._write()
 
     async def restore(self) -> list[str]:
         """Add what the file lists; gives a sentence for each that could not be added.
@@ -160,7 +170,7 @@ class AdapterRegistry:
             if name in self._entries:
                 continue
             try:
-                await self.add(name, folder, keep=True)
+                await self._add(name, folder, keep=True)
             except UserError as error:
                 problems.append(str(error))
         return problems

@@ -100,7 +100,7 @@ class _Routes:
         """Check and add one: {"name", "path"}; the path as the server sees it."""
         registry, body = self._registry(), await _body(request)
         name, path = body.get("name"), body.get("path")
-        if not isinstance(name, str) or not isinstance(path, str) or not name or not path:
+        if not isinstance(name, str) or not isinstance(path, str) or not name or not path or "\0" in path:
             raise Refusal(400, 'Expected {"name": "...", "path": "folder of the adapter, as the server sees it"}.')
         taken: Any = getattr(self._control.catalog, "taken", None)
         if taken is not None and (what := taken(name)):
@@ -129,7 +129,7 @@ class _Routes:
 
         body = await _body(request)
         seconds, stop = body.get("seconds", 30), body.get("stop", True)
-        number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool) and math.isfinite(seconds)
+        number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
         if not number or not 0 <= seconds <= _LONGEST_DRAIN or not isinstance(stop, bool):
             raise Refusal(400, f'Expected {{"seconds": 0 to {_LONGEST_DRAIN:.0f}, "stop": true or false}}.')
         drained = await self._control.drain(float(seconds))

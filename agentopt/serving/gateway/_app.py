@@ -31,6 +31,7 @@ from agentopt.serving.gateway._bodies import Bodies, Gone
 from agentopt.serving.gateway._client import Upstream
 from agentopt.serving.gateway._doors import Doors, check_host
 from agentopt.serving.gateway._errors import broken, draining, unready
+from agentopt.serving.gateway._fields import check_fields
 from agentopt.serving.gateway._forward import Answer, Flight, Send, carry, charged
 from agentopt.serving.gateway._limits import Limits
 from agentopt.serving.gateway._own import Receive, cross_origin, json_reply, lifespan, only, preflight, unknown
@@ -265,7 +266,7 @@ class Gateway:
             if not self._flights and self._empty is not None:
                 self._empty.set()
             if keyring is not None and exchange.key is not None:
-                keyring.release(exchange.key, charged(exchange))
+                keyring.release(exchange.key, charged(exchange, answer.written))
 
     def _can_take(self, route: str) -> None:
         if self.draining:
@@ -295,6 +296,7 @@ class Gateway:
             exchange.bytes_in = len(raw)
             abilities = self.engine.abilities
             body = await parse.read_body(raw, nesting=limits.nesting)
+            check_fields(exchange.route, body, len(raw), limits)
             choice = choose(body, exchange, self.catalog, abilities)
             answer.finish = choice.finish
             sent = rewritten(raw, choice, exchange, abilities)

@@ -13,6 +13,8 @@ from agentopt.serving.gateway._patience import within
 
 _VALUE, _READ = 80, 20
 """Bytes that a value takes once it is read, at most so many times what was sent: 8 MB of short fields become 150 MB."""
+_WIDE = 4
+"""Bytes of each character of a text that holds one emoji."""
 
 
 class Gone(Exception):
@@ -62,7 +64,9 @@ class Bodies:
             seconds = self._limits.body_seconds
             raise Refusal(408, f"the body did not come within {seconds:g} s", code="body_timeout") from error
         raw = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        self._hold(share, min(_VALUE * (raw.count(b",") + raw.count(b":")), _READ * len(raw)))
+        values = min(_VALUE * (raw.count(b",") + raw.count(b":")), _READ * len(raw))
+        wide = not raw.isascii() or b"\\u" in raw
+        self._hold(share, max(values, _WIDE * len(raw) if wide else 0))
         return raw
 
     async def _piece(self, share: Share, pieces: list[bytes], receive: Receive) -> bool:

@@ -22,6 +22,7 @@ _IDLE_SECONDS = (
 )
 _KEPT = 256
 _LOOK_SECONDS = 0.5
+_STALE_SECONDS = 2.0  # what is closed later than this may have been read: it is not sent again
 
 
 class _Stale(Exception):
@@ -147,19 +148,21 @@ class Upstream:
             UpstreamError: No connection, no answer, or one that is not HTTP.
         """
         request = _request_bytes(address, method, path, headers, body)
-        while True:
-            wire, kept = await self._connection(address)
-            try:
-                return await self._exchange(wire, kept, request, first, idle)
-            except _Stale:
-                continue
+        wire, kept = await self._connection(address)
+        try:
+            return await self._exchange(wire, kept, request, first, idle)
+        except _Stale:  # on a new connection, where that cannot happen again
+            wire, _ = await self._connection(address, new=True)
+            return await self._exchange(wire, False, request, first, idle)
 
     async def _exchange(self, wire: Wire, kept: bool, request: bytes, first: float, idle: float) -> UpstreamReply:
+        clock = asyncio.get_running_loop().time
+        until = clock() + _STALE_SECONDS if kept else 0.0
         try:
             wire.send(request)
             while not wire.head:
                 if wire.failed is not None:
-                    if kept and not wire.heard and wire.failed.code == "engine_died":
+                    if not wire.heard and wire.failed.code == "engine_died" and clock() < until:
                         raise _Stale
                     raise wire.failed
                 await wire.wait(first)
@@ -168,12 +171,12 @@ class Upstream:
             raise
         return UpstreamReply(self, wire, first, idle)
 
-    async def _connection(self, address: Address) -> tuple[Wire, bool]:
+    async def _connection(self, address: Address, *, new: bool = False) -> tuple[Wire, bool]:
         """An open connection, and whether it was used before."""
         loop = asyncio.get_running_loop()
         self._now = loop.time()
         self._watch()
-        kept = self._idle.get(address)
+        kept = None if new else self._idle.get(address)
         while kept:
             wire = kept.pop()
             if wire.open and self._now - wire.idle_since < _IDLE_SECONDS:

@@ -287,9 +287,9 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     @property
-    def idle(self) -> bool:
-        """Nothing is being answered."""
-        return self._active is None
+    def spare(self) -> bool:
+        """Nothing is being answered, and what was answered has gone out."""
+        return self._active is None and not self._unsent
 
     @property
     def stopping(self) -> bool:

@@ -16,6 +16,7 @@ from agentopt.serving._types import TokenUse
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 """Text inside a JSON string cannot match: its quotes are escaped."""
 _END = re.compile(rb"\n\r?\n")
+_LAST_USAGES, _USAGE_BYTES = 16, 8 << 10
 
 
 class Events:
@@ -105,15 +106,27 @@ def usage_of(content: Mapping[str, Any]) -> TokenUse | None:
 
 
 def tail_usage(body: bytes) -> TokenUse | None:
-    """The last usage object in (the end of) a JSON reply, without parsing the reply."""
-    for found in reversed(list(_USAGE.finditer(body))):
+    """The token counts in (the end of) a JSON reply, without parsing the reply as long as only one place has them.
+
+    Some routes repeat what the client sent, and it may have sent what looks like a count: then the reply's own counts.
+    """
+    places = [found.end() - 1 for found in _USAGE.finditer(body)]
+    if len(places) > 1:
         try:
-            usage, _ = json.JSONDecoder().raw_decode(body[found.end() - 1 :].decode("utf-8", "replace"))
-        except ValueError:
+            whole: object = json.loads(body)
+        except (ValueError, RecursionError):
+            pass  # the end of a long one: the largest of the last few
+        else:
+            return usage_of(cast("dict[str, Any]", whole)) if isinstance(whole, dict) else None
+    use: TokenUse | None = None
+    for place in places[-_LAST_USAGES:]:
+        try:
+            usage, _ = json.JSONDecoder().raw_decode(body[place : place + _USAGE_BYTES].decode("utf-8", "replace"))
+        except (ValueError, RecursionError):
             continue
         if any(name in usage for name in ("prompt_tokens", "input_tokens")):
-            return _use(usage)
-    return None
+            use = merged(use, _use(usage))
+    return use
 
 
 def merged(earlier: TokenUse | None, later: TokenUse) -> TokenUse:

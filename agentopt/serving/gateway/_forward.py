@@ -27,6 +27,7 @@ _TYPE = re.compile(r"[A-Za-z0-9.+-]{1,64}/[A-Za-z0-9.+-]{1,64}(; ?charset=[A-Za-
 _TAIL = 64 << 10
 _ERROR_BYTES = 1 << 20
 _SHOWN = 2000
+_EVENT = 512  # bytes; what is shorter is one event
 _OWN_STATUSES = frozenset({400, 404, 413, 415, 422, 429})
 
 
@@ -64,6 +65,7 @@ class Answer:
         "finish",
         "last",
         "limits",
+        "written",
     )
 
     def __init__(self, exchange: Exchange, send: Send, limits: Limits, headers: list[tuple[bytes, bytes]]) -> None:
@@ -74,6 +76,8 @@ class Answer:
         self.events: Events | None = None
         """Set while the body is server-sent events."""
         self.last = b""
+        self.written = 0
+        """Events that were sent, or pieces of another body: about the tokens of a stream."""
         self.finish: Callable[[str, bytes], bytes] | None = None
         """Of the choice: what is done to a reply that is not streamed."""
         self._send = send
@@ -118,6 +122,8 @@ class Answer:
         exchange = self.exchange
         exchange.chunks += 1
         exchange.bytes_out += len(data)
+        # A client that reads slowly gets many events in one piece.
+        self.written += 1 if len(data) < _EVENT else data.count(b"\n\n") or 1
         self.last = data
         if self._kept is not None:
             self._keep -= len(data)
@@ -298,10 +304,10 @@ def _snake(kind: str | None) -> str | None:
     return kind if kind is not None and kind.islower() else None
 
 
-def charged(exchange: Exchange) -> int:
+def charged(exchange: Exchange, written: int) -> int:
     """Tokens that count for the key: the engine's count, else an estimate, so that hanging up early is not free."""
     if exchange.use is not None:
         return exchange.use.total
     if exchange.first is None and not (exchange.sent and exchange.error == "client_gone"):
         return 0
-    return exchange.chunks + exchange.bytes_in // 4
+    return written + exchange.bytes_in // 4

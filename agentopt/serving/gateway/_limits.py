@@ -24,6 +24,16 @@ class Limits:
     """Bodies of all requests in flight together, with what they take once they are read as JSON."""
     nesting: int = 64
     """Depth of arrays and objects in a body."""
+    replies: int = 128
+    """Of one request: `n` times its prompts."""
+    inputs: int = 2048
+    """Texts of one request for embeddings."""
+    logprobs: int = 100
+    """Alternatives of each token."""
+    schema_values: int = 10_000
+    """Values in all schemas, tools and choices of one request."""
+    fields: frozenset[str] = frozenset()
+    """Of `_fields.REFUSED`, those that clients may set all the same."""
     first_seconds: float = 600.0
     """From the forwarded request to the first byte of the engine's reply body."""
     idle_seconds: float = 120.0

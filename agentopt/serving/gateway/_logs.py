@@ -110,7 +110,7 @@ class AccessLog:
             self.close()
             for number in range(self._keep, 0, -1):
                 older = path.with_name(f"{path.name}.{number - 1}") if number > 1 else path
-                with suppress(FileNotFoundError):
+                with suppress(OSError):  # one that cannot be put aside grows on
                     older.replace(path.with_name(f"{path.name}.{number}"))
             if self._keep == 0:
                 path.unlink(missing_ok=True)
@@ -122,8 +122,12 @@ def _write_all(file: int | None, data: bytes) -> int:
     if file is None:
         raise OSError("the log is not open")
     written = os.write(file, data)
-    while written < len(data):
-        written += os.write(file, data[written:])
+    try:
+        while written < len(data):
+            written += os.write(file, data[written:])
+    except OSError:
+        os.ftruncate(file, os.fstat(file).st_size - written)  # half a line would make the next one unreadable too
+        raise
     return written
 
 

@@ -96,7 +96,7 @@ class Server:
         """A client connected."""
         self._connections.add(connection)
         if len(self._connections) > self.limits.connections:
-            spare = next((one for one in self._connections if one.idle and one is not connection), None)
+            spare = next((one for one in self._connections if one.spare and one is not connection), None)
             if spare is None:
                 connection.refuse_all()
             else:

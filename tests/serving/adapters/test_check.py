@@ -255,6 +255,15 @@ def test_a_folded_adapter_for_another_base_is_refused(tmp_path: Path) -> None:
     assert facts.base.startswith("by its hash")
 
 
+@pytest.mark.parametrize("recall", ["NaN", "1e999", "-1", "1" + "0" * 400, '"0.9"', "true"])
+def test_a_recall_that_is_none_does_not_break_the_list(tmp_path: Path, recall: str) -> None:
+    folder = adapter(tmp_path / "fold")
+    (folder / "fold.json").write_text(f'{{"base_hash": "{"a" * 32}", "recall": {recall}}}', encoding="utf-8")
+    facts = check_adapter(folder, base(tmp_path / "base"))
+    assert facts.recall is None
+    json.dumps(facts.to_dict(), allow_nan=False)
+
+
 def test_a_base_that_cannot_be_hashed_is_said_to_be_uncompared(tmp_path: Path) -> None:
     known = base(tmp_path / "base")
     folder = adapter(tmp_path / "fold", card={"base_hash": "a" * 32, "accepted": False})

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agentopt.errors import UserError
+from agentopt.errors import RunError, UserError
 from agentopt.serving._types import Refusal
 from agentopt.serving.adapters import AdapterRegistry
 from tests.serving.adapters.registries import Held, add, run, use
@@ -229,6 +229,30 @@ def test_what_was_added_while_running_is_there_after_a_new_start(tmp_path: Path)
             await registry.restore()
 
     run(tmp_path, third, path=kept)
+
+
+def test_a_full_disk_leaves_no_adapter_behind(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    kept = tmp_path / "kept" / "adapters.json"
+
+    async def test(registry: AdapterRegistry, driver: Held) -> None:
+        await add(registry, tmp_path, "a", keep=True)
+        await use(registry, "a")
+        kept.with_suffix(".new").mkdir()  # as a full disk: it cannot be written
+        with pytest.raises(RunError, match="cannot be written"):
+            await add(registry, tmp_path, "b", keep=True)
+        assert registry.names() == ("a",)
+        with pytest.raises(RunError, match="cannot be written"):
+            await registry.remove("a")
+        assert (registry.names(), registry.resident, driver.held) == ((), 0, {})
+
+    async def anew(registry: AdapterRegistry, driver: Held) -> None:
+        assert await registry.restore() == []
+        assert registry.names() == ("a",)
+
+    run(tmp_path, test, path=kept)
+    (tmp_path / "base").rename(tmp_path / "old")
+    run(tmp_path, anew, path=kept)
 
 
 async def _forgiving(what: Awaitable[None]) -> None:

@@ -210,3 +210,29 @@ async def test_an_engine_that_takes_long_to_connect_to_is_not_waited_for_longer(
             with pytest.raises(UpstreamError) as caught:
                 await upstream.request(address, "GET", "/", first=0.2)
         assert caught.value.code == "engine_silent"
+
+
+async def test_a_request_that_may_have_been_read_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine died of it, or something between closed a connection that was silent for long."""
+    asked: list[int] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+            await reader.readuntil(b"\r\n\r\n")
+            asked.append(1)
+        writer.transport.abort()
+
+    async with engine(handle) as (upstream, address):
+        replies = [await upstream.request(address, "GET", "/") for _ in range(4)]
+        for reply in replies:
+            assert await reply.read(10) == b"ok"
+        # Closed at once, as idle ones are: sent again, once, and not on the other kept ones.
+        monkeypatch.setattr("agentopt.serving.gateway._client._STALE_SECONDS", 60.0)
+        assert await get(upstream, address) == (200, b"ok")
+        assert len(asked) == 1
+        monkeypatch.setattr("agentopt.serving.gateway._client._STALE_SECONDS", 0.0)
+        with pytest.raises(UpstreamError):
+            await get(upstream, address)
+        assert len(asked) == 2

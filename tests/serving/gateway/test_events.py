@@ -111,6 +111,18 @@ def test_the_count_at_the_end_of_a_reply(text: str, tokens: int) -> None:
     assert tail_usage(b'{"choices": []}') is None
 
 
+def test_what_a_reply_repeats_of_the_request_is_no_count() -> None:
+    counts = {"prompt_tokens": 70, "completion_tokens": 30}
+    for fake in ({"prompt_tokens": 0}, {"input_tokens": 10**9}, {"prompt_tokens": {"type": "integer"}}):
+        for reply in ({"usage": counts, "tools": [{"usage": fake}]}, {"tools": [{"usage": fake}] * 9, "usage": counts}):
+            use = tail_usage(json.dumps(reply).encode())
+            assert use is not None
+            assert (use.prompt, use.completion) == (70, 30)
+    end = json.dumps({"usage": counts, "last": {"usage": {"prompt_tokens": 0}}}).encode()[1:]  # of a long reply
+    use = tail_usage(b'"usage":{},' * 50_000 + end)
+    assert use is not None and use.total == 100
+
+
 def test_errors_of_the_responses_form_go_on_with_the_numbers() -> None:
     last = b'data: {"type":"x","sequence_number":7}\n\n'
     event = error_event(RESPONSES, Refusal(502, "gone", code="engine_died"), last)

@@ -107,3 +107,32 @@ def test_a_full_disk_costs_lines_and_nothing_else(tmp_path: Path, monkeypatch: p
 def test_a_file_that_cannot_be_written_is_the_user_s_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot write the access log"):
         AccessLog(tmp_path / "missing" / "gateway.log")
+
+
+def test_half_a_line_of_a_full_disk_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "gateway.log"
+    log = AccessLog(path)
+    log.event("before")
+    write = os.write
+    with monkeypatch.context() as patch:
+
+        def full(file: int, data: bytes) -> int:
+            if len(data) < 40:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(file, data[: len(data) - 20])
+
+        patch.setattr(os, "write", full)
+        log.event("during", text="x" * 50)
+    log.event("after")
+    log.close()
+    assert [line["event"] for line in lines(path)] == ["before", "lines_lost", "after"]
+
+
+def test_a_log_that_cannot_be_put_aside_grows_on(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.log"
+    (tmp_path / "gateway.log.1" / "in the way").mkdir(parents=True)
+    log = AccessLog(path, max_bytes=200, keep=1)
+    for number in range(20):
+        log.event("one", number=number)
+    log.close()
+    assert [line["number"] for line in lines(path)] == list(range(20))

@@ -157,6 +157,14 @@ async def test_bodies_that_grow_when_they_are_read_are_bounded_too() -> None:
         assert home.gateway._bodies.held == 0
 
 
+async def test_texts_whose_characters_take_four_bytes_are_bounded_too() -> None:
+    limits = Limits(bodies_bytes=3_000_000, grace_seconds=0.2)
+    text = [{"role": "user", "content": "x" * 800_000 + "\N{ROCKET}"}]
+    async with house(limits=limits) as home:
+        assert (await home.ask(messages=text)).status_code == 503
+        assert (await home.ask(messages=[{"role": "user", "content": "x" * 800_000}])).status_code == 200
+
+
 async def test_a_chunked_body_and_one_in_many_pieces_are_read() -> None:
     async with house() as home:
         chunks = b"".join(b"%x\r\n%b\r\n" % (1, BODY[n : n + 1]) for n in range(len(BODY))) + b"0\r\n\r\n"
