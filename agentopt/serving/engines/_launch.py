@@ -49,6 +49,7 @@ class Launch:
         abilities: what it can at least do, known beforehand.
         stages: (pattern, words): what a line of its log says about how far a start is; \1 is filled in.
         hint: (last lines, exit code) -> why it ended, where that is known.
+        counters: finds the lines of its `/metrics` that grow with its tokens; None: it has none.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Launch:
     abilities: Abilities
     stages: tuple[tuple[re.Pattern[str], str], ...] = ()
     hint: Callable[[Sequence[str], int | None], Hint | None] = field(default=_no_hint)
+    counters: re.Pattern[str] | None = None
 
 
 def engine_environment(python: str = sys.executable, **more: str) -> dict[str, str]:
@@ -117,6 +119,7 @@ def launch_transformers(model: Path, name: str, options: EngineOptions | None = 
         ),
         stages=((re.compile(r"[Ll]oading"), "loading weights"),),
         hint=common_hint,
+        counters=re.compile(r"^agentopt_engine_\w+_tokens_total .*$", re.MULTILINE),
     )
 
 

@@ -74,6 +74,7 @@ class SupervisorOptions:
         health_interval: between two looks at an engine that is ready.
         health_timeout: within which it must answer one.
         hung_after: without an answer for so long (and twice in a row) it is killed and started again.
+        token_within: an engine that a request found silent has so long for one token, twice, before it counts as hung.
         stop_grace: between TERM and KILL.
         first_delay: before the first restart; doubled for each that follows.
         longest_delay: between two starts.
@@ -87,6 +88,7 @@ class SupervisorOptions:
     health_interval: float = 5.0
     health_timeout: float = 10.0
     hung_after: float = 30.0
+    token_within: float = 30.0
     stop_grace: float = 15.0
     first_delay: float = 1.0
     longest_delay: float = 60.0

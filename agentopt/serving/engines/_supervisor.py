@@ -27,6 +27,7 @@ from agentopt.serving.engines._folder import RunFolder
 from agentopt.serving.engines._launch import Launch
 from agentopt.serving.engines._log import EngineLog
 from agentopt.serving.engines._options import SupervisorOptions
+from agentopt.serving.engines._progress import stalled
 
 _POLL = 0.1
 """Seconds between two looks at an engine that is starting."""
@@ -234,13 +235,15 @@ class Supervisor(EngineBase):
         answered, misses = time.monotonic(), 0
         while True:
             seconds = self.options.health_interval
-            await self._pause(ended, seconds if misses == 0 else min(seconds, _AGAIN))
+            suspected = await self._pause(ended, seconds if misses == 0 else min(seconds, _AGAIN))
             if not child.alive:
                 return "it ended"
             trouble = await self._raced(self._health(_HEALTH), ended, "it ended")
             if not child.alive:
                 return "it ended"
             if trouble is None:
+                if suspected and (stalled := await self._raced(self._stalled(), ended, "it ended")) is not None:
+                    return stalled
                 answered, misses = time.monotonic(), 0
                 self._tell_dropped()
                 continue
@@ -249,14 +252,22 @@ class Supervisor(EngineBase):
             if misses >= 2 and silent >= self.options.hung_after:
                 return f"{trouble}; no good answer for {silent:.0f} s"
 
-    async def _pause(self, ended: asyncio.Task[None], seconds: float) -> None:
-        """Until it ends, is suspected, or the time is over."""
+    async def _stalled(self) -> str | None:
+        """Why it is taken to compute no more, though its health is good."""
+        if self.launch.counters is None:
+            return None
+        return await stalled(self.address, self.abilities, self.launch.counters, self.options.token_within)
+
+    async def _pause(self, ended: asyncio.Task[None], seconds: float) -> bool:
+        """Until it ends, is suspected (True), or the time is over."""
         suspected = asyncio.create_task(self._suspected.wait())
         try:
             await asyncio.wait({ended, suspected}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             suspected.cancel()
+        found = self._suspected.is_set()
         self._suspected.clear()
+        return found
 
     async def _raced(self, work: Coroutine[Any, Any, str | None], ended: asyncio.Task[None], late: str) -> str | None:
         """What `work` gives, or `late` when the process ends before."""

@@ -87,6 +87,7 @@ def launch_vllm(model: Path, name: str, options: EngineOptions | None = None, ch
         ),
         stages=_STAGES,
         hint=vllm_hint,
+        counters=re.compile(r"^vllm:(?:prompt|generation)_tokens_total\b.*$", re.MULTILINE),
     )
 
 

@@ -1,6 +1,6 @@
 """A double of an engine that misbehaves as it is told, in the standard library alone, so that it starts at once.
 
-python tiny_engine.py --uds PATH | --host H --port N [--does BEHAVIOUR] [--pids FILE] [--sick FILE]
+python tiny_engine.py --uds PATH | --host H --port N [--does BEHAVIOUR] [--pids FILE] [--sick FILE] [--stuck FILE]
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ sick = ""
 """While this file exists its health is bad; one that says "once" is removed by the first bad answer."""
 
 
+stuck = ""
+"""While this file exists it writes no token; one that says "busy" lets its counters grow all the same."""
 bad: list[bool] = []
+tokens: list[int] = []
 
 
 def health() -> tuple[int, object]:
@@ -58,6 +61,14 @@ def health() -> tuple[int, object]:
     return 503, {}
 
 
+def stuck_on() -> str | None:
+    try:
+        with open(stuck, encoding="utf-8") as file:
+            return file.read()
+    except OSError:
+        return None
+
+
 def end_in_order(number: int, frame: object) -> None:
     print("ended in order", flush=True)
     os._exit(0)
@@ -69,13 +80,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer(*health())
         elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self.answer(401, {"error": {"message": "no"}})
+        elif self.path == "/metrics":
+            if stuck_on() == "busy":
+                tokens.append(1)
+            self.answer(200, "counted", text=f"# of tiny\ntokens_total {len(tokens)}\nlooks_total {time.time()}\n")
         elif self.path == "/v1/models":
             self.answer(200, {"data": [{"id": "tiny", "max_model_len": 77}]})
         else:
             self.answer(404, {})
 
-    def answer(self, status: int, body: object) -> None:
-        data = json.dumps(body).encode()
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        print("asked for a token", flush=True)
+        while stuck_on() is not None:
+            time.sleep(0.02)
+        tokens.append(1)
+        self.answer(200, {})
+
+    def answer(self, status: int, body: object, text: str | None = None) -> None:
+        data = (json.dumps(body) if text is None else text).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -111,7 +134,7 @@ def children(does: str) -> list[int]:
 
 
 def main() -> None:
-    global sick
+    global sick, stuck
     parser = argparse.ArgumentParser(prog="tiny_engine")
     parser.add_argument("--uds")
     parser.add_argument("--host", default="127.0.0.1")
@@ -119,11 +142,12 @@ def main() -> None:
     parser.add_argument("--does", default="well")
     parser.add_argument("--pids")
     parser.add_argument("--sick", default="")
+    parser.add_argument("--stuck", default="")
     parser.add_argument("--fails-while", default="")
     told = parser.parse_args()
     if os.path.exists(told.fails_while):
         parser.error("argument --colour: expected one argument")
-    sick = told.sick
+    sick, stuck = told.sick, told.stuck
     if told.does == "ignores_term":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if told.does == "orderly":

@@ -224,7 +224,9 @@ class Worker:
         job, reading = self._reading
         self.slots.use([job.adapter])
         try:
+            before = reading.done
             self._rows.read(reading, self._part)
+            self.read += reading.done - before
             grammar = self._grammars.start(job.grammar) if reading.complete and job.grammar is not None else None
         except Exception as error:  # noqa: BLE001  # out of memory, say: this request alone fails
             self._fail_reading(f"{type(error).__name__}: {error}")
@@ -235,7 +237,6 @@ class Worker:
 
     def _start(self, job: Job, reading: Reading, grammar: Grammar | None) -> None:
         """The first token of a reply, and a row for the others."""
-        self.read += len(job.prompt)
         text = Text(self._writer, job.stops, before=job.prompt if job.continues else ())
         one = _Running(job, Sampler(job.sampling, job.prompt), text, grammar)
         if self._take(one, reading.logits):
