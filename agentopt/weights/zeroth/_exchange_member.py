@@ -11,7 +11,7 @@ from agentopt.weights.zeroth import _frames as frames
 from agentopt.weights.zeroth._exchange import SocketExchange, WorkerLost, check_open, lost, tell
 from agentopt.weights.zeroth._frames import Garbage, Gone, Line
 
-_GREETING_SECONDS, _GRACE_SECONDS = 30.0, 5.0
+_GRACE_SECONDS = 5.0
 
 
 class MemberExchange(SocketExchange):
@@ -92,7 +92,7 @@ def join(address: str, rank: int, token: str, world: int, timeout: float) -> Mem
     line = Line(_connect(address, timeout))
     try:
         line.send(frames.HELLO, frames.pack_greeting(rank, world, token), timeout)
-        kind, payload = line.wait(min(timeout, _GREETING_SECONDS))
+        kind, payload = line.wait(timeout)  # rank 0 listens from its start, and takes workers in once it is ready
     except (Gone, Garbage, TimeoutError) as error:
         line.close()
         raise RunError(f"exchange: what listens at {address} does not answer as rank 0 of a run.") from error
