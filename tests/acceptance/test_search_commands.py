@@ -240,8 +240,10 @@ def test_principles_tools_and_code_are_shown_as_a_person_would_write_them(agento
 
 def test_an_interrupt_says_how_to_go_on_and_the_run_can_be_resumed(agentopt: Run, project: Path) -> None:
     (project / "slow.py").write_text(
-        "import time\nfrom pathlib import Path\nimport agentopt as ao\nfrom agent import answer, colour\n\n\n"
-        "def slowly(request):\n    time.sleep(0 if Path('hurry').exists() else 0.12)\n    return answer(request)\n\n\n"
+        "import time\nfrom itertools import count\nfrom pathlib import Path\nimport agentopt as ao\n"
+        "from agent import answer, colour\n\ncalls = count(1)\n\n\n"
+        "def slowly(request):\n    late = next(calls) > 60  # the baseline is known\n"
+        "    while late and not Path('hurry').exists():\n        time.sleep(0.05)\n    return answer(request)\n\n\n"
         'ao.configure(models={"agent": ao.FunctionLM(slowly, name="slow")})\n',
         encoding="utf-8",
     )
