@@ -12,6 +12,7 @@ import pytest
 import agentopt as ao
 from agentopt import graph
 from agentopt.models import LM, OpenAICompatible
+from agentopt.weights.fold.client import FolderLM
 from tests.serve import harness
 
 pytestmark = [
@@ -29,8 +30,7 @@ def own_parameters() -> Iterator[None]:
 
 def test_a_call_that_names_folded_knowledge_is_answered_by_its_adapter(tmp_path: Path) -> None:
     served = harness.make(tmp_path, "float32")
-    # The prompt that a chat template makes has to be the one that the folder was trained with.
-    (served.base / "chat_template.jinja").write_text("{{ messages[-1]['content'] }}", encoding="utf-8")
+    (served.base / "chat_template.jinja").write_text(served.folder.chat_template, encoding="utf-8")
     owned = {name: ao.knowledge(f"{name}.things", harness.sentences(name)) for name in served.paths}
     values: dict[str, Any] = {
         handle.name: {"form": "folded", "of": handle.spec.knowledge.hash, "adapter": str(served.paths[name])}
@@ -47,3 +47,8 @@ def test_a_call_that_names_folded_knowledge_is_answered_by_its_adapter(tmp_path:
             assert reply.model == name
             assert reply.text.rpartition("so:")[2].split()[0] == question.answer
             assert reply.usage.input_tokens == len(question.text.split())
+            with ao.Candidate(values).active():
+                told: dict[str, Any] = {"system": "so: not\n\n a lot", "user": question.text, "knowledge": owned[name]}
+                told["options"] = ao.LMOptions(max_tokens=12)
+                reply, own = model.complete_sync(**told), FolderLM(served.folder).complete_sync(**told)
+            assert reply.usage.input_tokens == own.usage.input_tokens == 4 + len(question.text.split())

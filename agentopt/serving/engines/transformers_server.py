@@ -33,6 +33,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--device", help="cpu or cuda; the GPU when there is one")
+    parser.add_argument("--chat-template", type=Path, help="a jinja file in place of the model's own template")
     parser.add_argument("--max-model-len", type=int, help="longest prompt and reply together, tokens")
     parser.add_argument("--max-num-seqs", type=int, default=8, help="replies that are written at a time")
     parser.add_argument(
@@ -113,6 +114,11 @@ def _load(asked: argparse.Namespace) -> Any:
     from agentopt.weights import load
 
     model, tokenizer = load.model(asked.model, dtype=asked.dtype, device=asked.device)
+    if asked.chat_template is not None:
+        try:
+            tokenizer.chat_template = asked.chat_template.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UserError(f"--chat-template {asked.chat_template}: cannot be read ({error}).") from None
     about = model.config.get_text_config(decoder=True)
     window = getattr(about, "max_position_embeddings", None) or _WINDOW
     context = asked.max_model_len or int(window)

@@ -21,7 +21,9 @@ _AT_ONCE = 64
 """Questions of a batch."""
 
 
-def answer_pairs(folder: Folder, asked: Sequence[Pair], *, gate: bool, max_new: int | None) -> list[Answer]:
+def answer_pairs(
+    folder: Folder, asked: Sequence[Pair], context: Sequence[str], *, gate: bool, max_new: int | None
+) -> list[Answer]:
     """The answers in order; see `Folder.ask_pairs`."""
     thresholds = folder.gate if gate else None
     found: dict[int, Answer] = {}
@@ -33,7 +35,8 @@ def answer_pairs(folder: Folder, asked: Sequence[Pair], *, gate: bool, max_new: 
             reading[place] = decision.reason
         else:
             folded.append(place)
-    for place, one in zip(folded, _folded(folder, [asked[place] for place in folded], max_new), strict=True):
+    said = _folded(folder, [asked[place] for place in folded], context, max_new)
+    for place, one in zip(folded, said, strict=True):
         adapter = asked[place][0]
         decision = None if thresholds is None else thresholds.decide(adapter.recall, one.margin)
         reason = "the gate is off" if not gate else "no gate" if decision is None else decision.reason
@@ -42,11 +45,11 @@ def answer_pairs(folder: Folder, asked: Sequence[Pair], *, gate: bool, max_new: 
             reading[place] = reason
     for adapter in dict.fromkeys(asked[place][0] for place in reading):
         mine = {place: why for place, why in reading.items() if asked[place][0] is adapter}
-        found |= _read(folder, adapter, {place: asked[place][1] for place in mine}, mine, found, max_new)
+        found |= _read(folder, adapter, {place: asked[place][1] for place in mine}, mine, found, context, max_new)
     return [found[place] for place in range(len(asked))]
 
 
-def _folded(folder: Folder, asked: Sequence[Pair], max_new: int | None) -> list[Written]:
+def _folded(folder: Folder, asked: Sequence[Pair], context: Sequence[str], max_new: int | None) -> list[Written]:
     torch = need("torch")
     kit = folder.kit
     written: list[Written] = []
@@ -58,7 +61,7 @@ def _folded(folder: Folder, asked: Sequence[Pair], max_new: int | None) -> list[
         written += kit.write(
             state,
             [number[adapter] for adapter, _ in part],
-            [kit.encoder.prompt(question.text) for _, question in part],
+            [kit.encoder.prompt(question.text, context) for _, question in part],
             [question.choices for _, question in part],
             max_new,
         )
@@ -71,15 +74,17 @@ def _read(
     questions: Mapping[int, Question],
     why: Mapping[int, str],
     folded: Mapping[int, Answer],
+    context: Sequence[str],
     max_new: int | None,
 ) -> dict[int, Answer]:
     """The answers of questions that the gate turned away, from the facts in the prompt."""
     try:
         with folder.base_in_use():
-            read = folder.reader(max_new).ask_many(folder.prefix(adapter), list(questions.values()))
+            reader, facts = folder.reader(max_new), folder.prefix(adapter)
+            read = reader.ask_many(facts, list(questions.values()), context=context)
     except UserError as error:  # longer than the window: what is folded is all there is
         missing = [place for place in questions if place not in folded]
-        written = _folded(folder, [(adapter, questions[place]) for place in missing], max_new)
+        written = _folded(folder, [(adapter, questions[place]) for place in missing], context, max_new)
         late = {place: _answer(one, adapter, "") for place, one in zip(missing, written, strict=True)}
         every = {**folded, **late}
         return {

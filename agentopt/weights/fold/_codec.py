@@ -81,19 +81,23 @@ class Codec:
 
     def context(self, facts: Sequence[str]) -> list[int]:
         """The facts as a reader has them before the question: one a line, begin of text in front."""
-        lines = [self.ids(_filled(self.format.fact, fact=fact) + "\n") for fact in facts]
+        lines = [self.ids(self._line(fact)) for fact in facts]
         return [*self.lead, *(one for line in lines for one in line)]
 
-    def question(self, text: str) -> list[int]:
-        """The question, without begin of text.
+    def question(self, text: str, before: Sequence[str] = ()) -> list[int]:
+        """The question, without begin of text; lines before it are tokenized with it, as a server does.
 
         Raises:
             UserError: the tokenizer makes nothing of it.
         """
-        found = self.ids(_filled(self.format.question, question=text))
+        lines = "".join(self._line(line) for line in before)
+        found = self.ids(lines + _filled(self.format.question, question=text))
         if not found:
             raise UserError(f"question {text!r}: the tokenizer makes no token of it, expected a text.")
         return found
+
+    def _line(self, text: str) -> str:
+        return _filled(self.format.fact, fact=text) + "\n"
 
     def recall(self, facts: Sequence[str]) -> list[int]:
         """The recalled facts with the mark that closes them; nothing in the single-task form."""

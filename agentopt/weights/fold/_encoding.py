@@ -155,9 +155,9 @@ class Encoder:
 
     # --- the outer loss ----------------------------------------------------------------------------------------------
 
-    def prompt(self, question: str) -> list[int]:
-        """What a folded model is asked."""
-        return [*self.codec.lead, *self.codec.question(question)]
+    def prompt(self, question: str, context: Sequence[str] = ()) -> list[int]:
+        """What a folded model is asked: lines that are not folded, and the question."""
+        return [*self.codec.lead, *self.codec.question(question, context)]
 
     def questions(self, picks: Sequence[Pick]) -> Asked:
         """The picked questions of several knowledge bases; one with fewer is filled with rows of no weight."""

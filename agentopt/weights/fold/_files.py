@@ -1,7 +1,7 @@
 """Folders on disk.
 
 META/     meta.json (options, hashes, thresholds, summary), init.safetensors (start, rates, token weights), tokenizer/,
-          and base/ when meta-training changed the base's weights
+          chat_template.jinja for servers, and base/ when meta-training changed the base's weights
 ADAPTER/  adapter_config.json and adapter_model.safetensors as peft writes them (with `adapts="all"` a model folder),
           and fold.json (facts, hashes, recall, what the gate said)
 """
@@ -18,9 +18,10 @@ from typing import Any, cast
 from agentopt.errors import RunError, UserError
 from agentopt.weights import load
 from agentopt.weights.adapters import _files as lora_files
-from agentopt.weights.finetuning._folder import read_json, write_json
+from agentopt.weights.finetuning._folder import read_json, write_json, write_text
 from agentopt.weights.finetuning._saving import quiet
 from agentopt.weights.fold._adapter import Adapter
+from agentopt.weights.fold._chat import chat_template
 from agentopt.weights.fold._kit import Kit
 from agentopt.weights.fold._run_folder import digest, read_tensors, write_tensors
 from agentopt.weights.load import need
@@ -28,6 +29,7 @@ from agentopt.weights.zeroth._fingerprint import fingerprint
 
 VERSION = 1
 META, INIT, CARD, BASE, TOKENIZER = "meta.json", "init.safetensors", "fold.json", "base", "tokenizer"
+CHAT_TEMPLATE = "chat_template.jinja"
 _HEAD = ("options", "base", "meta_hash", "gate", "max_new", "result")
 
 
@@ -100,6 +102,7 @@ def save_meta(path: Path, kit: Kit, tokenizer: Any, head: Mapping[str, Any]) -> 
         raise RunError(f"{path}: cannot be written ({error}); make room and save it again.") from error
     own = stored_names(kit)
     write_tensors(path / INIT, {name: one for name, one in kit.named().items() if name in own}, {"version": VERSION})
+    write_text(path / CHAT_TEMPLATE, chat_template(kit.codec))
     write_json(path / META, {"version": VERSION, **head})
 
 

@@ -24,6 +24,7 @@ from agentopt.weights.fold import _files as files
 from agentopt.weights.fold._adapter import Adapter
 from agentopt.weights.fold._answers import Answer
 from agentopt.weights.fold._asking import answer_pairs
+from agentopt.weights.fold._chat import chat_template
 from agentopt.weights.fold._codec import Codec
 from agentopt.weights.fold._encoding import Encoder, check_tasks
 from agentopt.weights.fold._events import Event
@@ -151,6 +152,11 @@ class Folder:
         return self.kit.meta
 
     @property
+    def chat_template(self) -> str:
+        """Jinja that makes of chat turns the prompt this folder was trained with, for servers; also a file in META."""
+        return chat_template(self.codec)
+
+    @property
     def meta_hash(self) -> str:
         """A name for options and meta-parameters."""
         return files.meta_hash(self.kit, self.base_hash)
@@ -230,6 +236,7 @@ class Folder:
         question: str | Question,
         *,
         choices: Sequence[str] = (),
+        context: Sequence[str] = (),
         gate: bool = True,
         max_new: int | None = None,
     ) -> Answer:
@@ -239,13 +246,14 @@ class Folder:
             adapter: of `fold` or `load_adapter`.
             question: a text, or a question with choices of its own.
             choices: the answers there are; the likeliest is given. Without, what the model writes.
+            context: lines before the question that are not folded, such as instructions.
             gate: where the gate does not trust fold or answer, read the facts in context instead, and say so.
             max_new: most tokens of recalled facts, and of an answer; None for what meta-training saw.
 
         Raises:
             UserError: an adapter for another base, or an empty question.
         """
-        return self.ask_many(adapter, [question], choices=choices, gate=gate, max_new=max_new)[0]
+        return self.ask_many(adapter, [question], choices=choices, context=context, gate=gate, max_new=max_new)[0]
 
     def ask_many(
         self,
@@ -253,21 +261,29 @@ class Folder:
         questions: Sequence[str | Question],
         *,
         choices: Sequence[str] = (),
+        context: Sequence[str] = (),
         gate: bool = True,
         max_new: int | None = None,
     ) -> list[Answer]:
-        """Answer several questions from one knowledge base."""
+        """Answer several questions from one knowledge base, each after the same context."""
         asked = [_question(one, choices) for one in questions]
-        return self.ask_pairs([(adapter, one) for one in asked], gate=gate, max_new=max_new)
+        return self.ask_pairs([(adapter, one) for one in asked], context=context, gate=gate, max_new=max_new)
 
     def ask_pairs(
-        self, pairs: Sequence[tuple[Adapter, str | Question]], *, gate: bool = True, max_new: int | None = None
+        self,
+        pairs: Sequence[tuple[Adapter, str | Question]],
+        *,
+        context: Sequence[str] = (),
+        gate: bool = True,
+        max_new: int | None = None,
     ) -> list[Answer]:
         """Answer questions from several knowledge bases, their adapters side by side in one batch."""
         asked = [(adapter, _question(question, ())) for adapter, question in pairs]
         for adapter in dict.fromkeys(adapter for adapter, _ in asked):
             self._check_mine(adapter)
-        return answer_pairs(self, asked, gate=gate, max_new=max_new)
+        if isinstance(context, str):
+            raise UserError("ask: found one text as context, expected a list of lines: context=[text].")
+        return answer_pairs(self, asked, context, gate=gate, max_new=max_new)
 
     def reader(self, max_new: int | None = None) -> InContext:
         """What reads the facts where the gate does not trust a fold: the base, which answers at once.

@@ -100,7 +100,12 @@ class InContext:
         return Prefix(tuple(facts), len(ids), self._read([ids]))
 
     def ask_many(
-        self, facts: Prefix | Sequence[str], questions: Sequence[str | Question], choices: Sequence[str] = ()
+        self,
+        facts: Prefix | Sequence[str],
+        questions: Sequence[str | Question],
+        choices: Sequence[str] = (),
+        *,
+        context: Sequence[str] = (),
     ) -> list[Answer]:
         """Answer several questions about the same facts.
 
@@ -108,12 +113,13 @@ class InContext:
             facts: what `prefix` returned, or facts, which are then read again for every question.
             questions: texts, or questions with choices of their own.
             choices: the answers there are, for questions that are texts.
+            context: lines between the facts and each question.
 
         Raises:
             UserError: facts and question are longer than the model's window.
         """
         asked = [one if isinstance(one, Question) else Question(one, "", choices=tuple(choices)) for one in questions]
-        prompts = [self.codec.question(one.text) for one in asked]
+        prompts = [self.codec.question(one.text, context) for one in asked]
         longest = max(map(len, prompts), default=0)
         found: list[Written] = []
         if isinstance(facts, Prefix):

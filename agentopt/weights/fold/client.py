@@ -4,9 +4,10 @@
 
 A request that names an adapter is answered from it: its facts are not in the prompt, and its prompt tokens are counted
 without them. Where the folder's gate does not trust fold or answer, the facts are read in context instead and counted.
-A request without an adapter is answered by the base, with the lines of the system text as the facts and the last user
-turn as the question. Decoding is greedy, so replies are a pure function of the request and of the META folder;
-`temperature`, `top_p` and `stop` change nothing.
+A request without an adapter is answered by the base, with the lines of the turns before as the facts and the last user
+turn as the question; with one, those lines stand before the question as well. A server makes the same prompts with the
+META folder's chat_template.jinja. Decoding is greedy, so replies are a pure function of the request and of the META
+folder; `temperature`, `top_p` and `stop` change nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import anyio.to_thread
 
@@ -29,7 +31,7 @@ from agentopt.errors import RunError, UserError
 from agentopt.graph import Usage
 from agentopt.models import LMRefused, Message, Reply, Request
 from agentopt.models._doubles import DirectLM
-from agentopt.models._messages import text_of
+from agentopt.weights.fold._chat import read_chat
 from agentopt.weights.fold._files import CARD, META, read_meta
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from agentopt.weights.fold._folder import Folder
     from agentopt.weights.fold._incontext import Prefix
 
+_PROMPT = 2
+"""Counts the ways in which requests have become prompts: replies that an older one was given must not be reused."""
 _ADAPTERS = 64
 """Adapters that stay in memory."""
 _PREFIXES = 4
@@ -46,6 +50,9 @@ _PREFIXES = 4
 
 class FolderLM(DirectLM):
     """A client over a META folder; also usable directly as an LM. Safe to use concurrently: one call at a time runs.
+
+    Entered (`with` or `async with`), it loads its model, and frees it at the end. A client that a name such as
+    "fold:meta" makes is not entered by anybody: like every client it loads at its first call.
 
     Args:
         folder: a META folder, or an open `Folder`.
@@ -71,7 +78,7 @@ class FolderLM(DirectLM):
             thresholds = None if folder.gate is None else folder.gate.to_dict()
             decides = [folder.meta_hash, folder.base_hash, thresholds, folder.kit.max_new]
             self._shared, where = Shared(folder), str(folder.base_name or "folder")
-        content = hashlib.sha256(json.dumps([*decides, gate], sort_keys=True).encode("ascii")).hexdigest()
+        content = hashlib.sha256(json.dumps([_PROMPT, *decides, gate], sort_keys=True).encode("ascii")).hexdigest()
         self.name = f"fold:{where}#{content[:12]}"
 
     async def send(self, request: Request) -> Reply:
@@ -81,9 +88,9 @@ class FolderLM(DirectLM):
             LMRefused: images, tools or a schema, which a folder knows nothing of.
             UserError: an adapter that is not there, or of another base; facts that do not fit into the window.
         """
-        facts, question = _read(request)
+        lines, question = _read(request)
         with graph.operation("fold", kind="op") as op:
-            answer, prompt, said = await anyio.to_thread.run_sync(self._answer, request, facts, question)
+            answer, prompt, said = await anyio.to_thread.run_sync(self._answer, request, lines, question)
             op.annotate(
                 source=answer.source, recall=answer.recall, reason=answer.reason, recalled=list(answer.recalled)
             )
@@ -105,6 +112,24 @@ class FolderLM(DirectLM):
             return None
         return f"the adapter's folder is not here (it would have a {CARD}; copy it, or tune again)"
 
+    def __enter__(self) -> Self:
+        with self._shared.lock:
+            _ = self._shared.folder
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return await anyio.to_thread.run_sync(self.__enter__)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await anyio.to_thread.run_sync(self.close)
+
     async def aclose(self) -> None:
         """Nothing to do: the folder stays loaded for the next run; `close()` frees it."""
 
@@ -112,7 +137,7 @@ class FolderLM(DirectLM):
         """Free the model, when it was loaded from a path; a later call loads it again."""
         self._shared.close()
 
-    def _answer(self, request: Request, facts: list[str], question: str) -> tuple[Answer, int, int]:
+    def _answer(self, request: Request, lines: list[str], question: str) -> tuple[Answer, int, int]:
         """The answer, prompt tokens and generated tokens."""
         with self._shared.lock:
             folder = self._shared.folder
@@ -120,12 +145,12 @@ class FolderLM(DirectLM):
             most = min(request.options.max_tokens, folder.kit.max_new)
             if request.adapter is not None:
                 adapter = self._shared.adapter(Path(request.adapter).expanduser())
-                question = "\n".join([*facts, question])  # what is left beside the folded facts are instructions
-                answer = folder.ask(adapter, question, choices=choices, gate=self.gate, max_new=most)
-                facts = [] if answer.source == "folded" else list(adapter.facts)
+                answer = folder.ask(adapter, question, choices=choices, context=lines, gate=self.gate, max_new=most)
+                facts, asked = adapter.facts if answer.source != "folded" else (), codec.question(question, lines)
             else:
-                answer = self._shared.read(facts, question, choices, most)
-            prompt = len(codec.context(facts) if facts else codec.lead) + len(codec.question(question))
+                answer = self._shared.read(lines, question, choices, most)
+                facts, asked = tuple(lines), codec.question(question)
+            prompt = len(codec.context(facts)) + len(asked)
             said = len(codec.ids(" ".join([*answer.recalled, answer.text])))
             return answer, prompt, said
 
@@ -258,8 +283,7 @@ def _read(request: Request) -> tuple[list[str], str]:
         raise LMRefused("a folder answers the last user turn; found a request that does not end with one", status=400)
     if any(not _is_text(turn) for turn in turns):
         raise LMRefused("a folder reads text only; a message has an image or another part", status=400)
-    lines = [line.strip() for turn in turns[:-1] for line in text_of(turn).splitlines()]
-    return [line for line in lines if line], text_of(turns[-1])
+    return read_chat(turns)
 
 
 def _is_text(turn: Message) -> bool:

@@ -112,9 +112,35 @@ def nothing_installed() -> Iterator[None]:
     graph.uninstall()
 
 
-async def test_instructions_beside_folded_facts_reach_the_model(meta: Path, adapter: Path) -> None:
-    reply = await FolderLM(meta).send(asked(adapter, ("system", "so:"), ("user", "ann owns?"), choices=THINGS))
-    assert reply.usage.input_tokens == 3
+@pytest.mark.parametrize("folded", [True, False])
+async def test_the_model_reads_what_a_server_makes_of_the_same_turns(meta: Path, adapter: Path, folded: bool) -> None:
+    turns = (("system", "so: a lot\n\n not"), ("assistant", "bob owns rope"), ("user", "ann owns?"))
+    with FolderLM(meta) as client:
+        folder = client._shared.folder  # pyright: ignore[reportPrivateUsage]
+        read: list[list[int]] = []
+        seen = folder.model.get_input_embeddings().register_forward_pre_hook(
+            lambda _, given: read.append(given[0].flatten().tolist())
+        )
+        reply = await client.send(asked(adapter if folded else None, *turns, choices=THINGS))
+        seen.remove()
+        served = folder.tokenizer.apply_chat_template(
+            [{"role": role, "content": content} for role, content in turns],
+            chat_template=(meta / "chat_template.jinja").read_text(encoding="utf-8"),
+            return_dict=False,
+        )
+    prompt = [token for part in read for token in part][: len(served)]
+    assert prompt == served and reply.usage.input_tokens == len(served) == 9
+
+
+async def test_entered_it_is_loaded_and_left_it_is_freed(meta: Path, adapter: Path) -> None:
+    async with FolderLM(meta) as client:
+        shared = client._shared  # pyright: ignore[reportPrivateUsage]
+        held = shared._folder  # pyright: ignore[reportPrivateUsage]
+        assert held is not None, "before the first call"
+        assert (await client.complete(user="ann owns?", choices=THINGS)).text in THINGS
+        assert shared.folder is held
+    assert shared._folder is None  # pyright: ignore[reportPrivateUsage]
+    assert (await client.send(asked(adapter, choices=THINGS))).text == "lamp", "and loaded again when it is asked"
 
 
 async def test_a_program_runs_in_both_forms_and_replies_are_cached(meta: Path, adapter: Path, tmp_path: Path) -> None:

@@ -84,6 +84,21 @@ def test_a_fold_below_the_gate_is_answered_in_context(gated: Folder) -> None:
     assert answer.source == "in-context" and "the answer beats the next one" in answer.reason
 
 
+def test_context_stands_between_the_facts_and_the_question(gated: Folder) -> None:
+    adapter = gated.fold(FACTS)
+    told = gated.ask(adapter, "ann owns?", choices=tiny.THINGS, context=["not a", "lot"], gate=False)
+    plain = gated.ask(adapter, "ann owns?", choices=tiny.THINGS, gate=False)
+    assert told.source == "folded" and told.margin != plain.margin
+    gated.gate = Gate(recall=2.0)
+    told = gated.ask(adapter, "ann owns?", choices=tiny.THINGS, context=["not a", "lot"])
+    with gated.base_in_use():
+        read = gated.reader().ask([*FACTS, "not a", "lot"], "ann owns?", tiny.THINGS)
+    assert (told.source, told.text) == ("in-context", read.text)
+    assert told.margin == pytest.approx(read.margin, rel=1e-3)
+    with pytest.raises(UserError, match=r"expected a list of lines: context=\[text\]"):
+        gated.ask(adapter, "ann owns?", context="not a")
+
+
 def test_facts_that_do_not_fit_the_window_are_answered_by_the_fold(gated: Folder) -> None:
     adapter = gated.fold([f"{name} owns {thing}" for name in tiny.NAMES for thing in tiny.THINGS])
     gated.gate = Gate(recall=2.0)

@@ -72,6 +72,7 @@ def test_a_killed_run_ends_as_one_that_was_never_interrupted(tmp_path: Path) -> 
     assert history(tmp_path / "cut") == history(tmp_path / "whole")
     assert sorted(path.name for path in (tmp_path / "cut").iterdir() if path.name != ".lock") == [
         "base",
+        "chat_template.jinja",
         "events.jsonl",
         "init.safetensors",
         "meta.json",
