@@ -12,10 +12,12 @@ import socket
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.serving.engines.test_torch_engine import load, make_adapter
 from tests.serving.engines.torch_engine_running import TOKEN, Running, running
 
 PART = 16
@@ -56,18 +58,18 @@ def until(what: Callable[[], bool]) -> None:
     raise AssertionError("it did not happen")
 
 
-def ask(engine: Running, prompt: list[int], tokens: int) -> str:
-    body = {"model": "tiny", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+def ask(engine: Running, prompt: list[int], tokens: int, model: str = "tiny") -> str:
+    body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
     with engine.http() as http:
         return http.post("/v1/completions", json=body, headers=KEY).json()["choices"][0]["text"]
 
 
-def generated(engine: Running, prompt: list[int], tokens: int) -> str:
+def generated(engine: Running, prompt: list[int], tokens: int, model: Any = None) -> str:
     """What transformers itself writes after the whole prompt at once."""
     import torch
 
     with torch.no_grad():
-        found = engine.model.generate(
+        found = (model or engine.model).generate(
             torch.tensor([prompt]), max_new_tokens=tokens, do_sample=False, eos_token_id=None, pad_token_id=0
         )
     before: str = engine.tokenizer.decode(prompt, skip_special_tokens=True)
@@ -100,6 +102,26 @@ def test_a_running_reply_gets_a_token_between_two_parts(engine: Running) -> None
     parts = [place for place, tokens in enumerate(runs) if tokens > 1][1:]
     assert len(parts) == -(-len(LONG) // PART)
     assert [later - earlier for earlier, later in itertools.pairwise(parts)] == [2] * (len(parts) - 1)
+
+
+def test_parts_and_tokens_in_between_have_adapters_of_their_own(engine: Running, tmp_path: Path) -> None:
+    folder, model = make_adapter(tmp_path / "one", 1)
+    expected = generated(engine, SHORT, 60), generated(engine, LONG, 20, model)
+    assert expected[1] != generated(engine, LONG, 20), "the adapter changes nothing"
+
+    def before(runs: list[int]) -> None:
+        if len(runs) == 5:
+            asked.set()
+            until(lambda: engine.worker.waiting == 1)
+
+    asked = threading.Event()
+    with engine.http() as http:
+        assert load(http, "one", folder).status_code == 200
+    with watched(engine, before), ThreadPoolExecutor(2) as pool:
+        first = pool.submit(ask, engine, SHORT, 60)
+        assert asked.wait(PATIENCE)
+        second = pool.submit(ask, engine, LONG, 20, "one")
+        assert (first.result(), second.result()) == expected
 
 
 @pytest.mark.parametrize("stream", [False, True])
