@@ -52,6 +52,7 @@ _SCHEMAS = (
 )
 _PATTERNS = frozenset({"pattern", "regex", "guided_regex"})
 _GRAMMARS = frozenset({"grammar", "guided_grammar", "ebnf"})
+_CHOICES = frozenset({"enum", "anyOf", "oneOf", "choice", "guided_choice"})
 _WRITTEN = frozenset({"json", "guided_json", "json_schema", "structural_tag", "schema", "parameters"})
 """Fields that may hold a schema as a text of JSON."""
 _READ = frozenset({*REFUSED, *_COUNTS, *_LOGPROBS, *_STOPS, *_SCHEMAS, "model", "stream", "stream_options"})
@@ -134,7 +135,7 @@ def _check_stops(body: Mapping[str, Any]) -> None:
 
 def _check_schemas(body: Mapping[str, Any], limits: Limits) -> None:
     """Engines make automata of these: some patterns stop them, and long lists hold them up for minutes."""
-    left = limits.schema_values
+    left, choices = limits.schema_values, limits.alternatives
     todo: list[tuple[str, object]] = [(name, body[name]) for name in _SCHEMAS if name in body]
     while todo:
         name, value = todo.pop()
@@ -147,9 +148,13 @@ def _check_schemas(body: Mapping[str, Any], limits: Limits) -> None:
                     _check_text("pattern", key)
         elif isinstance(value, list):
             held = [(name, one) for one in cast("list[object]", value)]
+            if name in _CHOICES:
+                choices -= len(held)
         else:
             continue
         left -= len(held)
+        if choices < 0:
+            raise bad(f"schemas and choices may hold at most {limits.alternatives} alternatives together", name)
         if left < 0:
             raise bad(f"schemas, tools and choices may hold at most {limits.schema_values} values together")
         todo += held

@@ -32,6 +32,8 @@ class Limits:
     """Alternatives of each token."""
     schema_values: int = 10_000
     """Values in all schemas, tools and choices of one request."""
+    alternatives: int = 1000
+    """Of these, in lists of which one is to be chosen."""
     fields: frozenset[str] = frozenset()
     """Of `_fields.REFUSED`, those that clients may set all the same."""
     first_seconds: float = 600.0

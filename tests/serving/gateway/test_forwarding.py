@@ -19,12 +19,14 @@ from agentopt.serving._types import (
     MESSAGES,
     RESPONSES,
     Choice,
+    Exchange,
     Key,
     Phase,
     Refusal,
 )
 from agentopt.serving.fake_engine import CLOSED, OPEN
 from agentopt.serving.gateway import Gateway, Limits
+from agentopt.serving.gateway._forward import Answer, charged
 from tests.serving.gateway.kit import HELLO, Names, Notes, Ring, events, house, words
 
 pytestmark = pytest.mark.anyio
@@ -359,3 +361,18 @@ async def test_it_is_an_asgi_application_for_other_servers_too() -> None:
         await home.gateway({"type": "lifespan"}, receive, send)
         await home.gateway({"type": "websocket", "path": CHAT}, receive, send)
         assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete", "websocket.close"]
+
+
+async def test_events_that_came_in_one_piece_are_counted_one_by_one() -> None:
+    """Else whoever reads slowly, and hangs up before the engine's count, has a long reply for one token."""
+    event = b'data: {"choices":[{"index":0,"delta":{"content":" word"},"finish_reason":null}]}\n\n'
+    exchange = Exchange("req_1", CHAT, "127.0.0.1", first=1.0, stream=True, bytes_in=400)
+
+    async def send(message: Any) -> None:
+        pass
+
+    answer = Answer(exchange, send, Limits(), [])
+    await answer.piece(event)
+    assert charged(exchange, answer.written) == 101
+    await answer.piece(event * 1000)
+    assert charged(exchange, answer.written) == 1101
