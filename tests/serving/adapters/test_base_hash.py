@@ -232,3 +232,29 @@ def test_a_folder_is_prepared_also_where_its_hashes_cannot_be_written(
     )
     assert (out / "config.json").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["packed", "packed.hashes.json", "packed.lock"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_converted_file_is_known_by_its_own_hashes_where_those_can_be_told(
+    tmp_path: Path, inside: list[list[str]], monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """The file is loaded by a double: a fold loads it as float32, and so can a conversion or not."""
+    import torch
+
+    from agentopt.weights import load
+    from agentopt.weights.zeroth import fingerprint
+
+    file = tmp_path / "small.gguf"
+    file.write_bytes(b"GGUF")
+    wanted = fingerprint(tiny()[0].named_parameters())
+    out = tmp_path / "made"
+    job = {"job": "convert", "source": str(file), "model": "small", "dtype": dtype, "digest": "", "out": str(out)}
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare_worker, "say", lambda **told: None)
+        patched.setattr(load, "model", lambda *_, **__: (tiny()[0].to(getattr(torch, dtype)), tiny()[1]))
+        prepare_worker.work(job)
+    hashes = BaseHashes(BaseFacts.of(out, 8), tmp_path / "kept")
+    found = hashes.find(wanted)
+    assert found == ("what made was made from" if dtype == "float32" else None)
+    assert hashes.find(folded_on(out, "bfloat16")) == str(out)
+    assert not inside
