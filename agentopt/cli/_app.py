@@ -43,6 +43,18 @@ Columns = Annotated[str | None, typer.Option(help="columns passed to the target,
 Models = Annotated[
     list[str] | None, typer.Option("--model", metavar="ROLE=MODEL", help="e.g. agent=openai/gpt-4.1-mini; repeatable")
 ]
+Label = Annotated[str | None, typer.Option(help="column that holds the expected answer")]
+OutputField = Annotated[str | None, typer.Option(help="field of the output that the metric reads")]
+Concurrency = Annotated[int | None, typer.Option(help="examples run at the same time  [default: 8]")]
+Timeout = Annotated[float | None, typer.Option(help="seconds one example may take  [default: 120]")]
+Repeats = Annotated[int | None, typer.Option(help="runs per example  [default: 1]")]
+Executor = Annotated[
+    str | None, typer.Option(help="local, ray (a cluster on this machine) or ray://HOST:PORT  [default: local]")
+]
+Workers = Annotated[int | None, typer.Option(help="processes of the ray executor  [default: one per CPU]")]
+Sandbox = Annotated[
+    str | None, typer.Option(help="where changed code runs: auto, process, namespace, container  [default: auto]")
+]
 
 # typer carries its own copy of click since 0.20 or so; the base of its errors is found from an error it exports.
 UsageProblem: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -112,8 +124,8 @@ def tune(
     test: Data = None,
     metric: Metric = None,
     inputs: Columns = None,
-    label: Annotated[str | None, typer.Option(help="column that holds the expected answer")] = None,
-    output_field: Annotated[str | None, typer.Option(help="field of the output that the metric reads")] = None,
+    label: Label = None,
+    output_field: OutputField = None,
     config: Config = None,
     model: Models = None,
     budget: Annotated[str | None, typer.Option(help="rollouts=600,usd=2; also tokens, proposals, minutes")] = None,
@@ -134,21 +146,17 @@ def tune(
         list[str] | None, typer.Option(metavar="GLOB", help="leave parameters that match alone; repeatable")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="every random draw follows from it  [default: 0]")] = None,
-    concurrency: Annotated[int | None, typer.Option(help="examples run at the same time  [default: 8]")] = None,
-    timeout: Annotated[float | None, typer.Option(help="seconds one example may take  [default: 120]")] = None,
-    repeats: Annotated[int | None, typer.Option(help="runs per example  [default: 1]")] = None,
+    concurrency: Concurrency = None,
+    timeout: Timeout = None,
+    repeats: Repeats = None,
     screen_size: Annotated[int | None, typer.Option(help="examples a proposal is screened on  [default: 16]")] = None,
     template: Annotated[str | None, typer.Option(help="file that replaces the optimizer's meta-prompt")] = None,
     allow_effects: Annotated[bool, typer.Option("--allow-effects", help="let tools with effects run for real")] = False,
     no_capture: Annotated[bool, typer.Option("--no-capture", help="no loopback endpoint for OpenAI clients")] = False,
     resume: Annotated[str | None, typer.Option(help="continue this run; nothing already paid for is repeated")] = None,
-    executor: Annotated[
-        str | None, typer.Option(help="local, ray (a cluster on this machine) or ray://HOST:PORT  [default: local]")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(help="processes of the ray executor  [default: one per CPU]")] = None,
-    sandbox: Annotated[
-        str | None, typer.Option(help="where changed code runs: auto, process, namespace, container  [default: auto]")
-    ] = None,
+    executor: Executor = None,
+    workers: Workers = None,
+    sandbox: Sandbox = None,
     store: Store = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -196,21 +204,17 @@ def evaluate(
     ] = None,
     metric: Metric = None,
     inputs: Columns = None,
-    label: Annotated[str | None, typer.Option(help="column that holds the expected answer")] = None,
-    output_field: Annotated[str | None, typer.Option(help="field of the output that the metric reads")] = None,
+    label: Label = None,
+    output_field: OutputField = None,
     candidate: Annotated[str | None, typer.Option(help="a best.json; default: the declared values")] = None,
     config: Config = None,
     model: Models = None,
-    concurrency: Annotated[int | None, typer.Option(help="examples run at the same time  [default: 8]")] = None,
-    timeout: Annotated[float | None, typer.Option(help="seconds one example may take  [default: 120]")] = None,
-    repeats: Annotated[int | None, typer.Option(help="runs per example  [default: 1]")] = None,
-    executor: Annotated[
-        str | None, typer.Option(help="local, ray (a cluster on this machine) or ray://HOST:PORT  [default: local]")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(help="processes of the ray executor  [default: one per CPU]")] = None,
-    sandbox: Annotated[
-        str | None, typer.Option(help="where changed code runs: auto, process, namespace, container  [default: auto]")
-    ] = None,
+    concurrency: Concurrency = None,
+    timeout: Timeout = None,
+    repeats: Repeats = None,
+    executor: Executor = None,
+    workers: Workers = None,
+    sandbox: Sandbox = None,
     store: Store = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
