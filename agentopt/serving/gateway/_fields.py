@@ -33,17 +33,13 @@ REFUSED: Mapping[str, str] = {
 """Fields of engines that are not a client's to set, and why; those that are null, false, 0 or empty ask for nothing."""
 _NO_VARIABLES = ("chat_template", "tokenize")
 """Of `chat_template_kwargs`: the template itself, and what is made of its text."""
-_COUNTS = (
-    "max_tokens",
-    "max_completion_tokens",
-    "max_output_tokens",
-    "max_new_tokens",
-    "n_predict",
-    "min_tokens",
-    "n",
-    "best_of",
+_COUNTS = frozenset(
+    {
+        *("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens", "n_predict", "min_tokens"),
+        *("n", "best_of"),
+    }
 )
-_LOGPROBS = ("logprobs", "top_logprobs", "prompt_logprobs", "top_logprobs_num", "n_probs")
+_LOGPROBS = frozenset({"logprobs", "top_logprobs", "prompt_logprobs", "top_logprobs_num", "n_probs"})
 _STOPS = ("stop", "stop_sequences")
 _SCHEMAS = (
     *("response_format", "tools", "functions", "text", "structured_outputs", "output_format", "output_config"),
@@ -55,6 +51,7 @@ _GRAMMARS = frozenset({"grammar", "guided_grammar", "ebnf"})
 _CHOICES = frozenset({"enum", "anyOf", "oneOf", "choice", "guided_choice"})
 _WRITTEN = frozenset({"json", "guided_json", "json_schema", "structural_tag", "schema", "parameters"})
 """Fields that may hold a schema as a text of JSON."""
+_TEXTS = _PATTERNS | _GRAMMARS | _WRITTEN
 _READ = frozenset({*REFUSED, *_COUNTS, *_LOGPROBS, *_STOPS, *_SCHEMAS, "model", "stream", "stream_options"})
 """What is decided here or by the gateway."""
 _INTEGER = 1 << 31
@@ -97,12 +94,12 @@ def _check_kwargs(value: object, limits: Limits) -> None:
 
 
 def _check_counts(route: str, body: Mapping[str, Any], limits: Limits) -> None:
-    for name in _COUNTS:
-        value = body.get(name)
+    for name in body.keys() & _COUNTS:
+        value = body[name]
         if isinstance(value, int | float) and not 0 <= value < _INTEGER:
             raise bad(f"'{name}' must be from 0 to {_INTEGER - 1}", name)
-    for name in _LOGPROBS:
-        value = body.get(name)
+    for name in body.keys() & _LOGPROBS:
+        value = body[name]
         if isinstance(value, int | float) and not 0 <= value <= limits.logprobs:
             raise bad(f"'{name}' must be from 0 to {limits.logprobs}", name)
     if route == EMBEDDINGS:
@@ -136,31 +133,32 @@ def _check_stops(body: Mapping[str, Any]) -> None:
 def _check_schemas(body: Mapping[str, Any], limits: Limits) -> None:
     """Engines make automata of these: some patterns stop them, and long lists hold them up for minutes."""
     left, choices = limits.schema_values, limits.alternatives
-    todo: list[tuple[str, object]] = [(name, body[name]) for name in _SCHEMAS if name in body]
+    top: dict[str, object] = {name: body[name] for name in _SCHEMAS if name in body}
+    todo: list[tuple[str, object]] = [("", top)]
     while todo:
         name, value = todo.pop()
-        if isinstance(value, str):
-            value = _written(name, value, limits)
         if isinstance(value, dict):
-            held = list(cast("dict[str, object]", value).items())
+            held = cast("dict[str, object]", value).items()
             if name == "patternProperties":
                 for key, _ in held:
                     _check_text("pattern", key)
-        elif isinstance(value, list):
-            held = [(name, one) for one in cast("list[object]", value)]
-            if name in _CHOICES:
-                choices -= len(held)
         else:
-            continue
+            listed = cast("list[object]", value)
+            held = [(name, one) for one in listed]
+            choices -= len(listed) if name in _CHOICES else 0
         left -= len(held)
-        if choices < 0:
-            raise bad(f"schemas and choices may hold at most {limits.alternatives} alternatives together", name)
         if left < 0:
             raise bad(f"schemas, tools and choices may hold at most {limits.schema_values} values together")
-        todo += held
+        if choices < 0:
+            raise bad(f"schemas and choices may hold at most {limits.alternatives} alternatives together", name)
+        for key, one in held:
+            if isinstance(one, dict | list):
+                todo.append((key, cast("object", one)))
+            elif key in _TEXTS and isinstance(one, str) and (read := _written(key, one, limits)) is not None:
+                todo.append((key, read))
 
 
-def _written(name: str, text: str, limits: Limits) -> object:
+def _written(name: str, text: str, limits: Limits) -> dict[str, Any] | None:
     """What a text holds that an engine would read as a pattern, a grammar or a schema; None for any other text."""
     _check_text(name, text)
     if name not in _WRITTEN or len(text) <= _PATTERN_CHARS:
