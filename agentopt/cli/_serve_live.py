@@ -86,7 +86,9 @@ class LiveServer(LiveView):
         if self.task is None:
             self.task = self.progress.add_task(description, total=None, note=note)
         room = max(10, self.console.width - len(description) - 14)
-        self.progress.update(self.task, description=description, note=textwrap.shorten(note, room, placeholder="…"))
+        shown = Text(" ".join(note.split()))
+        shown.truncate(room, overflow="ellipsis")
+        self.progress.update(self.task, description=description, note=shown.plain)
 
     def line(self, name: str, text: str, style: str = "") -> None:
         """A permanent line, its continuation under its beginning."""
