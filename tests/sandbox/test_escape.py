@@ -52,7 +52,7 @@ class Cell:
         self.works()
 
     def settle(self) -> None:
-        """Wait for the end of a worker that ends itself."""
+        """Wait for the end of a worker that was killed or ends itself."""
         pid = self.runner.pid
         end = time.monotonic() + 60
         while pid is not None and _alive(pid) and time.monotonic() < end:
@@ -385,7 +385,9 @@ def each(work):
     ],
 )
 def test_writing_to_the_pipes_or_closing_them_is_one_failed_call(cell: Cell, work: str) -> None:
-    with pytest.raises(WorkerDied, match=r"died during the call: it (broke the protocol|was ended|ended with)"):
+    with pytest.raises(
+        WorkerDied, match=r"died during the call: it (broke the protocol|was ended|ended with|closed its pipes)"
+    ):
         cell.run(EVERY_PIPE + work + "\nreturn 7")
     cell.works()
 
@@ -535,4 +537,5 @@ def test_killing_the_outer_process_is_a_clear_error_and_the_next_call_restarts(c
     pid = cell.runner.pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
+    cell.settle()
     cell.works()
