@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from agentopt.cli._arguments import AsJson, Config, Quiet, Store
+from agentopt.cli._arguments import AsJson, Config, Quiet, Run, Store
 from agentopt.cli._fold_app import fold_app
+from agentopt.cli._runs_app import runs_app, trace_app
 from agentopt.cli._serve_app import serve_app
 from agentopt.errors import AgentoptError, UserError
 
@@ -25,15 +26,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-runs_app = typer.Typer(help="Look at recorded runs.", no_args_is_help=True, rich_markup_mode=None)
-trace_app = typer.Typer(help="Look at recorded traces.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(runs_app, name="runs")
 app.add_typer(trace_app, name="trace")
 app.add_typer(fold_app, name="fold")
 app.add_typer(serve_app, name="serve")
 
 Target = Annotated[str | None, typer.Argument(help="file.py:function or package.module:function", metavar="TARGET")]
-Run = Annotated[str, typer.Argument(metavar="RUN", help="its id, or a unique beginning of it")]
 Data = Annotated[str | None, typer.Option(help="JSONL, CSV or Parquet file")]
 Train = Annotated[
     str | None, typer.Option(help="JSONL, CSV or Parquet; x.trace.jsonl; captured[:MODEL] for what was served")
@@ -477,95 +475,6 @@ def quantize(
         "seed": seed,
     }
     raise typer.Exit(quantize_command(values, tensors=tensors, config=config, as_json=as_json, quiet=quiet))
-
-
-@runs_app.command("ls")
-def runs_ls(store: Store = None, as_json: AsJson = False) -> None:
-    """List the runs in the store, newest first."""
-    from agentopt.cli._runs import list_runs
-
-    list_runs(store, as_json=as_json)
-
-
-@runs_app.command("show")
-def runs_show(run: Run, store: Store = None, as_json: AsJson = False) -> None:
-    """Show one run: claim, candidates, spend."""
-    from agentopt.cli._runs import show_run
-
-    show_run(run, store, as_json=as_json)
-
-
-@runs_app.command("diff")
-def runs_diff(
-    run: Run,
-    other: Annotated[
-        str | None, typer.Argument(metavar="OTHER", help="another run; default: this run's baseline")
-    ] = None,
-    store: Store = None,
-) -> None:
-    """Show what a run changed, or how the best of two runs differ."""
-    from agentopt.cli._runs import diff_runs
-
-    diff_runs(run, other, store)
-
-
-@runs_app.command("resume")
-def runs_resume(run: Run, store: Store = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """Continue an interrupted run as it was started."""
-    from agentopt.cli._tune import resume_command
-
-    raise typer.Exit(resume_command(run, store, as_json=as_json, quiet=quiet))
-
-
-@runs_app.command("forget")
-def runs_forget(
-    older_than: Annotated[
-        str | None, typer.Option("--older-than", metavar="AGE", help="30d, 12h or 4w ago and before")
-    ] = None,
-    session: Annotated[str | None, typer.Option(metavar="NAME", help="those with this X-Agentopt-Session")] = None,
-    key: Annotated[str | None, typer.Option(metavar="ID", help="those asked with this key")] = None,
-    request: Annotated[
-        list[str] | None, typer.Option("--request", metavar="ID", help="this X-Request-Id; repeatable")
-    ] = None,
-    run: Annotated[str | None, typer.Option(metavar="RUN", help="those of one start of a server")] = None,
-    vacuum: Annotated[
-        bool, typer.Option("--vacuum", help="then rewrite the file: no byte of it is left in there")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be deleted")] = False,
-    store: Store = None,
-    as_json: AsJson = False,
-) -> None:
-    """Delete captured exchanges, and what was said of them.
-
-    Of several options all must apply. Also while a server captures into the store. Tuning runs are not touched.
-    """
-    from agentopt.cli._runs_forget import forget_runs
-
-    forget_runs(
-        store,
-        older_than=older_than,
-        session=session,
-        key=key,
-        requests=tuple(request or ()),
-        run=run,
-        vacuum=vacuum,
-        dry_run=dry_run,
-        as_json=as_json,
-    )
-
-
-@trace_app.command("show")
-def trace_show(
-    trace: Annotated[str, typer.Argument(metavar="TRACE", help="a *.trace.jsonl file, or a trace id from the store")],
-    store: Store = None,
-    op: Annotated[int | None, typer.Option(help="show this op in full")] = None,
-    limit: Annotated[int, typer.Option(help="ops printed at most")] = 200,
-    as_json: AsJson = False,
-) -> None:
-    """Print a trace as a tree of calls. With inputs, outputs, errors, time and cost."""
-    from agentopt.cli._trace import show_trace
-
-    show_trace(trace, store, op=op, limit=limit, as_json=as_json)
 
 
 @app.command()

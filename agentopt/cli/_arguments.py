@@ -1,4 +1,4 @@
-"""Options that several commands share, written once so that they read the same everywhere."""
+"""Arguments and options that several commands share, written once so that they read the same everywhere."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+Run = Annotated[str, typer.Argument(metavar="RUN", help="its id, or a unique beginning of it")]
 Config = Annotated[
     str | None, typer.Option("--config", "-c", help="agentopt.toml; found in the current folder by itself")
 ]
