@@ -275,8 +275,9 @@ def _with_card(
 
 def _share(value: object) -> float | None:
     """A number from 0 to 1; None for anything else, which no list of adapters may stumble over."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number and 0 <= value <= 1 else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 <= value <= 1 else None
 
 
 def _compare(folder: Path, wanted: str, base: BaseFacts, hashes: BaseHashes | None) -> str:
