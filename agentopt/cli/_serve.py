@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from agentopt.cli._apart import Apart
 from agentopt.cli._serve_live import LiveServer
 from agentopt.cli._settings import DEFAULT_FILE, table_of
 from agentopt.errors import UserError
@@ -27,10 +28,10 @@ def serve_command(values: Mapping[str, Any], *, config: str | None, as_json: boo
     options = settings_of(values, config)
     _check_word(options.model)
     if as_json:
-        return serve_forever(options, _print_json)
-    live = LiveServer(quiet=quiet)
-    with live:
-        return serve_forever(options, live)
+        with Apart(_print_json) as told:
+            return serve_forever(options, told)
+    with LiveServer(quiet=quiet) as live, Apart(live) as told:
+        return serve_forever(options, told)
 
 
 def settings_of(values: Mapping[str, Any], config: str | None) -> ServeOptions:

@@ -13,11 +13,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 PATIENCE = 120.0
 """Seconds until what has to happen is given up; no test depends on how long it takes."""
 FAKE = ("double", "--engine", "fake")
@@ -111,6 +112,15 @@ def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> Non
     for line in process.stdout:
         lines.put(line)
     lines.put(None)
+
+
+def until(found: Callable[[], T | None]) -> T:
+    """What is found, once it is something."""
+    end = time.monotonic() + PATIENCE
+    while not (value := found()):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    return value
 
 
 def gone(pid: int) -> bool:

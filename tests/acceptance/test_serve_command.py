@@ -13,8 +13,7 @@ import socket
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import pytest
 
 import agentopt as ao
 from tests.acceptance.conftest import Shell
-from tests.acceptance.served import ENVIRONMENT, FAKE, HELLO, PATIENCE, Server, asked, client, server
+from tests.acceptance.served import ENVIRONMENT, FAKE, HELLO, PATIENCE, Server, asked, client, server, until
 from tests.acceptance.warm import WarmCommands
 from tests.serving.adapters.folders import adapter, base_folder
 
@@ -171,14 +170,6 @@ def lists(openai: Any) -> bool:
         return bool(openai.models.list().data)
     except AuthenticationError:
         return False
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Wait: a running server looks at its keys four times a second."""
-    end = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.3)
 
 
 def test_keys_are_listed_and_revoked_while_it_runs(full: Full) -> None:

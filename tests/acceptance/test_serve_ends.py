@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import httpx
 import pytest
 
 from tests.acceptance.conftest import Shell
-from tests.acceptance.served import ENVIRONMENT, FAKE, HELLO, PATIENCE, Server, asked, client, gone, server
+from tests.acceptance.served import ENVIRONMENT, FAKE, HELLO, PATIENCE, Server, asked, client, gone, server, until
 from tests.acceptance.warm import WarmCommands
 
 
@@ -146,3 +147,32 @@ def test_an_engine_that_cannot_start_is_a_failed_run(agentopt: Shell) -> None:
     assert done.returncode == 1
     assert "--no-such-option" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_terminal_that_is_stopped_does_not_stop_the_server(folder: Path) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"\n" * 4096)
+    os.set_blocking(writing, True)
+    command = [sys.executable, "-m", "agentopt", "serve", *FAKE, "--json", "--port", "0"]
+    with (folder / "stderr.txt").open("w", encoding="utf-8") as err:
+        process = subprocess.Popen(command, cwd=folder, env=os.environ | ENVIRONMENT, stdout=writing, stderr=err)
+    os.close(writing)
+    try:
+        found = until(lambda: next(folder.glob(".agentopt/serve/*/server.json"), None))
+        where = json.loads(found.read_text(encoding="utf-8"))["base_url"].removesuffix("/v1")
+        until(lambda: asked(f"{where}/ready")[0] == 200)
+        assert asked(f"{where}/v1/chat/completions", {"messages": HELLO})[0] == 200
+        kinds: list[str] = []
+        with open(reading, encoding="utf-8") as told:
+            for line in filter(str.strip, told):
+                kinds.append(json.loads(line)["kind"])
+                if kinds[-1] == "serving":
+                    process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert (kinds[0], kinds[-1]) == ("engine_chosen", "ended")
