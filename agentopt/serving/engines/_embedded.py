@@ -48,4 +48,5 @@ def launch_embedded(model: Path, name: str, options: EngineOptions | None = None
         abilities=Abilities(routes=FORWARDED, model=name, adapters=False, context=context),
         stages=((re.compile(r"loading (?:the )?model"), "loading weights"),),
         hint=common_hint,
+        counters=re.compile(r"^llamacpp:(?:prompt_tokens|tokens_predicted)_total .*$", re.MULTILINE),
     )

@@ -2,7 +2,8 @@
 
 vLLM's HTTP side is a process of its own. It goes on saying that all is well while the process that computes stands
 still, and every request waits until its time is over. A busy engine may answer late as well, so both have to be bad: no
-answer to a request for one token, and no token counted meanwhile, for anybody, twice in a row.
+answer to a request for one token, and no token counted meanwhile, for anybody, twice in a row. llama.cpp's counters are
+silent themselves while its one loop stands still; its health, which another thread tells, is not.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ async def stalled(address: Address, abilities: Abilities, counters: re.Pattern[s
     if COMPLETIONS not in abilities.routes:
         return None
     for _ in range(_TRIES):
-        before = await _counted(address, counters)
-        if not before or await _answers(address, abilities.model, seconds):
+        before = await _counted(address, counters, seconds)
+        if before == [] or await _answers(address, abilities.model, seconds):
             return None
-        if await _counted(address, counters) != before:
+        if await _counted(address, counters, seconds) not in (before, None):
             return None
     return f"its health is good, but it wrote no token for anybody in {_TRIES * seconds:g} s"
 
@@ -49,10 +50,12 @@ async def _answers(address: Address, model: str, seconds: float) -> bool:
     return True
 
 
-async def _counted(address: Address, counters: re.Pattern[str]) -> list[str]:
-    """The counters' lines; none where they cannot be had."""
+async def _counted(address: Address, counters: re.Pattern[str], seconds: float) -> list[str] | None:
+    """The counters' lines; none where they cannot be had, None where the engine does not come to telling them."""
     try:
-        status, text = await fetch(address, "/metrics")
+        status, text = await fetch(address, "/metrics", timeout=seconds)
+    except TimeoutError:
+        return None
     except OSError:
         return []
     return [found[0] for found in counters.finditer(text.decode("utf-8", "replace"))] if status == 200 else []

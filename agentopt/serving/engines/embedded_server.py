@@ -52,6 +52,7 @@ def parameters(told: argparse.Namespace, token: str) -> Any:
     params.embedding = True
     params.pooling_type = llama.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     # Nothing but the API: no page, no state of slots (it holds prompts), and no prompts in the log.
+    params.endpoint_metrics = True  # of its counters the supervisor sees whether it still computes
     params.ui, params.endpoint_slots, params.endpoint_props, params.verbosity = False, False, False, 0
     return params
 

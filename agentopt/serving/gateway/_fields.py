@@ -27,7 +27,7 @@ REFUSED: Mapping[str, str] = {
         ("priority", "data_parallel_rank", "routed_dp_rank", "id_slot"), "who is answered first and where is not asked"
     ),
     **dict.fromkeys(("rid", "session_params"), "it names requests of all clients"),
-    "grammar": "a short one can hold up its engine for ever",
+    "grammar": "a short one can hold up its engine for minutes",
     "background": "the reply would be written with nobody waiting for it",
 }
 """Fields of engines that are not a client's to set, and why; those that are null, false, 0 or empty ask for nothing."""
@@ -66,7 +66,7 @@ def check_fields(route: str, body: Mapping[str, Any], size: int, limits: Limits)
         route: one of `FORWARDED`.
         body: as it was read.
         size: bytes that it was.
-        limits: `replies`, `inputs`, `logprobs`, `schema_values` and `fields` are used.
+        limits: `replies`, `inputs`, `logprobs`, `schema_values`, `alternatives` and `fields` are used.
 
     Raises:
         Refusal: 400: a field that is not a client's to set, or one that asks for too much.
@@ -134,9 +134,9 @@ def _check_schemas(body: Mapping[str, Any], limits: Limits) -> None:
     """Engines make automata of these: some patterns stop them, and long lists hold them up for minutes."""
     left, choices = limits.schema_values, limits.alternatives
     top: dict[str, object] = {name: body[name] for name in _SCHEMAS if name in body}
-    todo: list[tuple[str, object]] = [("", top)]
-    while todo:
-        name, value = todo.pop()
+    unread: list[tuple[str, object]] = [("", top)]
+    while unread:
+        name, value = unread.pop()
         if isinstance(value, dict):
             held = cast("dict[str, object]", value).items()
             if name == "patternProperties":
@@ -153,9 +153,9 @@ def _check_schemas(body: Mapping[str, Any], limits: Limits) -> None:
             raise bad(f"schemas and choices may hold at most {limits.alternatives} alternatives together", name)
         for key, one in held:
             if isinstance(one, dict | list):
-                todo.append((key, cast("object", one)))
+                unread.append((key, cast("object", one)))
             elif key in _TEXTS and isinstance(one, str) and (read := _written(key, one, limits)) is not None:
-                todo.append((key, read))
+                unread.append((key, read))
 
 
 def _written(name: str, text: str, limits: Limits) -> dict[str, Any] | None:

@@ -30,12 +30,15 @@ async def until_asked(engine: Supervisor, times: int) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_engine_that_computes_nothing_is_replaced_although_its_health_is_good(tmp_path: Path) -> None:
+@pytest.mark.parametrize("counters", ["told", "silent"])
+async def test_engine_that_computes_nothing_is_replaced_although_its_health_is_good(
+    counters: str, tmp_path: Path
+) -> None:
     stuck = tmp_path / "stuck"
     engine, told = watched(able(stuck), tmp_path / "run", token_within=0.2)
     async with engine:
         await engine.ready()
-        stuck.write_text("", encoding="utf-8")
+        stuck.write_text(counters, encoding="utf-8")
         assert (await fetch(engine.address, "/health"))[0] == 200
         assert not any(isinstance(event, Hung) for event in told), "nobody had asked anything"
         async with asyncio.timeout(PATIENCE):

@@ -83,6 +83,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif self.path == "/metrics":
             if stuck_on() == "busy":
                 tokens.append(1)
+            while stuck_on() == "silent":
+                time.sleep(0.02)
             self.answer(200, "counted", text=f"# of tiny\ntokens_total {len(tokens)}\nlooks_total {time.time()}\n")
         elif self.path == "/v1/models":
             self.answer(200, {"data": [{"id": "tiny", "max_model_len": 77}]})
