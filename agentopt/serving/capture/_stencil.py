@@ -8,13 +8,12 @@ its JSON string holds. Whatever differs in anything else is left to the reader.
 
 from __future__ import annotations
 
-import json.decoder
+import json
 import re
 from collections.abc import Callable
-from typing import Any, cast
 
-_scan = cast("Callable[[str, int], tuple[str, int]]", cast("Any", json.decoder).scanstring)
-"""(text, place behind the first quote) -> (the JSON string there, the place behind its last quote)."""
+_scan: Callable[[str, int], tuple[str, int]] = json.JSONDecoder().raw_decode
+"""(text, place of a quote) -> (the JSON string there, the place behind its last quote)."""
 _PLACE = re.compile(r'"(?:content|text)": ?"')
 _PROBE = "\u2042probe\u2042"
 _FREE = 4
@@ -42,7 +41,7 @@ class Stencil:
         if not head or not event.startswith(head):
             return None
         try:
-            text, end = _scan(event, len(head))
+            text, end = _scan(event, len(head) - 1)
         except ValueError:
             return None
         if event[end:] != self._tail:
@@ -60,7 +59,7 @@ class Stencil:
         self._made += 1
         head = event[: found.end()]
         try:
-            _, end = _scan(event, len(head))
+            _, end = _scan(event, len(head) - 1)
         except ValueError:
             return
         tail = event[end:]
